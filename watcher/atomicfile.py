@@ -1,0 +1,230 @@
+"""Every rename, link and fsync of the project, on folders held open by descriptor.
+
+Promise: what `publish_new` shows is whole, never replaces anything, and survives a power cut once `Sync.flush` of its
+folder has returned. A crash leaves at most a temporary file under a name that says whose it is.
+Assumes a POSIX file system; `link` and `rename` are atomic. Linux gives `renameat2(RENAME_NOREPLACE)` and `syncfs`;
+elsewhere, and on file systems without them (NFS), slower calls with the same result are used.
+Raises OSError as the system gives it; `EXDEV` means that two folders of one protocol lie on two file systems.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+_RENAME_NOREPLACE: Final = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_RENAMEAT2 = getattr(_LIBC, "renameat2", None)
+_SYNCFS = getattr(_LIBC, "syncfs", None)
+
+#: Up to this many files one fsync each is cheaper than flushing the whole file system (measured: docs/architecture.md).
+_FEW = 2
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class Folder:
+    """A directory held open: paths are relative to it, so that a swapped parent cannot redirect a write."""
+
+    __slots__ = ("fd", "path")
+
+    def __init__(self, path: Path, *, create: bool = True, mode: int = 0o777) -> None:
+        if create:
+            path.mkdir(parents=True, exist_ok=True, mode=mode)
+        self.path = path
+        self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def is_current(self) -> bool:
+        """Whether the path still leads to the folder that is held open (it may be deleted, replaced, unmounted)."""
+        try:
+            there = os.stat(self.path)  # noqa: PTH116 - one call, no object
+        except OSError:
+            return False
+        here = os.fstat(self.fd)
+        return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+    def names(self) -> list[str]:
+        """All names, in no order."""
+        return os.listdir(self.fd)
+
+    def write_new(self, name: str, data: bytes, mode: int = 0o666) -> None:
+        """Create a file that must not exist and write it; not durable before a flush."""
+        fd = os.open(name, _CREATE, mode, dir_fd=self.fd)
+        try:
+            write_all(fd, data)
+        finally:
+            os.close(fd)
+
+    def read(self, name: str, limit: int) -> bytes:
+        """At most `limit` bytes of a regular file; never follows a link, never blocks on a FIFO."""
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.fd)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file", name)
+            return read_up_to(fd, limit)
+        finally:
+            os.close(fd)
+
+    def has(self, name: str) -> bool:
+        try:
+            os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def remove(self, name: str) -> bool:
+        """Unlink; returns whether it was there."""
+        try:
+            os.unlink(name, dir_fd=self.fd)
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def read_up_to(fd: int, limit: int) -> bytes:
+    """Read from the current position to the end of the file, at most `limit` bytes."""
+    chunks: list[bytes] = []
+    left = limit
+    while left > 0:
+        # 64 KiB: a larger read makes the allocator map and unmap memory each time.
+        chunk = os.read(fd, min(left, 65_536))
+        if not chunk:
+            break
+        chunks.append(chunk)
+        left -= len(chunk)
+        if len(chunk) < 65_536 and len(chunks) == 1 and left > 0:
+            # A short first read of a regular file is nearly always its end; one more call makes sure.
+            continue
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write every byte, also after a short write (a nearly full disk gives one before ENOSPC)."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def move_new(source: Folder, name: str, target: Folder, new_name: str) -> bool:
+    """Rename without replacing. Returns False when the target exists; raises FileNotFoundError without source."""
+    if _RENAMEAT2 is not None:
+        if (
+            _RENAMEAT2(source.fd, os.fsencode(name), target.fd, os.fsencode(new_name), _RENAME_NOREPLACE)
+            == 0
+        ):
+            return True
+        code = ctypes.get_errno()
+        if code == errno.EEXIST:
+            return False
+        if code not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise OSError(code, os.strerror(code), name)
+    # No such flag here (NFS): look, then rename. The window is small and only a same-named file could fall into it.
+    if target.has(new_name):
+        return False
+    os.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
+    return True
+
+
+def move(source: Folder, name: str, target: Folder, new_name: str) -> bool:
+    """Rename to a name that only this process can use. Returns False when the source is gone.
+
+    Over a network file system a lost answer can report ENOENT for a rename that worked, so the target is looked at.
+    """
+    try:
+        os.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
+    except FileNotFoundError:
+        return target.has(new_name)
+    return True
+
+
+def publish_new(source: Folder, name: str, target: Folder, new_name: str) -> bool:
+    """Show a finished temporary file under its final name, never replacing. Returns False when that exists."""
+    try:
+        os.link(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd, follow_symlinks=False)
+    except FileExistsError:
+        return False
+    os.unlink(name, dir_fd=source.fd)
+    return True
+
+
+def replace(folder: Folder, name: str, data: bytes, owner: str, *, durable: bool = False) -> None:
+    """Write a file whole or not at all, over an older one. `owner` keeps two writers' temporary files apart."""
+    temporary = f".{name}.{owner}.tmp"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary, dir_fd=folder.fd)
+    try:
+        folder.write_new(temporary, data)
+        if durable:
+            fsync_file(folder, temporary)
+        os.rename(temporary, name, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=folder.fd)
+        raise
+    if durable:
+        os.fsync(folder.fd)
+
+
+def fsync_file(folder: Folder, name: str) -> None:
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=folder.fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def syncfs(fd: int) -> None:
+    """Write everything dirty of the file system that holds `fd`. Reports errors since Linux 5.8 (syncfs(2))."""
+    if _SYNCFS is None:
+        os.sync()
+    elif _SYNCFS(fd) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), "syncfs")
+
+
+class Sync:
+    """Makes groups of files durable: one call for many, a few calls for few.
+
+    `flush_files` makes contents durable, `flush_folders` makes names durable. Both raise OSError; after an error the
+    contents must be written anew to a new file, because the kernel may have dropped the dirty pages (fsyncgate).
+    """
+
+    def __init__(self, folders: Iterable[Folder]) -> None:
+        self._by_device: dict[int, Folder] = {}
+        self._device: dict[int, int] = {}
+        for folder in folders:
+            device = os.fstat(folder.fd).st_dev
+            self._by_device.setdefault(device, folder)
+            self._device[folder.fd] = device
+
+    def flush_files(self, files: list[tuple[Folder, str]]) -> None:
+        if len(files) <= _FEW:
+            for folder, name in files:
+                fsync_file(folder, name)
+            return
+        self._flush_devices({folder.fd for folder, _ in files})
+
+    def flush_folders(self, folders: Iterable[Folder], files: int) -> None:
+        """`files` is how many names were added; many of them are cheaper in one syncfs."""
+        unique = {folder.fd for folder in folders}
+        if len(unique) <= _FEW:
+            for fd in unique:
+                os.fsync(fd)
+            return
+        self._flush_devices(unique)
+
+    def _flush_devices(self, fds: set[int]) -> None:
+        for device in {self._device.get(fd, -1) for fd in fds}:
+            folder = self._by_device.get(device)
+            syncfs(folder.fd if folder is not None else next(iter(fds)))

@@ -1,0 +1,52 @@
+"""Wall time and monotonic time behind one small interface, so that tests can drive both by hand.
+
+Wall time is UTC seconds since the epoch (float) and is written as RFC 3339 with `Z`. Durations and deadlines use
+`monotonic`, so that a clock that jumps changes no decision.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """What a service needs to know about time."""
+
+    def wall(self) -> float:
+        """Seconds since the epoch, UTC."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+        ...
+
+
+class SystemClock:
+    """The real clocks of this machine."""
+
+    def wall(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+
+def rfc3339(wall_seconds: float) -> str:
+    """Write wall time as `2026-11-21T23:33:00.123456Z` (RFC 3339, UTC)."""
+    whole = int(wall_seconds)
+    t = time.gmtime(whole)
+    micros = int((wall_seconds - whole) * 1_000_000)
+    return f"{t[0]:04d}-{t[1]:02d}-{t[2]:02d}T{t[3]:02d}:{t[4]:02d}:{t[5]:02d}.{micros:06d}Z"
+
+
+def parse_rfc3339(text: str) -> float:
+    """Read an RFC 3339 time with a zone into seconds since the epoch.
+
+    Raises ValueError when the text is no such time or has no zone.
+    """
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a time needs its zone: write a trailing Z for UTC")
+    return moment.astimezone(UTC).timestamp()

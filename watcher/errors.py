@@ -1,0 +1,71 @@
+"""The errors of the suite: one class for each different reaction, with its facts as fields.
+
+Every message says what was tried, on what, why it failed and what to do. An outcome that a caller expects is a value,
+never one of these.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+
+#: The system is short of something that a person or time gives back. Such an error is never the task's fault.
+TROUBLE_ERRNOS = frozenset(
+    {
+        _errno.ENOSPC,
+        _errno.EDQUOT,
+        _errno.EIO,
+        _errno.EROFS,
+        _errno.EMFILE,
+        _errno.ENFILE,
+        _errno.ENOMEM,
+        _errno.EAGAIN,
+        _errno.ESTALE,
+    }
+)
+
+
+class WatcherError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class SettingError(WatcherError):
+    """A setting has a value that cannot be used. Reaction: say so and do not start."""
+
+
+class NameTaken(WatcherError):
+    """Another process already serves this worker name. Reaction: say who it is and do not start."""
+
+
+class InvalidTask(WatcherError):
+    """A file in the inbox is not a task. Reaction: dead letter, with the original bytes.
+
+    `reason` is a stable word (`invalid_json`, `invalid_field`, `id_mismatch`, ...); `detail` is for people.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class ClaimLost(WatcherError):
+    """The claim is no longer ours: somebody rescued it. Reaction: discard the outcome aside, never publish it."""
+
+
+class LockLost(WatcherError):
+    """A lock file of ours was deleted or replaced. Reaction: stop at once; others may take our claims."""
+
+
+class WorkerTrouble(WatcherError):
+    """The machine, not the task, is at fault (full disk, no descriptors). Reaction: wait, burn no attempt."""
+
+    def __init__(self, action: str, error: OSError) -> None:
+        name = _errno.errorcode.get(error.errno or 0, str(error.errno))
+        super().__init__(f"{action}: {name}: {error.strerror or error}")
+        self.action = action
+        self.errno_name = name
+
+
+def is_trouble(error: OSError) -> bool:
+    """Whether this error means that the machine is short of something, not that the call was wrong."""
+    return error.errno in TROUBLE_ERRNOS

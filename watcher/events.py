@@ -1,0 +1,274 @@
+"""What happens, as small records. Services emit them; logs, metrics and the heartbeat listen.
+
+Every event has a dotted name in the past tense, which is also its name in the log. Events are emitted on the worker's
+loop thread only, so that a listener needs no lock; a listener must not block and must not raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(slots=True)
+class Event:
+    """Base of all events. `level` is the log level at which people see it."""
+
+    name: ClassVar[str] = "event"
+    level: ClassVar[str] = "info"
+
+
+@dataclass(slots=True)
+class WorkerStarted(Event):
+    name: ClassVar[str] = "worker.started"
+    incarnation: str
+    pid: int
+    detail: str
+
+
+@dataclass(slots=True)
+class WorkerDraining(Event):
+    name: ClassVar[str] = "worker.draining"
+    reason: str
+    active_tasks: int
+
+
+@dataclass(slots=True)
+class WorkerStopped(Event):
+    name: ClassVar[str] = "worker.stopped"
+    reason: str
+    released_tasks: int
+
+
+@dataclass(slots=True)
+class TaskClaimed(Event):
+    """`latency_seconds`: from the moment the task could start (arrival or due time) to the claim."""
+
+    name: ClassVar[str] = "task.claimed"
+    level: ClassVar[str] = "debug"
+    task_id: str
+    provider: str
+    attempt: int
+    latency_seconds: float
+
+
+@dataclass(slots=True)
+class AttemptStarted(Event):
+    name: ClassVar[str] = "task.started"
+    task_id: str
+    provider: str
+    attempt: int
+
+
+@dataclass(slots=True)
+class AttemptEnded(Event):
+    """`failure` is None for a success, else the failure class."""
+
+    name: ClassVar[str] = "task.attempted"
+    level: ClassVar[str] = "debug"
+    task_id: str
+    provider: str
+    attempt: int
+    failure: str | None
+    reason: str | None
+    exit_code: int | None
+    duration_seconds: float
+    stdout_bytes: int
+    stderr_bytes: int
+
+
+@dataclass(slots=True)
+class TaskSettled(Event):
+    """The outcome is stored and safe. `duration_seconds` is that of the last attempt."""
+
+    name: ClassVar[str] = "task.settled"
+    task_id: str
+    status: str
+    reason: str | None
+    provider: str
+    attempts: int
+    retry_count: int
+    duration_seconds: float
+    dead_lettered: bool
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cost_usd: float | None = None
+
+
+@dataclass(slots=True)
+class TaskRetryScheduled(Event):
+    name: ClassVar[str] = "task.retry_scheduled"
+    level: ClassVar[str] = "warning"
+    task_id: str
+    provider: str
+    attempt: int
+    reason: str
+    delay_seconds: float
+
+
+@dataclass(slots=True)
+class TaskReleased(Event):
+    """Given back untouched: no attempt was counted."""
+
+    name: ClassVar[str] = "task.released"
+    task_id: str
+    reason: str
+
+
+@dataclass(slots=True)
+class TaskRefused(Event):
+    """A file that is no task went to the dead letters with its original bytes."""
+
+    name: ClassVar[str] = "task.refused"
+    level: ClassVar[str] = "error"
+    task_id: str
+    reason: str
+    detail: str
+
+
+@dataclass(slots=True)
+class TaskDropped(Event):
+    """The same task came again and its result is there already: the copy was removed."""
+
+    name: ClassVar[str] = "task.dropped"
+    level: ClassVar[str] = "warning"
+    task_id: str
+    reason: str
+
+
+@dataclass(slots=True)
+class TaskBlocked(Event):
+    name: ClassVar[str] = "task.blocked"
+    level: ClassVar[str] = "debug"
+    task_id: str
+    missing: int
+
+
+@dataclass(slots=True)
+class TaskFieldsUnknown(Event):
+    name: ClassVar[str] = "task.fields_unknown"
+    level: ClassVar[str] = "warning"
+    task_id: str
+    fields: str
+
+
+@dataclass(slots=True)
+class FileIgnored(Event):
+    name: ClassVar[str] = "file.ignored"
+    level: ClassVar[str] = "warning"
+    file: str
+    detail: str
+
+
+@dataclass(slots=True)
+class TaskRescued(Event):
+    """Taken back from a dead process. `deaths` counts the workers that died while they held it."""
+
+    name: ClassVar[str] = "task.rescued"
+    level: ClassVar[str] = "warning"
+    task_id: str
+    deaths: int
+    from_incarnation: str
+    outcome: str
+
+
+@dataclass(slots=True)
+class LeftoversKilled(Event):
+    """Processes that a command left behind were ended."""
+
+    name: ClassVar[str] = "process.leftovers_killed"
+    level: ClassVar[str] = "warning"
+    task_id: str
+    processes: int
+
+
+@dataclass(slots=True)
+class OutcomeDiscarded(Event):
+    """The claim was no longer ours when the outcome came; the outcome was kept aside, not published."""
+
+    name: ClassVar[str] = "task.outcome_discarded"
+    level: ClassVar[str] = "error"
+    task_id: str
+    detail: str
+
+
+@dataclass(slots=True)
+class BreakerMoved(Event):
+    """`state` is `closed`, `open` or `half_open`."""
+
+    name: ClassVar[str] = "breaker.moved"
+    level: ClassVar[str] = "warning"
+    provider: str
+    state: str
+    failures: int
+
+
+@dataclass(slots=True)
+class ProviderHeld(Event):
+    """Nothing is claimed for the provider until `until` (RFC 3339) or, when that is None, until it works again."""
+
+    name: ClassVar[str] = "provider.held"
+    level: ClassVar[str] = "error"
+    provider: str
+    reason: str
+    detail: str
+    until: str | None
+
+
+@dataclass(slots=True)
+class ProviderResumed(Event):
+    name: ClassVar[str] = "provider.resumed"
+    provider: str
+
+
+@dataclass(slots=True)
+class TroubleBegan(Event):
+    """The machine is short of something; nothing is claimed until it clears and no attempt is counted."""
+
+    name: ClassVar[str] = "worker.trouble_began"
+    level: ClassVar[str] = "error"
+    detail: str
+
+
+@dataclass(slots=True)
+class TroubleEnded(Event):
+    name: ClassVar[str] = "worker.trouble_ended"
+    seconds: float
+
+
+@dataclass(slots=True)
+class HintFailed(Event):
+    """A receipt or another hint could not be written; the outcome is not touched by that."""
+
+    name: ClassVar[str] = "hint.failed"
+    level: ClassVar[str] = "warning"
+    task_id: str
+    detail: str
+
+
+@dataclass(slots=True)
+class WakeDegraded(Event):
+    """Events of the file system are not available or were lost; the scan goes on finding what is there."""
+
+    name: ClassVar[str] = "wake.degraded"
+    level: ClassVar[str] = "warning"
+    detail: str
+
+
+Listener = Callable[[Event], None]
+Emit = Callable[[Event], None]
+
+
+class Bus:
+    """Hands each event to every listener, in the order in which they joined."""
+
+    def __init__(self) -> None:
+        self._listeners: list[Listener] = []
+
+    def join(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+
+    def emit(self, event: Event) -> None:
+        for listener in self._listeners:
+            listener(event)

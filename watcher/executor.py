@@ -1,0 +1,493 @@
+"""One claim from start to settlement: claim, run, decide, settle.
+
+Three kinds of thread meet here. The loop thread claims, decides and keeps the books. A slot thread runs one attempt at
+a time. The committing thread makes outcomes durable, all that are finished at that moment in one go, so that the cost
+of durability is shared. Hand-overs are queues and `call_soon_threadsafe`, nothing else is shared.
+
+Promise: whatever an attempt does, its claim ends in exactly one of settle, retry or release; trouble of the machine
+keeps the claim and the outcome until they can be stored, and burns no attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from watcher.clock import Clock
+from watcher.errors import WorkerTrouble
+from watcher.events import (
+    AttemptEnded,
+    AttemptStarted,
+    Emit,
+    Event,
+    HintFailed,
+    LeftoversKilled,
+    TaskClaimed,
+    TaskRetryScheduled,
+    TaskSettled,
+    TroubleBegan,
+    TroubleEnded,
+)
+from watcher.formats.deadletter import DeadLetter
+from watcher.formats.result import Result
+from watcher.gates import Gates
+from watcher.policy.disposition import Ending, Failure, HoldProvider, Retry, Settle, decide
+from watcher.policy.retry import RetryDelays
+from watcher.runner.interface import Attempt, Outcome, Output, Runner
+from watcher.spool.interface import Claim, Settlement, Spool
+
+#: Finished attempts that may wait for the disk before nothing new is started.
+_MAX_UNSTORED = 256
+_TROUBLE_PAUSE_SECONDS = (0.25, 15.0)
+#: A claim that trouble kept here and that goes back with its attempt counted.
+_RETRY = "retry"
+_SPACE_CHECK_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorOptions:
+    """What the executor needs to know of the settings."""
+
+    worker: str
+    incarnation: str
+    max_concurrent: int
+    queue_size: int
+    task_timeout_seconds: float
+    max_retries: int
+    delays: RetryDelays
+    probe_seconds: float
+    min_free_bytes: int
+
+
+@dataclass(slots=True)
+class Running:
+    """A task that is being run now."""
+
+    claim: Claim
+    attempt: Attempt
+    started_at: float
+
+
+@dataclass(slots=True)
+class _Trouble:
+    detail: str
+    since: float
+    retry_at: float
+    pause: float = _TROUBLE_PAUSE_SECONDS[0]
+
+
+class _Books:
+    """What the loop thread knows."""
+
+    running: dict[str, Running] = field(default_factory=dict)
+    unstored: int = 0
+    stuck: list[Settlement] = field(default_factory=list)
+    given_back: list[tuple[Claim, str]] = field(default_factory=list)
+    trouble: _Trouble | None = None
+    space_checked: float = float("-inf")
+    draining: bool = False
+
+
+class Executor:
+    """Runs what the spool hands out, within the limits, until it is drained."""
+
+    def __init__(
+        self, spool: Spool, runner: Runner, gates: Gates, options: ExecutorOptions, clock: Clock, emit: Emit
+    ) -> None:
+        self._spool = spool
+        self._runner = runner
+        self._gates = gates
+        self._options = options
+        self._clock = clock
+        self._emit = emit
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._books = _Books()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._starts: queue.SimpleQueue[Running | None] = queue.SimpleQueue()
+        self._endings: queue.SimpleQueue[Settlement | None] = queue.SimpleQueue()
+        self._slots: list[threading.Thread] = []
+        self._committer: threading.Thread | None = None
+
+    # --- the loop thread's calls
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._committer = threading.Thread(target=self._commit, name="committer", daemon=True)
+        self._committer.start()
+
+    def fill(self) -> None:
+        """Claim and start as much as the limits allow."""
+        if not self._is_well() or self._books.draining:
+            return
+        try:
+            while (room := self._room()) > 0:
+                excluded, probing = self._gates.closed_to()
+                if not self._spool.has_ready(excluded):
+                    break
+                taken = self._spool.claim(1 if probing else room, excluded)
+                for ending in taken.endings:
+                    self._store(ending)
+                for claim in taken.claims:
+                    self._begin(claim)
+                if not taken.claims and not taken.endings:
+                    break
+            if not self._books.running and not self._books.unstored:
+                self._end_trouble()  # nothing is there to try it with
+        except WorkerTrouble as trouble:
+            self._begin_trouble(str(trouble))
+
+    def running(self) -> list[Running]:
+        return list(self._books.running.values())
+
+    def active(self) -> int:
+        return len(self._books.running)
+
+    @property
+    def trouble(self) -> str | None:
+        """What the machine is short of now, or None."""
+        return self._books.trouble.detail if self._books.trouble is not None else None
+
+    def retry_in(self) -> float | None:
+        """Seconds until `fill` should be called again because of trouble; None when there is none."""
+        trouble = self._books.trouble
+        return None if trouble is None else max(0.0, trouble.retry_at - self._clock.monotonic())
+
+    def drain(self) -> None:
+        """Claim nothing more."""
+        self._books.draining = True
+
+    def stop_running(self) -> int:
+        """End what runs; it goes back untouched. Returns how many that were."""
+        running = self.running()
+        for one in running:
+            self._runner.stop(one.attempt.mark, Failure.STOPPED)
+        return len(running)
+
+    def is_idle(self) -> bool:
+        """Nothing runs and everything is stored."""
+        return self._idle.is_set()
+
+    async def idle(self) -> None:
+        """Wait for that."""
+        await self._idle.wait()
+
+    def stuck(self) -> int:
+        """Finished attempts whose outcome cannot be stored now."""
+        return len(self._books.stuck)
+
+    def close(self) -> None:
+        """End the threads; nothing runs any more."""
+        for _ in self._slots:
+            self._starts.put(None)
+        self._endings.put(None)
+        for thread in (*self._slots, *([self._committer] if self._committer else [])):
+            thread.join()
+        self._slots.clear()
+
+    def _room(self) -> int:
+        books = self._books
+        if books.unstored >= _MAX_UNSTORED:
+            return 0
+        if books.trouble is not None:
+            return 0 if books.running else 1  # one task tries whether the machine is well again
+        return self._options.max_concurrent + self._options.queue_size - len(books.running)
+
+    def _begin(self, claim: Claim) -> None:
+        task = claim.task
+        attempt = Attempt(
+            task_id=task.task_id,
+            worker=self._options.worker,
+            number=claim.attempt,
+            mark=f"{self._options.incarnation}.{secrets.token_hex(6)}",
+            prompt=claim.prompt,
+            provider=claim.provider,
+            timeout_seconds=task.timeout or self._options.task_timeout_seconds,
+            model=task.model,
+            cwd=task.cwd,
+        )
+        running = Running(claim, attempt, self._clock.wall())
+        self._books.running[attempt.mark] = running
+        self._idle.clear()
+        self._gates.started(claim.provider)
+        self._starts.put(running)
+        if len(self._slots) < min(len(self._books.running), self._options.max_concurrent):
+            thread = threading.Thread(target=self._slot, name=f"slot-{len(self._slots) + 1}", daemon=True)
+            self._slots.append(thread)
+            thread.start()
+        self._emit(TaskClaimed(task.task_id, claim.provider, claim.attempt, claim.latency_seconds))
+        self._emit(AttemptStarted(task.task_id, claim.provider, claim.attempt))
+        try:
+            self._spool.taken(claim)
+        except OSError as error:
+            self._emit(HintFailed(task.task_id, f"receipt: {error.strerror or error}"))
+
+    def _ended(self, running: Running, outcome: Outcome) -> None:
+        """An attempt is over: decide and act, then start the next."""
+        claim = running.claim
+        del self._books.running[running.attempt.mark]
+        self._tell(claim, outcome)
+        if outcome.ending.failure is not Failure.TROUBLE:
+            self._end_trouble()
+        retries = claim.task.max_retries if claim.task.max_retries is not None else self._options.max_retries
+        delay = self._options.delays.after(claim.attempt)
+        what = decide(outcome.ending, claim.attempt, retries, delay)
+        if isinstance(what, Settle):
+            self._tell_gate(claim.provider, outcome.ending)
+            self._store(self._settlement(claim, outcome, what))
+        elif isinstance(what, Retry):
+            self._tell_gate(claim.provider, outcome.ending)
+            self._drop_outputs(outcome)
+            self._retry(claim, what)
+        elif isinstance(what, HoldProvider):
+            self._drop_outputs(outcome)
+            self._gates.hold(claim.provider, what.reason, what.detail, what.until, self._options.probe_seconds)
+            self._give_back(claim, what.reason)
+        else:
+            self._drop_outputs(outcome)
+            self._gates.told_nothing(claim.provider)
+            if what.trouble:
+                self._begin_trouble(f"{what.reason}: {outcome.ending.detail or ''}".rstrip(": "))
+            self._give_back(claim, what.reason)
+        self.fill()
+        self._check_idle()
+
+    def _tell(self, claim: Claim, outcome: Outcome) -> None:
+        failure = outcome.ending.failure
+        self._emit(
+            AttemptEnded(
+                claim.task.task_id,
+                claim.provider,
+                claim.attempt,
+                None if failure is None else failure.value,
+                outcome.ending.reason,
+                outcome.exit_code,
+                outcome.duration_seconds,
+                outcome.stdout.size_bytes,
+                outcome.stderr.size_bytes,
+            )
+        )
+        if outcome.leftovers_killed:
+            self._emit(LeftoversKilled(claim.task.task_id, outcome.leftovers_killed))
+
+    def _tell_gate(self, provider: str, ending: Ending) -> None:
+        """Successes and failures that say something about the provider; a bad task of ours does not."""
+        if ending.failure is None:
+            self._gates.succeeded(provider)
+        elif ending.failure is Failure.TRANSIENT:
+            self._gates.failed(provider)
+        else:
+            self._gates.told_nothing(provider)
+
+    def _retry(self, claim: Claim, what: Retry) -> None:
+        try:
+            self._spool.retry_in(claim, what.delay_seconds)
+        except WorkerTrouble as trouble:
+            # The claim stays ours; it goes back when the machine is well again, with its attempt counted.
+            self._begin_trouble(str(trouble))
+            self._books.given_back.append((claim, _RETRY))
+            return
+        self._emit(
+            TaskRetryScheduled(claim.task.task_id, claim.provider, claim.attempt, what.reason, what.delay_seconds)
+        )
+
+    def _give_back(self, claim: Claim, reason: str) -> None:
+        try:
+            self._spool.release(claim, reason)
+        except WorkerTrouble as trouble:
+            self._begin_trouble(str(trouble))
+            self._books.given_back.append((claim, reason))
+
+    def _settlement(self, claim: Claim, outcome: Outcome, what: Settle) -> Settlement:
+        task = claim.task
+        kept = {
+            stream: output.kept
+            for stream, output in (("stdout", outcome.stdout), ("stderr", outcome.stderr))
+            if output.kept is not None
+        }
+        result = Result(
+            task_id=task.task_id,
+            worker=self._options.worker,
+            status=what.status,
+            exit_code=outcome.exit_code,
+            stdout=outcome.stdout.text,
+            stderr=outcome.stderr.text,
+            duration_seconds=outcome.duration_seconds,
+            finished_at=self._clock.wall(),
+            started_at=outcome.started_at,
+            retry_count=claim.attempt - 1,
+            attempts=claim.attempt + claim.deaths,
+            task_sha256=task.sha256,
+            reason=what.reason,
+            detail=what.detail,
+            provider=claim.provider,
+            usage=outcome.usage,
+            stdout_truncated=outcome.stdout.truncated,
+            stderr_truncated=outcome.stderr.truncated,
+            stdout_path=self._spool.output_path(task.task_id, "stdout") if "stdout" in kept else None,
+            stderr_path=self._spool.output_path(task.task_id, "stderr") if "stderr" in kept else None,
+            agent_id=task.agent_id,
+            batch_id=task.batch_id,
+            metadata=task.metadata,
+            incarnation=self._options.incarnation,
+        )
+        letter = _dead_letter(claim, result) if what.dead_letter else None
+        usage = outcome.usage
+        event = TaskSettled(
+            task.task_id,
+            what.status,
+            what.reason,
+            claim.provider,
+            result.attempts,
+            result.retry_count,
+            outcome.duration_seconds,
+            what.dead_letter,
+            usage.input_tokens if usage else None,
+            usage.output_tokens if usage else None,
+            usage.cost_usd if usage else None,
+        )
+        return Settlement(task.task_id, claim.handle, claim.lane, result.dump(), letter, event, kept)
+
+    def _drop_outputs(self, outcome: Outcome) -> None:
+        for output in (outcome.stdout, outcome.stderr):
+            if output.kept is not None:
+                try:
+                    self._spool.discard_output(output.kept)
+                except OSError as error:
+                    self._emit(HintFailed("", f"remove {output.kept}: {error.strerror or error}"))
+
+    def _store(self, settlement: Settlement) -> None:
+        self._books.unstored += 1
+        self._idle.clear()
+        self._endings.put(settlement)
+
+    def _stored(self, batch: list[Settlement], events: list[Event | None], error: OSError | None) -> None:
+        """The committing thread is done with a batch."""
+        for settlement, event in zip(batch, events, strict=True):
+            if event is None:
+                self._books.stuck.append(settlement)
+                continue
+            self._books.unstored -= 1
+            self._spool.settled(settlement)
+            self._emit(event)
+        if error is not None:
+            self._begin_trouble(f"store results: {error.strerror or error}")
+        self.fill()
+        self._check_idle()
+
+    def _check_idle(self) -> None:
+        books = self._books
+        if not books.running and not books.unstored and not books.given_back:
+            self._idle.set()
+
+    # --- trouble
+
+    def _begin_trouble(self, detail: str) -> None:
+        now = self._clock.monotonic()
+        trouble = self._books.trouble
+        if trouble is None:
+            self._books.trouble = _Trouble(detail, now, now + _TROUBLE_PAUSE_SECONDS[0])
+            self._emit(TroubleBegan(detail))
+            return
+        trouble.detail = detail
+        trouble.pause = min(trouble.pause * 2, _TROUBLE_PAUSE_SECONDS[1])
+        trouble.retry_at = now + trouble.pause
+
+    def _end_trouble(self) -> None:
+        books = self._books
+        if books.trouble is not None and not books.stuck and not books.given_back:
+            self._emit(TroubleEnded(self._clock.monotonic() - books.trouble.since))
+            books.trouble = None
+
+    def _is_well(self) -> bool:
+        """Whether claiming makes sense; tries what was stuck when its time has come."""
+        books, now = self._books, self._clock.monotonic()
+        if books.trouble is not None:
+            if now < books.trouble.retry_at:
+                return False
+            if not self._try_again():
+                return False
+        elif now - books.space_checked < _SPACE_CHECK_SECONDS:
+            return True
+        books.space_checked = now
+        try:
+            self._spool.check_space(self._options.min_free_bytes)
+        except WorkerTrouble as trouble:
+            self._begin_trouble(str(trouble))
+            return False
+        return True
+
+    def _try_again(self) -> bool:
+        """Give back and store what trouble kept here. Returns False while it must be waited for."""
+        books = self._books
+        claims, books.given_back = books.given_back, []
+        for claim, reason in claims:
+            if reason == _RETRY:
+                self._retry(claim, Retry(self._options.delays.after(claim.attempt), reason))
+            else:
+                self._give_back(claim, reason)
+        if books.stuck:
+            stuck, books.stuck = books.stuck, []
+            assert books.trouble is not None  # only trouble makes a settlement stuck
+            books.trouble.pause = min(books.trouble.pause * 2, _TROUBLE_PAUSE_SECONDS[1])
+            books.trouble.retry_at = self._clock.monotonic() + books.trouble.pause
+            self._idle.clear()
+            for settlement in stuck:
+                self._endings.put(settlement)
+            return False
+        return not books.given_back and books.unstored == 0
+
+    # --- the other threads
+
+    def _slot(self) -> None:
+        while (running := self._starts.get()) is not None:
+            outcome = self._run(running.attempt)
+            self._hand_over(self._ended, running, outcome)
+
+    def _run(self, attempt: Attempt) -> Outcome:
+        started_at, began = self._clock.wall(), time.monotonic()
+        try:
+            return self._runner.run(attempt)
+        except Exception as error:  # noqa: BLE001 - a defect in a runner must cost one attempt, not the worker
+            ending = Ending(Failure.TRANSIENT, "runner_defect", f"{type(error).__name__}: {error}")
+            took = time.monotonic() - began
+            return Outcome(ending, None, Output(), Output(), started_at, took)
+
+    def _commit(self) -> None:
+        while (first := self._endings.get()) is not None:
+            batch = [first]
+            over = False
+            while len(batch) < _MAX_UNSTORED and not self._endings.empty():
+                more = self._endings.get()
+                if more is None:
+                    over = True
+                    break
+                batch.append(more)
+            events, error = self._spool.settle(batch)
+            self._hand_over(self._stored, batch, events, error)
+            if over:
+                return
+
+    def _hand_over(self, callback: Callable[..., None], *args: object) -> None:
+        assert self._loop is not None  # threads start after the loop is known
+        self._loop.call_soon_threadsafe(callback, *args)
+
+
+def _dead_letter(claim: Claim, result: Result) -> bytes:
+    return DeadLetter(
+        task_id=claim.task.task_id,
+        worker=result.worker,
+        reason=result.reason or result.status,
+        at=result.finished_at,
+        retry_count=result.retry_count,
+        detail=result.detail,
+        submitted=claim.task.submitted,
+        result=result.as_json(),
+        task_sha256=claim.task.sha256,
+    ).dump()
+

@@ -1,0 +1,153 @@
+"""The task: what anyone may drop into `tasks/<worker>/<id>.json`.
+
+Only `description` is required: the id is the file's stem and the worker is the folder. Unknown fields are kept and
+reported, never dropped. A task id is never used as a path that came from inside a file: it is the stem of a name that
+already passed `TASK_FILE_NAME`.
+
+`parse_task` raises InvalidTask with a stable reason: `invalid_json`, `invalid_field`, `missing_description`,
+`id_mismatch`, `worker_mismatch`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from watcher.errors import InvalidTask
+from watcher.formats import strictjson
+from watcher.formats.fields import (
+    Choice,
+    FieldError,
+    Kind,
+    ListOf,
+    Moment,
+    Number,
+    Object,
+    Optional,
+    Text,
+    record_schema,
+)
+
+#: What the name of a task file looks like; everything else in an inbox is not a task.
+TASK_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.json")
+ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+WORKER_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+
+#: Named priorities as numbers; a higher number is taken earlier, and any whole number in range may be used.
+PRIORITIES = {"critical": 100, "high": 50, "normal": 0, "low": -50}
+PRIORITY_RANGE = (-1000, 1000)
+
+
+class Priority:
+    """A named priority or a whole number; it becomes the number."""
+
+    def check(self, value: object) -> int:
+        if isinstance(value, str) and value in PRIORITIES:
+            return PRIORITIES[value]
+        if isinstance(value, int) and not isinstance(value, bool):
+            number: int = Number(*PRIORITY_RANGE, integer=True).check(value)
+            return number
+        raise FieldError(f"must be one of {', '.join(PRIORITIES)} or a whole number from -1000 to 1000")
+
+    def schema(self) -> dict[str, Any]:
+        number = Number(*PRIORITY_RANGE, integer=True)
+        return {"anyOf": [Choice(tuple(PRIORITIES)).schema(), number.schema()]}
+
+
+MAX_TIMEOUT_SECONDS = 31 * 24 * 3600.0
+
+FIELDS: dict[str, Kind] = {
+    "task_id": Text(128, 1, ID_PATTERN, "letters, digits, dot, dash, underscore; the file's name without .json"),
+    "worker": Text(64, 1, WORKER_PATTERN, "the folder's name"),
+    "description": Text(1 << 20, 1),
+    "timeout": Number(0.1, MAX_TIMEOUT_SECONDS),
+    "priority": Priority(),
+    "dependencies": ListOf(
+        Text(193, 1, f"(?:{WORKER_PATTERN}/)?{ID_PATTERN}", "an id, or worker/id"), 20_000
+    ),
+    "metadata": Object(),
+    "agent_id": Text(128, 1),
+    "provider": Text(64, 1, r"[A-Za-z0-9][A-Za-z0-9._-]*"),
+    "model": Text(128, 1, r"[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]*", "no leading dash: it is an argument"),
+    "cwd": Text(4096, 1, r"/.*", "an absolute path"),
+    "not_before": Moment(),
+    "batch_id": Text(128, 1),
+    "max_retries": Number(0, 100, integer=True),
+}
+
+_NULLABLE = frozenset(FIELDS) - {"description"}
+
+
+@dataclass(slots=True)
+class Task:
+    """One task as it runs. `submitted` is the whole object as it was written, unknown fields included."""
+
+    task_id: str
+    worker: str
+    description: str
+    sha256: str
+    timeout: float | None = None
+    priority: int = 0
+    dependencies: tuple[str, ...] = ()
+    metadata: dict[str, Any] | None = None
+    agent_id: str | None = None
+    provider: str | None = None
+    model: str | None = None
+    cwd: str | None = None
+    not_before: float | None = None
+    batch_id: str | None = None
+    max_retries: int | None = None
+    submitted: dict[str, Any] = field(default_factory=dict)
+
+    def unknown_fields(self) -> list[str]:
+        """Names that this version does not know; they stay in the file and in a dead letter."""
+        return [name for name in self.submitted if name not in FIELDS and not name.startswith(("dlq_", "x_"))]
+
+
+def parse_task(raw: bytes, stem: str, worker: str) -> Task:
+    """Read the bytes of `tasks/<worker>/<stem>.json`. Raises InvalidTask."""
+    try:
+        value = strictjson.loads(raw)
+    except strictjson.NotStrictJson as error:
+        raise InvalidTask("invalid_json", str(error)) from None
+    if not isinstance(value, dict):
+        raise InvalidTask("invalid_json", "the file must hold one JSON object: { \"description\": \"...\" }")
+    task = task_from_fields(value, stem, worker)
+    task.sha256 = hashlib.sha256(raw).hexdigest()
+    return task
+
+
+def task_from_fields(value: dict[str, Any], stem: str, worker: str) -> Task:
+    """Check an object that should be a task (its `sha256` is left empty). Raises InvalidTask."""
+    checked: dict[str, Any] = {}
+    for name, kind in FIELDS.items():
+        if name not in value:
+            continue
+        given = value[name]
+        if given is None and name in _NULLABLE:
+            continue
+        try:
+            checked[name] = kind.check(given)
+        except FieldError as error:
+            raise InvalidTask("invalid_field", f"{name} {error}") from None
+    if not checked.get("description", "").strip():
+        raise InvalidTask("missing_description", "a task needs a description: what the agent shall do")
+    if checked.setdefault("task_id", stem) != stem:
+        raise InvalidTask(
+            "id_mismatch",
+            f"task_id {checked['task_id']!r} is not the file's name {stem!r}; rename the file or drop the field",
+        )
+    if checked.setdefault("worker", worker) != worker:
+        raise InvalidTask(
+            "worker_mismatch",
+            f"the task is for {checked['worker']!r} and lies in the folder of {worker!r}; move it or drop the field",
+        )
+    return Task(sha256="", submitted=value, **checked)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a task file."""
+    fields: dict[str, Kind] = {n: Optional(k) if n in _NULLABLE else k for n, k in FIELDS.items()}
+    return record_schema("task", "What tasks/<worker>/<id>.json holds.", fields, ("description",))

@@ -1,0 +1,215 @@
+"""Which waiting task is taken next.
+
+Order: higher priority first, then by arrival (or `not_before`, when later), then by name. How much of it binds is the
+FIFO mode: `relaxed` orders starts only; `per_agent` lets tasks with one `agent_id` run one at a time in that order;
+`strict` does so for all tasks. A task that waits for its retry keeps its place in its lane: those behind it wait too.
+A task that waits for its `not_before` or its dependencies is not in line yet; it joins at its place when it is ready.
+
+Pure bookkeeping: no file and no clock. `now` and due times are monotonic seconds, so that a clock that is set moves
+nobody; arrival is wall seconds and only orders.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+FifoMode = Literal["relaxed", "per_agent", "strict"]
+FIFO_MODES: tuple[FifoMode, ...] = ("relaxed", "per_agent", "strict")
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """One waiting task: a key that orders it and what decides whether it may start.
+
+    `name` identifies it (the file's name); `arrived_at` is wall seconds, `due` monotonic seconds, 0 for now.
+    """
+
+    name: str
+    priority: int
+    arrived_at: float
+    provider: str
+    lane: str | None = None
+    due: float = 0.0
+
+    def entry(self) -> _Entry:
+        """What a heap holds: one flat tuple, compared in C; a million of them must fit in memory."""
+        return (-self.priority, self.arrived_at, self.name, self)
+
+    def __lt__(self, other: object) -> bool:
+        # Reached only by two records of one file; which of them comes first does not matter.
+        return False
+
+
+_Entry = tuple[int, float, str, Waiting]
+
+
+class _Lane:
+    """Tasks that must run one at a time. `offered` is the head that stands in a front now."""
+
+    __slots__ = ("heap", "offered", "running")
+
+    def __init__(self) -> None:
+        self.heap: list[_Entry] = []
+        self.offered: Waiting | None = None
+        self.running: str | None = None
+
+
+class Lineup:
+    """All waiting tasks of a worker, ready to hand out the next one.
+
+    Every operation costs O(log n); memory is one record per task.
+    """
+
+    def __init__(self, mode: FifoMode) -> None:
+        self._mode = mode
+        self._all: dict[str, Waiting] = {}
+        self._fronts: dict[str, list[_Entry]] = {}
+        self._lanes: dict[str, _Lane] = {}
+        self._later: list[tuple[float, int, Waiting]] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._all
+
+    def get(self, name: str) -> Waiting | None:
+        return self._all.get(name)
+
+    def names(self) -> Collection[str]:
+        return self._all.keys()
+
+    def lane_of(self, agent_id: str | None) -> str | None:
+        """The lane in which a task of this agent must run; None when it may run beside any other."""
+        if self._mode == "strict":
+            return "*"
+        return f"agent:{agent_id}" if self._mode == "per_agent" and agent_id is not None else None
+
+    def add(self, task: Waiting, now: float) -> None:
+        """Put a task in line (replacing one of the same name)."""
+        self._all[task.name] = task
+        if task.lane is None:
+            if task.due > now:
+                self._defer(task)
+            else:
+                self._offer(task)
+            return
+        lane = self._lanes.setdefault(task.lane, _Lane())
+        heapq.heappush(lane.heap, task.entry())
+        self._promote(lane, now)
+
+    def discard(self, name: str, now: float) -> None:
+        """The task is gone (taken by somebody else, deleted); the next of its lane may come."""
+        task = self._all.pop(name, None)
+        if task is not None and task.lane is not None:
+            lane = self._lanes.get(task.lane)
+            if lane is not None:
+                if lane.offered is task:
+                    lane.offered = None
+                self._promote(lane, now)
+
+    def take(self, now: float, excluded: Collection[str]) -> Waiting | None:
+        """Remove and return the next task whose provider is not excluded; its lane is busy until `free`."""
+        self._wake_due(now)
+        best: list[_Entry] | None = None
+        for provider, front in self._fronts.items():
+            self._trim(front)
+            if front and provider not in excluded and (best is None or front[0] < best[0]):
+                best = front
+        if best is None:
+            return None
+        task = heapq.heappop(best)[3]
+        del self._all[task.name]
+        if task.lane is not None:
+            lane = self._lanes[task.lane]
+            lane.offered = None
+            lane.running = task.name
+        return task
+
+    def free(self, lane_name: str | None, now: float) -> None:
+        """The running task of this lane is over: the next one may start."""
+        lane = self._lanes.get(lane_name) if lane_name is not None else None
+        if lane is not None:
+            lane.running = None
+            self._promote(lane, now)
+
+    def next_due(self) -> float | None:
+        """Monotonic seconds at which a task becomes due by itself, or None."""
+        while self._later and not self._is_current(self._later[0][2]):
+            heapq.heappop(self._later)
+        return self._later[0][0] if self._later else None
+
+    def deferred(self) -> list[str]:
+        """The names of all tasks that wait for a time."""
+        return [task.name for _, _, task in self._later if self._is_current(task)]
+
+    def has_ready(self, excluded: Collection[str]) -> bool:
+        """Whether `take` may find something now."""
+        for provider, front in self._fronts.items():
+            self._trim(front)
+            if front and provider not in excluded:
+                return True
+        return False
+
+    def oldest_arrival(self) -> float | None:
+        """Wall seconds of the oldest waiting task. Costs O(n); asked once a beat, bounded for huge queues."""
+        oldest: float | None = None
+        for number, task in enumerate(self._all.values()):
+            if oldest is None or task.arrived_at < oldest:
+                oldest = task.arrived_at
+            if number >= 10_000:
+                break
+        return oldest
+
+    def _is_current(self, task: Waiting) -> bool:
+        return self._all.get(task.name) is task
+
+    def _offer(self, task: Waiting) -> None:
+        heapq.heappush(self._fronts.setdefault(task.provider, []), task.entry())
+
+    def _defer(self, task: Waiting) -> None:
+        self._count += 1
+        heapq.heappush(self._later, (task.due, self._count, task))
+
+    def _trim(self, front: list[_Entry]) -> None:
+        """Drop heads that are gone, or that a better one of their lane has displaced."""
+        while front:
+            task = front[0][3]
+            if self._is_current(task) and (
+                task.lane is None or self._lanes[task.lane].offered is task
+            ):
+                return
+            heapq.heappop(front)
+
+    def _promote(self, lane: _Lane, now: float) -> None:
+        """Offer the head of a lane that runs nothing; a head that is not due keeps its place and is waited for."""
+        while lane.heap and not self._is_current(lane.heap[0][3]):
+            heapq.heappop(lane.heap)
+        if lane.running is not None:
+            return
+        if not lane.heap:
+            lane.offered = None
+            return
+        head = lane.heap[0][3]
+        if lane.offered is head:
+            return
+        lane.offered = None
+        if head.due > now:
+            self._defer(head)
+        else:
+            lane.offered = head
+            self._offer(head)
+
+    def _wake_due(self, now: float) -> None:
+        while self._later and self._later[0][0] <= now:
+            task = heapq.heappop(self._later)[2]
+            if not self._is_current(task):
+                continue
+            if task.lane is None:
+                self._offer(task)
+            else:
+                self._promote(self._lanes[task.lane], now)

@@ -1,0 +1,81 @@
+"""What a runner promises to the executor, whatever it runs.
+
+A runner takes one attempt and returns one outcome; it never raises for what a command does. `run` blocks its thread;
+`stop` may be called from any thread. When `run` has returned, no process of the attempt is alive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from watcher.formats.result import Usage
+from watcher.policy.disposition import Ending, Failure
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One try of one task. `prompt` is the description with its references filled in; `mark` is unique for ever."""
+
+    task_id: str
+    worker: str
+    number: int
+    mark: str
+    prompt: str
+    provider: str
+    timeout_seconds: float
+    model: str | None = None
+    cwd: str | None = None
+
+
+@dataclass(slots=True)
+class Output:
+    """What a command wrote to one stream. `text` is bounded (head and tail); `kept` names the file with all of it,
+    in the claim folder, when the text is not all or not what was printed."""
+
+    text: str = ""
+    size_bytes: int = 0
+    truncated: bool = False
+    kept: str | None = None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one attempt did. `ending` decides what follows; the rest is for the result."""
+
+    ending: Ending
+    exit_code: int | None
+    stdout: Output
+    stderr: Output
+    started_at: float
+    duration_seconds: float
+    usage: Usage | None = None
+    leftovers_killed: int = 0
+
+
+class Runner(Protocol):
+    """Runs attempts."""
+
+    def problem(self, provider: str) -> Ending | None:
+        """Why attempts of this provider cannot run at all now (unknown, command missing), or None."""
+        ...
+
+    def run(self, attempt: Attempt) -> Outcome:
+        """Run it to its end. Blocks."""
+        ...
+
+    def stop(self, mark: str, failure: Failure) -> None:
+        """End the attempt early (STOPPED or CANCELLED); its `run` then returns. Unknown marks are ignored."""
+        ...
+
+    def live_output(self, mark: str) -> tuple[Path, float | None] | None:
+        """Where a running attempt's stdout grows and when (wall seconds) it last wrote; None when it is not known."""
+        ...
+
+    def sweep(self) -> int:
+        """End what escaped from attempts that are over; returns how many processes that were."""
+        ...
+
+
+__all__ = ["Attempt", "Ending", "Failure", "Outcome", "Output", "Runner", "Usage"]

@@ -1,0 +1,412 @@
+"""The settings with their types, ranges and meanings, and the table of them that people read.
+
+It never touches the environment: values come from the Layers of `watcher_config`, through a source of
+pydantic-settings. A config is complete and valid or it is not made: SettingError lists every setting that is
+wrong. A config never changes after. Durations are seconds, sizes are bytes.
+
+`import watcher_config` is the way here; importing this module costs what pydantic costs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast, get_args, get_origin
+
+from annotated_types import Ge, Le
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from watcher.formats import task
+from watcher.formats.fields import Text
+from watcher_config import (
+    FOLDERS,
+    ROOT,
+    Folders,
+    Given,
+    Layers,
+    Misspelt,
+    Source,
+    read_layers,
+    refuse,
+    resolve_folders,
+    shown,
+)
+
+_DAY = 86_400.0
+#: What a result's `stdout` may hold; more could not be read back.
+_MAX_BYTES = 1 << 26
+
+_HOST = Text(255, 1, r"[A-Za-z0-9:][A-Za-z0-9.:%_-]*", "a host name or an IP address")
+_INSTANCE = Text(64, 1, r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, dot, dash, underscore")
+_VARIABLES = re.compile(r"[A-Za-z_*?\[][A-Za-z0-9_*?\[\]!-]*")
+
+
+def _fold(words: tuple[str, ...]) -> BeforeValidator:
+    """Take a word in any case and give it in ours."""
+    known = {word.casefold(): word for word in words}
+    return BeforeValidator(lambda value: known.get(str(value).strip().casefold(), value))
+
+
+def _split_command(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return tuple(shlex.split(value))
+    except ValueError as error:
+        raise ValueError(f"must be a command that splits as in a shell ({error})") from None
+
+
+def _some_command(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not value or not value[0]:
+        raise ValueError("must be a command: a program and its arguments")
+    return value
+
+
+def _split_variables(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    names = tuple(name.strip() for name in value.split(",") if name.strip())
+    if not all(_VARIABLES.fullmatch(name) for name in names):
+        raise ValueError("must be names of variables with commas between (* and ? match), no values")
+    return names
+
+
+def _split_folders(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    paths = [os.path.expanduser(path) for path in value.split(os.pathsep) if path]
+    if not all(os.path.isabs(path) and "\0" not in path for path in paths):
+        raise ValueError(f"must be absolute folders with {os.pathsep!r} between")
+    return tuple(Path(os.path.abspath(path)) for path in paths)
+
+
+def _matches(kind: Text, optional: bool = False) -> AfterValidator:
+    """The rule of a field of the wire format; with `optional`, or nothing at all."""
+    return AfterValidator(lambda value: value if optional and not value else kind.check(value))
+
+
+_LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+_LogFormat = Literal["json", "text"]
+_Prompt = Literal["stdin", "argument", "file"]
+_FifoMode = Literal["relaxed", "per_agent", "strict"]
+_MaybeCommand = Annotated[tuple[str, ...], BeforeValidator(_split_command)]
+_Command = Annotated[_MaybeCommand, AfterValidator(_some_command)]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsConfig:
+    """What the metrics endpoint needs. A port that nobody set may give way to another when it is taken."""
+
+    enable_metrics: bool
+    metrics_host: str
+    metrics_port: int
+    port_was_set: bool
+
+
+class _LayersSource(PydanticBaseSettingsSource):
+    """Hands pydantic what was given, as text; the folders come resolved."""
+
+    def __init__(self, settings_cls: type[BaseSettings], layers: Layers) -> None:
+        super().__init__(settings_cls)
+        found, _ = resolve_folders(layers)
+        self._values: dict[str, object] = {name.lower(): given.value for name, given in layers.given.items()}
+        self._values[ROOT.lower()] = found.root
+        self._values.update({name.lower(): getattr(found, attribute) for name, attribute in FOLDERS.items()})
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return self._values.get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return dict(self._values)
+
+
+class WatcherConfig(BaseSettings):
+    """Every setting of a worker, valid. The attribute is the setting's name in lower case.
+
+    `WatcherConfig()` reads the layers itself, without flags; `WatcherConfig(layers)` takes what was read
+    before. Keywords (`max_retries=0`) count as flags. Commands are tuples, split as a shell would and never
+    run by one. Raises SettingError with a line for each setting that is wrong.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", str_strip_whitespace=True, hide_input_in_errors=True
+    )
+
+    max_concurrent_tasks: int = Field(3, ge=1, le=1000, description="tasks that run at once")
+    task_timeout: float = Field(
+        600.0, ge=0.1, le=task.MAX_TIMEOUT_SECONDS, description="seconds one attempt may take"
+    )
+    heartbeat_interval: float = Field(10.0, ge=0.1, le=3600, description="seconds between two heartbeats")
+
+    max_retries: int = Field(3, ge=0, le=100, description="attempts after the first one of a task")
+    retry_backoff: float = Field(2.0, ge=1, le=100, description="factor between one retry delay and the next")
+    initial_retry_delay: float = Field(1.0, ge=0, le=_DAY, description="seconds before the first retry")
+    max_retry_delay: float = Field(300.0, ge=0, le=_DAY, description="seconds before a retry, at most")
+    retry_jitter: float = Field(0.1, ge=0, le=1, description="random share of a retry delay added, at most")
+
+    circuit_breaker_threshold: int = Field(
+        5, ge=1, le=10_000, description="failures in a row that stop a provider"
+    )
+    circuit_breaker_timeout: float = Field(
+        60.0, ge=0.1, le=_DAY, description="seconds until a stopped provider is tried again"
+    )
+
+    watcher_root: Path = Field(description="folder that holds all the others")
+    task_dir: Path = Field(description="folder of the tasks, one folder a worker")
+    trigger_dir: Path = Field(description="folder of the receipts and notices")
+    result_dir: Path = Field(description="folder of the results")
+    heartbeat_dir: Path = Field(description="folder of the heartbeats")
+    dlq_dir: Path = Field(description="folder of the dead letters")
+    control_dir: Path = Field(description="folder of the operator's commands")
+
+    log_level: Annotated[_LogLevel, _fold(get_args(_LogLevel))] = Field(
+        "INFO", description="least level that is logged"
+    )
+    log_format: Annotated[_LogFormat, _fold(get_args(_LogFormat))] = Field(
+        "json", description="json, or text for a terminal"
+    )
+    enable_metrics: bool = Field(True, description="serve Prometheus metrics")
+    metrics_port: int = Field(9090, ge=0, le=65_535, description="TCP port of the metrics; 0: a free one")
+    metrics_host: Annotated[str, _matches(_HOST)] = Field(
+        "127.0.0.1", description="address that the metrics listen on"
+    )
+
+    provider: Annotated[str, _matches(cast(Text, task.FIELDS["provider"]))] = Field(
+        "claude", description="provider of a task that names none"
+    )
+    model: Annotated[str, _matches(cast(Text, task.FIELDS["model"]), optional=True)] = Field(
+        "", description="model of a task that names none; empty leaves it to the provider"
+    )
+    claude_command: _Command = Field(("claude",), description="command of the provider claude")
+    gemini_command: _Command = Field(("gemini",), description="command of the provider gemini")
+    cursor_command: _Command = Field(("cursor-agent",), description="command of the provider cursor-agent")
+    agent_command: _MaybeCommand = Field((), description="command of the provider command: any program")
+    agent_prompt: Annotated[_Prompt, _fold(get_args(_Prompt))] = Field(
+        "stdin", description="how the provider command gets its prompt: stdin, argument or file"
+    )
+    agent_env: Annotated[tuple[str, ...], BeforeValidator(_split_variables)] = Field(
+        (), description="more variables that commands may see: names or globs, commas between"
+    )
+    allowed_cwd: Annotated[tuple[Path, ...], BeforeValidator(_split_folders)] = Field(
+        (), description=f"folders that a task's cwd must lie in, {os.pathsep!r} between; empty allows all"
+    )
+
+    fifo_mode: Annotated[_FifoMode, _fold(get_args(_FifoMode))] = Field(
+        "per_agent", description="order of tasks: relaxed, per_agent (in order within an agent_id) or strict"
+    )
+    queue_size: int = Field(0, ge=0, le=100_000, description="tasks claimed ahead of those that run")
+    scan_interval: float = Field(5.0, ge=0.05, le=3600, description="seconds between two scans of the inbox")
+    poll_interval: float = Field(
+        0.2, ge=0.01, le=60, description="seconds between two scans where there are no file events"
+    )
+    settle_seconds: float = Field(
+        2.0, ge=0, le=600, description="seconds without change before a broken file is refused"
+    )
+    max_task_bytes: int = Field(1 << 20, ge=64, le=_MAX_BYTES, description="bytes of a task file, at most")
+    max_output_bytes: int = Field(
+        1 << 20, ge=64, le=_MAX_BYTES, description="bytes of stdout, and of stderr, kept in a result"
+    )
+    dependency_timeout: float = Field(
+        3600.0, ge=0, le=31 * _DAY, description="seconds to wait for a dependency that nobody submitted"
+    )
+    max_worker_deaths: int = Field(
+        3, ge=1, le=100, description="workers that may die on one task until it is a dead letter"
+    )
+    shutdown_grace: float = Field(30.0, ge=0, le=_DAY, description="seconds that running tasks get at a stop")
+    kill_grace: float = Field(5.0, ge=0, le=600, description="seconds between TERM and KILL for a command")
+    min_free_bytes: int = Field(
+        16 << 20, ge=0, le=1 << 50, description="bytes free on the disk below which nothing is claimed"
+    )
+    watcher_instance: Annotated[str, _matches(_INSTANCE, optional=True)] = Field(
+        "", description="name of this process when several serve one worker name"
+    )
+
+    def __init__(self, layers: Layers | None = None, **values: object) -> None:
+        layers = _with_keywords(read_layers() if layers is None else layers, values)
+        _, problems = resolve_folders(layers)
+        problems = layers.misspellings() + problems
+        try:
+            super().__init__(layers=layers)
+        except ValidationError as error:
+            problems += _explain(error, layers)
+        refuse(problems)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only the layers: the sources of pydantic-settings would read the environment by their own rules."""
+        layers = cast(InitSettingsSource, init_settings).init_kwargs["layers"]
+        return (_LayersSource(settings_cls, layers),)
+
+    @model_validator(mode="after")
+    def _has_the_command_it_names(self) -> WatcherConfig:
+        if self.provider == "command" and not self.agent_command:
+            raise ValueError("AGENT_COMMAND is not set: PROVIDER=command needs the command to run")
+        return self
+
+    @property
+    def folders(self) -> Folders:
+        """The folders in one record."""
+        return Folders(
+            root=self.watcher_root,
+            **{attribute: getattr(self, name.lower()) for name, attribute in FOLDERS.items()},
+        )
+
+    @property
+    def metrics(self) -> MetricsConfig:
+        """What the metrics endpoint needs."""
+        return MetricsConfig(
+            enable_metrics=self.enable_metrics,
+            metrics_host=self.metrics_host,
+            metrics_port=self.metrics_port,
+            port_was_set="metrics_port" in self.model_fields_set,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting as it is in force. `value` is text as the environment would have it."""
+
+    name: str
+    value: str
+    source: Source
+    meaning: str
+    allowed: str
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The config, and for each setting where it came from. `env_file` is the `.env` that was read, if any."""
+
+    config: WatcherConfig
+    settings: tuple[Setting, ...]
+    env_file: Path | None
+
+
+def load_watcher_config(
+    flags: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    env_file: Path | str | None = None,
+) -> Loaded:
+    """Read the layers (arguments as for `read_layers`) and check them all.
+
+    Raises SettingError with a line for each setting that is wrong.
+    """
+    layers = read_layers(flags, environ, env_file)
+    config = WatcherConfig(layers)
+    settings = tuple(
+        Setting(
+            name=field_name.upper(),
+            value=_as_text(field_name, getattr(config, field_name)),
+            source=layers.source(field_name.upper()),
+            meaning=field.description or "",
+            allowed=_allowed(field),
+        )
+        for field_name, field in WatcherConfig.model_fields.items()
+    )
+    return Loaded(config, settings, layers.env_file)
+
+
+def render_config(loaded: Loaded, as_json: bool = False) -> str:
+    """The settings in force for people: a table, or one JSON object. What looks like a secret is hidden."""
+    if as_json:
+        rows = [
+            {
+                "setting": setting.name,
+                "value": shown(setting.value),
+                "source": setting.source,
+                "meaning": setting.meaning,
+                "allowed": setting.allowed,
+            }
+            for setting in loaded.settings
+        ]
+        env_file = None if loaded.env_file is None else str(loaded.env_file.absolute())
+        return json.dumps({"env_file": env_file, "settings": rows}, indent=2)
+    header = ("SETTING", "VALUE", "FROM", "MEANING")
+    table = [header, *((s.name, shown(s.value) or "-", s.source, s.meaning) for s in loaded.settings)]
+    widths = [max(len(row[column]) for row in table) for column in range(3)]
+    lines = ["  ".join([*map(str.ljust, row[:3], widths), row[3]]) for row in table]
+    return "\n".join(lines) + ("" if loaded.env_file is None else f"\n\n.env is {loaded.env_file.absolute()}")
+
+
+def _with_keywords(layers: Layers, values: Mapping[str, object]) -> Layers:
+    """Keywords as flags; a name that is no setting is kept, to be refused with the rest."""
+    if not values:
+        return layers
+    fields = WatcherConfig.model_fields
+    unknown = tuple(Misspelt(name, "flag", None) for name in values if name not in fields)
+    given = dict(layers.given)
+    for name, value in values.items():
+        given[name.upper()] = Given(_as_text(name, value), "flag")
+    given = {name: found for name, found in given.items() if name.lower() in fields}
+    return Layers(given, layers.misspelt + unknown, layers.env_file)
+
+
+def _explain(error: ValidationError, layers: Layers) -> list[str]:
+    """A line for each thing that pydantic found; its own words name types, ours name what to write."""
+    lines = []
+    for wrong in error.errors(include_url=False, include_input=False):
+        if not wrong["loc"]:
+            lines.append(str(wrong["ctx"]["error"]))
+            continue
+        field_name = str(wrong["loc"][0])
+        if wrong["type"] == "value_error":
+            what = str(wrong["ctx"]["error"])
+        else:
+            what = "must be " + _allowed(WatcherConfig.model_fields[field_name])
+        lines.append(layers.problem(field_name.upper(), what + _service_link(layers, field_name)))
+    return lines
+
+
+def _service_link(layers: Layers, field_name: str) -> str:
+    """Kubernetes gives pods NAME_PORT=tcp://... for each service: one called `metrics` sets METRICS_PORT."""
+    given = layers.given.get(field_name.upper())
+    if field_name == "metrics_port" and given is not None and given.value.startswith("tcp://"):
+        return " (Kubernetes set it for a service called metrics: put enableServiceLinks: false in the pod)"
+    return ""
+
+
+def _allowed(field: FieldInfo) -> str:
+    """What a setting may be, in words."""
+    low = next((rule.ge for rule in field.metadata if isinstance(rule, Ge)), None)
+    high = next((rule.le for rule in field.metadata if isinstance(rule, Le)), None)
+    if field.annotation is bool:
+        return "true or false (or 1, 0, yes, no, on, off)"
+    if low is not None and high is not None:
+        kind = "a whole number" if field.annotation is int else "a number"
+        return f"{kind} from {_number(low)} to {_number(high)}"
+    if get_origin(field.annotation) is Literal:
+        return "one of " + ", ".join(get_args(field.annotation))
+    return "a folder" if field.annotation is Path else "text"
+
+
+def _number(value: object) -> str:
+    return str(value).removesuffix(".0")
+
+
+def _as_text(field_name: str, value: object) -> str:
+    """A value as the environment would have it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        between = {"agent_env": ",", "allowed_cwd": os.pathsep}.get(field_name)
+        return shlex.join(value) if between is None else between.join(map(str, value))
+    return _number(value) if isinstance(value, float) else str(value)

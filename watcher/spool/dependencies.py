@@ -1,0 +1,175 @@
+"""What a task waits for: the results of others, of its own worker or of any.
+
+A dependency is `id` (own worker first, then any) or `worker/id`. It is met by a completed result and broken by any
+other one. Folders are listed, not asked for single names: over a network file system a name that was missed once
+stays missing for half a minute, while a listing is fresh.
+
+The text of a dependency's result fills `{{id.stdout}}` in a description once, literally, and only for ids that the
+task declares.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from watcher.errors import InvalidTask
+from watcher.formats.result import HEAD_BYTES, parse_result, status_in_head
+
+_REFERENCE = re.compile(r"\{\{\s*((?:[A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*)\.stdout\s*\}\}")
+_MAX_RESULT_BYTES = 1 << 27
+#: A graph larger than this is not searched to its end; a cycle in it then ends by DEPENDENCY_TIMEOUT.
+_MAX_VISITED = 50_000
+
+
+@dataclass(slots=True)
+class Needs:
+    """A blocked task: what it still waits for and since when (monotonic seconds)."""
+
+    name: str
+    missing: set[str]
+    since: float
+    broken: str | None = None
+
+
+@dataclass(slots=True)
+class Results:
+    """Finds results of any worker below one root."""
+
+    root: Path
+    worker: str
+    _listings: dict[str, set[str]] = field(default_factory=dict)
+
+    def refresh(self) -> None:
+        """Forget the listings; the next question reads the folders again."""
+        self._listings.clear()
+
+    def note(self, worker: str, name: str) -> None:
+        """A result has appeared; known listings learn it without being read again."""
+        if worker in self._listings:
+            self._listings[worker].add(name)
+
+    def workers(self) -> list[str]:
+        """All workers that have a results folder, our own first."""
+        try:
+            names = sorted(n for n in os.listdir(self.root) if not n.startswith("."))
+        except OSError:
+            names = []
+        return [self.worker, *(n for n in names if n != self.worker)]
+
+    def find(self, dependency: str) -> Path | None:
+        """The result file that answers a dependency, or None."""
+        owner, _, stem = dependency.rpartition("/")
+        for worker in [owner] if owner else self.workers():
+            if f"{stem}.json" in self._listing(worker):
+                return self.root / worker / f"{stem}.json"
+        return None
+
+    def status(self, dependency: str) -> str | None:
+        """The status of a dependency's result; None while there is none (or it cannot be read now)."""
+        path = self.find(dependency)
+        if path is None:
+            return None
+        try:
+            with path.open("rb") as file:
+                head = file.read(HEAD_BYTES)
+        except OSError:
+            return None
+        return status_in_head(head)
+
+    def read(self, dependency: str) -> dict[str, Any] | None:
+        path = self.find(dependency)
+        if path is None:
+            return None
+        with path.open("rb") as file:
+            return parse_result(file.read(_MAX_RESULT_BYTES))
+
+    def _listing(self, worker: str) -> set[str]:
+        found = self._listings.get(worker)
+        if found is None:
+            found = set()
+            with contextlib.suppress(OSError):
+                found = set(os.listdir(self.root / worker))
+            self._listings[worker] = found
+        return found
+
+
+def look(results: Results, dependencies: Iterable[str]) -> tuple[set[str], str | None]:
+    """Which dependencies are still missing, and a broken one (`id is failed`) if there is any."""
+    missing: set[str] = set()
+    for dependency in dependencies:
+        status = results.status(dependency)
+        if status is None:
+            missing.add(dependency)
+        elif status != "completed":
+            return missing, f"{dependency} is {status}"
+    return missing, None
+
+
+def find_cycle(worker: str, task_id: str, missing: Iterable[str], pending: Callable[[str, str], list[str] | None]) -> list[str] | None:
+    """A chain of waiting tasks that leads back to this one, or None.
+
+    `pending(worker, id)` gives the dependencies of a waiting task, None when no such task waits. Names without a
+    worker are looked for in the asking task's own worker.
+    """
+    start = f"{worker}/{task_id}"
+    trail: dict[str, str] = {}
+    stack = [(_qualified(worker, d), start) for d in missing]
+    while stack and len(trail) < _MAX_VISITED:
+        here, parent = stack.pop()
+        if here == start:
+            return _chain(trail, start, parent)
+        if here in trail:
+            continue
+        trail[here] = parent
+        owner, _, stem = here.partition("/")
+        stack.extend((_qualified(owner, d), here) for d in pending(owner, stem) or ())
+    return None
+
+
+def _chain(trail: dict[str, str], start: str, last: str) -> list[str]:
+    chain = [start]
+    while last != start:
+        chain.append(last)
+        last = trail[last]
+    return [start, *reversed(chain)]
+
+
+def _qualified(worker: str, dependency: str) -> str:
+    return dependency if "/" in dependency else f"{worker}/{dependency}"
+
+
+def fill(description: str, dependencies: Iterable[str], results: Results) -> str:
+    """Put each declared dependency's stdout where the description names it. Text that was filled in is not read again.
+
+    Raises InvalidTask (`dependency_unreadable`) when a result that is named cannot be read.
+    """
+    declared = set(dependencies)
+    if "{{" not in description or not declared:
+        return description
+    texts: dict[str, str] = {}
+
+    def text_of(found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in declared:
+            return found[0]
+        if name not in texts:
+            texts[name] = _stdout_of(name, results)
+        return texts[name]
+
+    return _REFERENCE.sub(text_of, description)
+
+
+def _stdout_of(dependency: str, results: Results) -> str:
+    try:
+        result = results.read(dependency)
+    except (OSError, ValueError) as error:
+        raise InvalidTask("dependency_unreadable", f"the result of {dependency} cannot be read: {error}") from error
+    if result is None:
+        raise InvalidTask("dependency_unreadable", f"the result of {dependency} has gone")
+    return str(result.get("stdout", ""))

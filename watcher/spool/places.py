@@ -1,0 +1,156 @@
+"""The folders of one worker, held open, and the names that carry a task's history.
+
+A task's counters live in its file's name, so that one rename moves the task and its history together and the bytes
+stay as they were submitted: `x.json` is new; `x~2-1.json` in a claim folder is running its attempt 2 after one worker
+died; `x~2-1-1763768000123.json` in `.retry` waits until that wall time in milliseconds. `~` is in no task id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from watcher.atomicfile import Folder, move, publish_new
+from watcher.errors import SettingError
+
+CLAIMS = ".claims"
+RETRY = ".retry"
+TEMPORARY = ".tmp"
+OUTPUT = ".output"
+ORIGINALS = ".originals"
+
+_INCARNATION = re.compile(r"[0-9a-f]{32}")
+_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})~(\d{1,9})-(\d{1,9})(?:-(\d{1,15}))?\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A task file's name, taken apart. `attempts` counts started attempts that count; `due` is wall seconds."""
+
+    stem: str
+    attempts: int = 0
+    deaths: int = 0
+    due: float = 0.0
+
+    @classmethod
+    def of(cls, name: str) -> History | None:
+        """Read a name from the inbox, `.retry` or a claim folder; None when it is no such name."""
+        found = _NAME.fullmatch(name)
+        if found is None:
+            return cls(name[:-5]) if "~" not in name and name.endswith(".json") else None
+        due = int(found[4]) / 1000 if found[4] else 0.0
+        return cls(found[1], int(found[2]), int(found[3]), due)
+
+    def claimed(self) -> str:
+        """The name in a claim folder, for the attempt number `attempts`."""
+        return f"{self.stem}~{self.attempts}-{self.deaths}.json"
+
+    def waiting(self) -> str:
+        """The name in `.retry`."""
+        return f"{self.stem}~{self.attempts}-{self.deaths}-{int(self.due * 1000)}.json"
+
+
+class Places:
+    """Every folder that a worker uses, open. `mine` is the claim folder of this incarnation."""
+
+    def __init__(self, tasks: Path, triggers: Path, results: Path, dlq: Path, worker: str, incarnation: str) -> None:
+        self.worker = worker
+        self.incarnation = incarnation
+        self.results_root = results
+        self.tasks_root = tasks
+        with contextlib.ExitStack() as undo:
+            self.inbox = _open(tasks / worker, undo)
+            self.claims = _open(tasks / worker / CLAIMS, undo)
+            self.retry = _open(tasks / worker / RETRY, undo)
+            self.mine = _open(tasks / worker / CLAIMS / incarnation, undo)
+            self.results = _open(results / worker, undo)
+            self.results_tmp = _open(results / worker / TEMPORARY, undo)
+            self.output = _open(results / worker / OUTPUT, undo)
+            self.dlq = _open(dlq / worker, undo)
+            self.dlq_tmp = _open(dlq / worker / TEMPORARY, undo)
+            self.originals = _open(dlq / worker / ORIGINALS, undo)
+            self.triggers = _open(triggers / worker, undo)
+            self._undo = undo.pop_all()
+
+    def leave(self) -> None:
+        """Remove this incarnation's claim folder with its outputs. Claims that are still in it stay for a rescuer."""
+        with contextlib.suppress(FileNotFoundError):
+            names = self.mine.names()
+            for name in names:
+                if "~" not in name and not name.endswith("!.json"):
+                    self.mine.remove(name)
+        with contextlib.suppress(OSError):
+            os.rmdir(self.incarnation, dir_fd=self.claims.fd)
+
+    def close(self) -> None:
+        self._undo.close()
+
+    def claims_changed(self) -> int:
+        """A number that changes when a claim folder comes or goes."""
+        return os.fstat(self.claims.fd).st_mtime_ns
+
+    def other_incarnations(self) -> list[str]:
+        """The claim folders of other processes, living or dead."""
+        return [n for n in self.claims.names() if _INCARNATION.fullmatch(n) and n != self.incarnation]
+
+    def claims_of(self, incarnation: str) -> list[str]:
+        """What another process has claimed now."""
+        try:
+            return os.listdir(self.claims.path / incarnation)
+        except FileNotFoundError:
+            return []
+
+    def temporary_folders(self) -> tuple[Folder, ...]:
+        return (self.results_tmp, self.dlq_tmp)
+
+    def probe(self) -> None:
+        """Try each rename of the protocol once. Raises SettingError that names the folders which do not fit."""
+        name = f".probe-{self.incarnation}"
+        steps = (
+            (self.inbox, self.mine, "TASK_DIR", move),
+            (self.inbox, self.retry, "TASK_DIR", move),
+            (self.results_tmp, self.results, "RESULT_DIR", publish_new),
+            (self.dlq_tmp, self.dlq, "DLQ_DIR", publish_new),
+        )
+        for source, target, setting, step in steps:
+            try:
+                source.write_new(name, b"")
+                step(source, name, target, name)
+                os.utime(name, (0, 0), dir_fd=target.fd)
+            except OSError as error:
+                raise SettingError(
+                    f"{setting}: cannot write to {source.path} and move on to {target.path}: "
+                    f"{error.strerror or error}; the folder must be writable and one file system"
+                ) from error
+            finally:
+                for folder in (source, target):
+                    with contextlib.suppress(OSError):
+                        folder.remove(name)
+
+
+def bad_name_handle(folder: Folder, name: str) -> str | None:
+    """The name in a claim folder of a file whose own name is no id; `!` keeps it from ever being one."""
+    try:
+        inode = os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_ino
+    except FileNotFoundError:
+        return None
+    return f"bad-name-{inode}!.json"
+
+
+def original_name(folder: Folder, handle: str) -> str:
+    """The name of a refused file in `.originals`. Its inode makes it unique, and the same after a crash between the
+    dead letter and the move."""
+    inode = os.stat(handle, dir_fd=folder.fd, follow_symlinks=False).st_ino
+    return f"{handle.partition('~')[0].removesuffix('!.json')}.{inode}"
+
+
+def _open(path: Path, undo: contextlib.ExitStack) -> Folder:
+    try:
+        folder = Folder(path)
+    except OSError as error:
+        raise SettingError(f"cannot use the folder {path}: {error.strerror or error}; create it or make it writable") from error
+    undo.callback(folder.close)
+    return folder

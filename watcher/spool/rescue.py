@@ -1,0 +1,117 @@
+"""Take back the claims of processes that are proven dead, and clean up what they left.
+
+Proof is the dead owner's `.lock`; then its leftovers are ended, and only when `.busy` is free too does nothing of it
+run any more. While this process holds both locks no other rescuer can work on the same claims. Each claim then moves
+by one rename, with one more death in its name; a result that exists already only needs its claim removed.
+
+Cannot end processes of another host or of another container: their `.busy` stays held, and the claims wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+
+from watcher import childproc
+from watcher.atomicfile import Folder, move_new
+from watcher.errors import InvalidTask
+from watcher.events import Emit, LeftoversKilled, TaskRescued
+from watcher.formats.result import parse_result
+from watcher.formats.task import parse_task
+from watcher.spool.incarnation import try_lock
+from watcher.spool.places import History, Places
+
+_INCARNATION = re.compile(r"[0-9a-f]{32}")
+_MAX_STORED_BYTES = 1 << 28
+
+
+def rescue(places: Places, emit: Emit) -> list[str]:
+    """Rescue what all dead incarnations held. Returns the new names of the tasks that wait again."""
+    found = {name[:32] for name in places.claims.names() if _INCARNATION.fullmatch(name[:32])}
+    found.discard(places.incarnation)
+    out: list[str] = []
+    for incarnation in sorted(found):
+        out.extend(_rescue_one(places, incarnation, emit))
+    return out
+
+
+def _rescue_one(places: Places, dead: str, emit: Emit) -> list[str]:
+    claims = places.claims.path
+    # A folder without its lock file is older than any living process: locks are made first and removed last.
+    lock = try_lock(claims / f"{dead}.lock")
+    if lock is None:
+        return []
+    try:
+        killed = childproc.kill_marked(dead) + childproc.kill_holders(claims / f"{dead}.busy")
+        if killed:
+            emit(LeftoversKilled("", killed))
+        busy = try_lock(claims / f"{dead}.busy")
+        if busy is None:
+            return []
+        try:
+            names = _take_back(places, dead, emit)
+            _clean_up(places, dead)
+        finally:
+            busy.release(force=True)
+    finally:
+        lock.release(force=True)
+    return names
+
+
+def _take_back(places: Places, dead: str, emit: Emit) -> list[str]:
+    path = places.claims.path / dead
+    if not path.is_dir():
+        return []
+    out = []
+    folder = Folder(path, create=False)
+    try:
+        for name in sorted(folder.names()):
+            history = History.of(name) if "~" in name else None
+            if history is None:
+                if name.endswith("!.json"):
+                    move_new(folder, name, places.inbox, name)
+                continue
+            if _is_settled(places, folder, name, history):
+                folder.remove(name)
+                emit(TaskRescued(history.stem, history.deaths, dead, "result_exists"))
+                continue
+            back = History(history.stem, max(0, history.attempts - 1), history.deaths + 1).waiting()
+            if move_new(folder, name, places.retry, back):
+                out.append(back)
+                emit(TaskRescued(history.stem, history.deaths + 1, dead, "waits_again"))
+    finally:
+        folder.close()
+    return out
+
+
+def _is_settled(places: Places, folder: Folder, name: str, history: History) -> bool:
+    """Whether the result of this very task is there: then only the last step is missing."""
+    if not places.results.has(f"{history.stem}.json"):
+        return False
+    try:
+        stored = parse_result(places.results.read(f"{history.stem}.json", _MAX_STORED_BYTES))
+        task = parse_task(folder.read(name, _MAX_STORED_BYTES), history.stem, places.worker)
+    except (OSError, ValueError, InvalidTask):
+        return False
+    return bool(stored.get("task_sha256") == task.sha256)
+
+
+def _clean_up(places: Places, dead: str) -> None:
+    """Remove what else the dead process had: outputs of its running attempts, temporary files, its folder, its locks."""
+    claims = places.claims.path
+    with contextlib.suppress(FileNotFoundError):
+        for path in list((claims / dead).iterdir()):
+            if "~" not in path.name and not path.name.endswith("!.json"):
+                path.unlink()
+        (claims / dead).rmdir()
+    if (claims / dead).exists():
+        return  # something could not be moved: it is tried again, the locks stay as they are
+    for folder in (*places.temporary_folders(), places.triggers, places.claims):
+        for name in folder.names():
+            if name.endswith((f".{dead}", f".{dead}.tmp")):
+                folder.remove(name)
+    # Notes and locks last, the process's own lock at the very end.
+    for kind in ("json", "busy", "lock"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(claims / f"{dead}.{kind}")  # noqa: PTH108 - beside the other calls of its kind

@@ -1,0 +1,361 @@
+"""One worker: waits for files, has them run, says how it is, and leaves nothing behind when it stops.
+
+The loop has one flag. Events, finished attempts and timers set it; the loop then looks at what was named, scans when
+a scan is due, lets the executor fill its slots, and beats. Everything that decides is elsewhere.
+
+Raises LockLost when the worker's folder or its locks were taken away; the caller starts a fresh incarnation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from watcher.clock import Clock
+from watcher.errors import LockLost, WorkerTrouble
+from watcher.events import (
+    Emit,
+    HintFailed,
+    LeftoversKilled,
+    TroubleBegan,
+    TroubleEnded,
+    WakeDegraded,
+    WorkerDraining,
+    WorkerStarted,
+    WorkerStopped,
+)
+from watcher.executor import Executor, Running
+from watcher.formats.heartbeat import ActiveTask, HeartbeatStatus
+from watcher.gates import Gates
+from watcher.policy.breaker import BreakerState
+from watcher.runner.interface import Runner
+from watcher.spool.directory import DirectorySpool
+from watcher.spool.incarnation import Incarnation
+from watcher.telemetry.heartbeat import Beats, Pulse
+from watcher.wake import Waker
+
+_INBOX = "inbox"
+#: A scan may take this share of the time at most; a folder with a million files is scanned less often.
+_SCAN_SHARE = 0.05
+#: A scan or beat that is due this soon is made now: one wake-up instead of two.
+_TOGETHER_SECONDS = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What the loop needs to know of the settings. Seconds."""
+
+    worker: str
+    results_root: Path
+    inbox: Path
+    default_provider: str
+    scan_interval: float
+    poll_interval: float
+    heartbeat_interval: float
+    shutdown_grace: float
+    about: str
+
+
+@dataclass(slots=True)
+class Parts:
+    """What assembly has chosen and made."""
+
+    spool: DirectorySpool
+    runner: Runner
+    executor: Executor
+    gates: Gates
+    beats: Beats
+    incarnation: Incarnation
+
+
+class Worker:
+    """The loop of one worker process."""
+
+    def __init__(self, options: WorkerOptions, parts: Parts, clock: Clock, emit: Emit) -> None:
+        self._options = options
+        self._parts = parts
+        self._clock = clock
+        self._emit = emit
+        self._waker: Waker | None = None
+        self._stops = 0
+        self._stop_reason = ""
+        self._released = 0
+        self._beat_due = 0.0
+        self._scan_due = 0.0
+        self._last_scan = float("-inf")
+        self._began = clock.monotonic()
+        self._oldest: float | None = None
+        self._scan_trouble: str | None = None
+        self._beat_trouble: str | None = None
+        self._wake_problem: str | None = None
+
+    async def run(self) -> None:
+        """Serve until `stop` was called and everything is settled or given back."""
+        loop = asyncio.get_running_loop()
+        self._waker = Waker(loop)
+        parts = self._parts
+        parts.executor.start(loop)
+        try:
+            self._emit(WorkerStarted(parts.incarnation.id, os.getpid(), self._options.about))
+            self._check_provider()
+            parts.spool.rescue()
+            self._watch_inbox()
+            await self._scan()
+            while not self._stops:
+                self._step()
+                await self._wait(self._pause())
+                await self._look()
+            await self._drain()
+        except LockLost:
+            # Others may own our claims by now: end what runs, store nothing more, give nothing back.
+            parts.executor.drain()
+            parts.executor.stop_running()
+            await self._settle_down(self._options.shutdown_grace)
+            raise
+        finally:
+            self._finish()
+
+    def stop(self, reason: str) -> None:
+        """First call: drain. Second call: stop what runs now. Loop thread."""
+        self._stops += 1
+        self._stop_reason = self._stop_reason or reason
+        if self._stops >= 2:
+            self._parts.executor.stop_running()
+        if self._waker is not None:
+            self._waker.flag.set()
+
+    def is_ready(self) -> tuple[bool, str]:
+        """For a probe: watching, and the last scan is not long ago."""
+        if self._last_scan == float("-inf"):
+            return False, "first scan under way"
+        late = self.last_scan_age()
+        limit = self._interval() * 3 + 5.0
+        if late > limit:
+            return False, f"last scan {late:.0f} s ago"
+        return (not self._stops), ("draining" if self._stops else "ready")
+
+    def is_alive(self) -> tuple[bool, str]:
+        """For a probe: the loop still turns. A scan of a huge folder may take long, so it is generous."""
+        late = self.last_scan_age()
+        return late < self._interval() * 10 + 120.0, f"last scan {late:.0f} s ago"
+
+    def last_scan_age(self) -> float:
+        """Seconds since the last finished scan (since the start, before the first one). Any thread."""
+        return self._clock.monotonic() - max(self._last_scan, self._began)
+
+    def oldest_pending_age(self) -> float | None:
+        """Seconds that the oldest waiting task has waited, or None. As of the last beat or scan; any thread."""
+        arrived = self._oldest
+        return None if arrived is None else max(0.0, round(self._clock.wall() - arrived, 3))
+
+    # --- one turn of the loop
+
+    def _step(self) -> None:
+        """Time alone may have made something due; then start what can be started."""
+        self._parts.spool.tick()
+        self._parts.executor.fill()
+        now = self._clock.monotonic()
+        if now >= self._beat_due:
+            self._beat()
+            self._beat_due = now + self._options.heartbeat_interval
+
+    async def _wait(self, seconds: float) -> None:
+        assert self._waker is not None  # set before the first turn
+        flag = self._waker.flag
+        if flag.is_set():
+            return
+        timer = asyncio.get_running_loop().call_later(seconds, flag.set)
+        await flag.wait()
+        timer.cancel()
+
+    async def _look(self) -> None:
+        """What events named, and the scan when it is due."""
+        assert self._waker is not None
+        names, lost = self._waker.take()
+        inbox: list[str] = []
+        for key, name in names:
+            if key == _INBOX:
+                inbox.append(name)
+            else:
+                self._parts.spool.notice_result(key, name)
+        if inbox:
+            self._parts.spool.notice(inbox)
+        if lost:
+            self._emit(WakeDegraded("events were lost; scanning"))
+        if lost or self._clock.monotonic() >= self._scan_due - _TOGETHER_SECONDS:
+            await self._scan()
+
+    async def _scan(self) -> None:
+        """Compare folders and index; check that we are still who we think we are."""
+        began = self._clock.monotonic()
+        try:
+            self._parts.incarnation.check()
+            for _ in self._parts.spool.scan():
+                await asyncio.sleep(0)
+            self._tell_scan_trouble(None)
+        except WorkerTrouble as trouble:
+            self._tell_scan_trouble(str(trouble))
+        self._keep_watching()
+        now = self._clock.monotonic()
+        self._last_scan = now
+        self._oldest = self._parts.spool.oldest_arrival()
+        self._scan_due = now + max(self._interval(), (now - began) / _SCAN_SHARE)
+
+    def _tell_scan_trouble(self, detail: str | None) -> None:
+        if detail is not None and self._scan_trouble is None:
+            self._emit(TroubleBegan(detail))
+        elif detail is None and self._scan_trouble is not None:
+            self._emit(TroubleEnded(0.0))
+        self._scan_trouble = detail
+
+    def _interval(self) -> float:
+        events = self._waker is not None and self._waker.mode == "events"
+        return self._options.scan_interval if events else min(self._options.poll_interval, self._options.scan_interval)
+
+    def _pause(self) -> float:
+        """Seconds until something is due without an event."""
+        now = self._clock.monotonic()
+        waits = [self._scan_due - now, self._beat_due - now]
+        for wait in (self._parts.spool.next_due_in(), self._parts.executor.retry_in(), self._gate_due_in()):
+            if wait is not None:
+                waits.append(wait)
+        return max(0.001, min(waits))
+
+    def _gate_due_in(self) -> float | None:
+        """A gate matters only while tasks wait behind it; an idle worker sleeps on."""
+        return self._parts.gates.due_in() if self._parts.spool.waiting() else None
+
+    def _watch_inbox(self) -> None:
+        assert self._waker is not None
+        self._waker.watch(_INBOX, self._options.inbox)
+
+    def _keep_watching(self) -> None:
+        """Watch again what was lost, and the results that blocked tasks wait for."""
+        assert self._waker is not None
+        if not self._waker.is_watching(_INBOX):
+            self._watch_inbox()
+        for worker in self._parts.spool.watched_results():
+            path = self._options.results_root / worker
+            if not self._waker.is_watching(worker) and worker != _INBOX and path.is_dir():
+                self._waker.watch(worker, path)
+        if self._waker.problem != self._wake_problem:
+            self._wake_problem = self._waker.problem
+            if self._wake_problem is not None:
+                self._emit(WakeDegraded(self._wake_problem))
+
+    # --- how it is
+
+    def _check_provider(self) -> None:
+        """A command that is missing is said at once; tasks wait instead of burning."""
+        provider = self._options.default_provider
+        ending = self._parts.runner.problem(provider)
+        gates = self._parts.gates
+        hold = gates.holds().get(provider)
+        if ending is not None:
+            gates.hold(provider, ending.reason or "unusable", ending.detail, None, None)
+        elif hold is not None and hold.reason in ("command_missing", "unusable") and hold.until is None:
+            gates.lift(provider)
+
+    def _beat(self, status: HeartbeatStatus | None = None) -> None:
+        parts = self._parts
+        killed = parts.runner.sweep()
+        if killed:
+            self._emit(LeftoversKilled("", killed))
+        if status is None:
+            parts.gates.refresh()
+            self._check_provider()
+            parts.spool.rescue()
+        try:
+            parts.beats.beat(self._pulse(status))
+            self._beat_trouble = None
+        except OSError as error:
+            detail = f"heartbeat: {error.strerror or error}"
+            if self._beat_trouble != detail:
+                self._emit(HintFailed("", detail))
+            self._beat_trouble = detail
+
+    def _pulse(self, status: HeartbeatStatus | None) -> Pulse:
+        parts = self._parts
+        held_until, reason = None, None
+        self._oldest = parts.spool.oldest_arrival()
+        if status is None:
+            status, reason, held_until = self._status()
+        return Pulse(
+            status=status,
+            reason=reason or (self._stop_reason if self._stops else None),
+            queue_size=parts.spool.waiting(),
+            active=[self._active(running) for running in parts.executor.running()],
+            circuit_breaker_state=parts.gates.worst_state().value,
+            held_until=held_until,
+            oldest_pending_age_seconds=self.oldest_pending_age(),
+            wake=self._waker.mode if self._waker is not None else "polling",
+        )
+
+    def _status(self) -> tuple[HeartbeatStatus, str | None, float | None]:
+        parts = self._parts
+        trouble = parts.executor.trouble or self._scan_trouble
+        if trouble is not None:
+            return "degraded", trouble, None
+        holds = parts.gates.holds()
+        if holds:
+            provider, hold = min(holds.items(), key=lambda item: item[0] != self._options.default_provider)
+            return "held", f"{provider}: {hold.reason}: {hold.detail or ''}".rstrip(": "), hold.until
+        if parts.gates.worst_state() is not BreakerState.CLOSED:
+            return "degraded", "the circuit breaker stopped starting tasks after failures in a row", None
+        if self._waker is not None and self._waker.problem is not None:
+            return "degraded", self._waker.problem, None
+        return "healthy", None, None
+
+    def _active(self, running: Running) -> ActiveTask:
+        live = self._parts.runner.live_output(running.attempt.mark)
+        return ActiveTask(
+            running.claim.task.task_id,
+            running.started_at,
+            live[1] if live is not None else None,
+            str(live[0]) if live is not None else None,
+        )
+
+    # --- the end
+
+    async def _drain(self) -> None:
+        executor = self._parts.executor
+        executor.drain()
+        self._emit(WorkerDraining(self._stop_reason, executor.active()))
+        if self._stops < 2:
+            await self._settle_down(self._options.shutdown_grace)
+        self._released = executor.stop_running()
+        # What was told to stop ends within the kill grace of the runner; a disk that is still full may cost outcomes.
+        await self._settle_down(self._options.shutdown_grace if executor.stuck() else None)
+
+    async def _settle_down(self, seconds: float | None) -> None:
+        """Wait until nothing runs and everything is stored, at most so long; beat meanwhile."""
+        executor = self._parts.executor
+        end = None if seconds is None else self._clock.monotonic() + seconds
+        stops = self._stops
+        while not executor.is_idle() and stops == self._stops:
+            executor.fill()
+            self._beat("draining")
+            waits = [self._options.heartbeat_interval, executor.retry_in()]
+            waits.append(None if end is None else end - self._clock.monotonic())
+            wait = min(w for w in waits if w is not None)
+            if end is not None and self._clock.monotonic() >= end:
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(wait, 0.001)):
+                    await executor.idle()
+
+    def _finish(self) -> None:
+        parts = self._parts
+        parts.executor.close()
+        if self._waker is not None:
+            self._waker.close()
+        killed = parts.runner.sweep()
+        if killed:
+            self._emit(LeftoversKilled("", killed))
+        self._emit(WorkerStopped(self._stop_reason or "error", self._released))
+        self._stops = max(self._stops, 1)
+        self._beat("stopped")
+

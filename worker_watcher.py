@@ -1,0 +1,298 @@
+#!/usr/bin/env python3
+"""Serve one named worker: `python worker_watcher.py marie`.
+
+Assembly only: settings in, parts chosen, run. Exit codes: 0 drained and stopped; 2 the command line or a setting is
+wrong; 3 the name is served by another process; 4 the worker's folders were taken away again and again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import re
+import signal
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from watcher_config import load_watcher_config, render_config
+
+from watcher import __version__
+from watcher.childproc import become_subreaper
+from watcher.clock import SystemClock
+from watcher.errors import LockLost, NameTaken, SettingError
+from watcher.events import Bus
+from watcher.executor import Executor, ExecutorOptions
+from watcher.formats.task import WORKER_PATTERN
+from watcher.gates import Gates
+from watcher.policy.retry import RetryDelays
+from watcher.runner.oneshot import OneShotRunner, base_environment
+from watcher.runner.providers import providers
+from watcher.spool.directory import DirectorySpool, SpoolOptions
+from watcher.spool.incarnation import Incarnation
+from watcher.spool.places import Places
+from watcher.spool.reading import ignore_lease_breaks
+from watcher.telemetry.heartbeat import Beats
+from watcher.telemetry.logs import EventLog, configure_logging, lines_dropped
+from watcher.worker import Parts, Worker, WorkerOptions
+
+if TYPE_CHECKING:
+    from watcher_config import Loaded, WatcherConfig
+
+    from watcher.telemetry.endpoint import MetricsEndpoint
+    from watcher.telemetry.metrics import WorkerMetrics
+
+#: A folder that is taken away this often in a row is not coming back by itself.
+_MAX_INCARNATIONS = 10
+
+_FLAGS = {
+    "max_concurrent": "MAX_CONCURRENT_TASKS",
+    "task_timeout": "TASK_TIMEOUT",
+    "log_level": "LOG_LEVEL",
+    "log_format": "LOG_FORMAT",
+    "metrics_port": "METRICS_PORT",
+    "instance": "WATCHER_INSTANCE",
+    "fifo_mode": "FIFO_MODE",
+}
+
+
+class Service:
+    """Everything of one process: the parts that outlive an incarnation, and the one that runs now."""
+
+    def __init__(self, name: str, loaded: Loaded) -> None:
+        self.name = name
+        self.config: WatcherConfig = loaded.config
+        self.clock = SystemClock()
+        self.bus = Bus()
+        self.log = configure_logging(self.config.log_level, self.config.log_format, name)
+        self.bus.join(EventLog(self.log))
+        self.worker: Worker | None = None
+        self.metrics: WorkerMetrics | None = None
+        self.endpoint: MetricsEndpoint | None = None
+        self.stopping = False
+
+    def run(self) -> int:
+        """Serve until told to stop; returns the exit code."""
+        ignore_lease_breaks()
+        become_subreaper()
+        self._start_metrics()
+        for _ in range(_MAX_INCARNATIONS):
+            try:
+                asyncio.run(self._serve())
+                return 0
+            except LockLost as lost:
+                self.log.error("%s", lost, extra={"event": "worker.lock_lost"})
+                if self.stopping:
+                    return 0
+        return 4
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, signal.Signals(number).name)
+        config = self.config
+        folders = config.folders
+        instance = config.watcher_instance or None
+        incarnation = Incarnation(folders.tasks / self.name, self.name, instance)
+        places = gates = beats = None
+        try:
+            places = Places(
+                folders.tasks, folders.triggers, folders.results, folders.dlq, self.name, incarnation.id
+            )
+            places.probe()
+            gates = Gates(
+                folders.control,
+                self.name,
+                incarnation.id,
+                config.circuit_breaker_threshold,
+                config.circuit_breaker_timeout,
+                self.clock,
+                self.bus.emit,
+            )
+            beats = Beats(
+                folders.heartbeats,
+                self.name,
+                instance,
+                incarnation.id,
+                config.heartbeat_interval,
+                self.clock,
+                lambda: self.endpoint.port if self.endpoint is not None else None,
+            )
+            self.worker = self._assemble(places, incarnation, gates, beats)
+            gc.collect()
+            gc.freeze()
+            await self.worker.run()
+        finally:
+            self.worker = None
+            for part in (beats, gates):
+                if part is not None:
+                    part.close()
+            if places is not None:
+                places.leave()
+                places.close()
+            incarnation.close()
+
+    def _assemble(self, places: Places, incarnation: Incarnation, gates: Gates, beats: Beats) -> Worker:
+        config = self.config
+        runner = OneShotRunner(
+            providers=providers(config),
+            folder=places.mine.path,
+            busy_fd=incarnation.busy_fd,
+            environment=base_environment(config.agent_env),
+            kill_grace_seconds=config.kill_grace,
+            max_output_bytes=config.max_output_bytes,
+            allowed_cwd=config.allowed_cwd,
+            clock=self.clock,
+        )
+        delays = RetryDelays(
+            config.initial_retry_delay, config.retry_backoff, config.max_retry_delay, config.retry_jitter
+        )
+        spool = DirectorySpool(
+            places,
+            SpoolOptions(
+                default_provider=config.provider,
+                fifo_mode=config.fifo_mode,
+                max_task_bytes=config.max_task_bytes,
+                settle_seconds=config.settle_seconds,
+                dependency_timeout_seconds=config.dependency_timeout,
+                max_worker_deaths=config.max_worker_deaths,
+                longest_delay_seconds=delays.longest(),
+            ),
+            self.clock,
+            self.bus.emit,
+        )
+        executor = Executor(
+            spool,
+            runner,
+            gates,
+            ExecutorOptions(
+                worker=self.name,
+                incarnation=incarnation.id,
+                max_concurrent=config.max_concurrent_tasks,
+                queue_size=config.queue_size,
+                task_timeout_seconds=config.task_timeout,
+                max_retries=config.max_retries,
+                delays=delays,
+                probe_seconds=config.circuit_breaker_timeout,
+                min_free_bytes=config.min_free_bytes,
+            ),
+            self.clock,
+            self.bus.emit,
+        )
+        self.bus.join(beats)
+        worker = Worker(
+            WorkerOptions(
+                worker=self.name,
+                results_root=places.results_root,
+                inbox=places.inbox.path,
+                default_provider=config.provider,
+                scan_interval=config.scan_interval,
+                poll_interval=config.poll_interval,
+                heartbeat_interval=config.heartbeat_interval,
+                shutdown_grace=config.shutdown_grace,
+                about=self._about(),
+            ),
+            Parts(spool, runner, executor, gates, beats, incarnation),
+            self.clock,
+            self.bus.emit,
+        )
+        if self.metrics is not None:
+            self.metrics.read_at_scrape(
+                queue_size=spool.waiting,
+                active_tasks=executor.active,
+                oldest_pending_age_seconds=worker.oldest_pending_age,
+                last_scan_age_seconds=worker.last_scan_age,
+                log_lines_dropped=lines_dropped,
+            )
+        return worker
+
+    def _about(self) -> str:
+        config = self.config
+        metrics = f", metrics on port {self.endpoint.port}" if self.endpoint is not None else ""
+        return (
+            f"version {__version__}, provider {config.provider}, {config.max_concurrent_tasks} at once, "
+            f"inbox {config.folders.tasks / self.name}{metrics}"
+        )
+
+    def _start_metrics(self) -> None:
+        wanted = self.config.metrics
+        if not wanted.enable_metrics:
+            return
+        from watcher.telemetry.endpoint import MetricsEndpoint
+        from watcher.telemetry.metrics import WorkerMetrics
+
+        self.metrics = WorkerMetrics(self.name, providers=(self.config.provider,))
+        self.bus.join(self.metrics)
+        self.endpoint = MetricsEndpoint(
+            self.metrics.registry,
+            wanted.metrics_host,
+            wanted.metrics_port,
+            wanted.port_was_set,
+            ready=lambda: self.worker.is_ready() if self.worker is not None else (False, "starting"),
+            alive=lambda: self.worker.is_alive() if self.worker is not None else (True, "starting"),
+        )
+        self.endpoint.start()
+        if self.endpoint.port != wanted.metrics_port:
+            self.log.warning(
+                "port %d is taken; metrics are on port %d",
+                wanted.metrics_port,
+                self.endpoint.port,
+                extra={"event": "metrics.port_moved"},
+            )
+
+    def _stop(self, reason: str) -> None:
+        self.stopping = True
+        if self.worker is not None:
+            self.worker.stop(reason)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Read the command line and serve; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        loaded = load_watcher_config(_given(options))
+        if options.print_config:
+            print(render_config(loaded, as_json=options.json))
+            return 0
+        if options.worker is None or re.fullmatch(WORKER_PATTERN, options.worker) is None:
+            raise SettingError(
+                f"worker name {options.worker!r}: give one, of letters, digits, dot, dash, underscore: "
+                "python worker_watcher.py marie"
+            )
+        return Service(options.worker, loaded).run()
+    except SettingError as error:
+        print(f"worker_watcher: {error}", file=sys.stderr)
+        return 2
+    except NameTaken as error:
+        print(f"worker_watcher: {error}", file=sys.stderr)
+        return 3
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="worker_watcher.py",
+        description="Serve one named worker: take each task file from its inbox and run it with an agent.",
+        epilog="Every flag is also a setting in the environment and in .env; --print-config shows all of them.",
+    )
+    parser.add_argument("worker", nargs="?", metavar="NAME", help="the worker's name, like marie")
+    parser.add_argument("--max-concurrent", metavar="N", help="tasks that run at once (MAX_CONCURRENT_TASKS)")
+    parser.add_argument("--task-timeout", metavar="S", help="seconds until a task is ended (TASK_TIMEOUT)")
+    parser.add_argument("--log-level", metavar="L", help="DEBUG, INFO, WARNING, ERROR or CRITICAL (LOG_LEVEL)")
+    parser.add_argument("--log-format", metavar="F", help="json or text (LOG_FORMAT)")
+    parser.add_argument("--metrics-port", metavar="P", help="port of the metrics, 0 for a free one (METRICS_PORT)")
+    parser.add_argument("--instance", metavar="I", help="one of several processes of this worker (WATCHER_INSTANCE)")
+    parser.add_argument("--fifo-mode", metavar="M", help="relaxed, per_agent or strict (FIFO_MODE)")
+    parser.add_argument("--print-config", action="store_true", help="show every setting and where it came from")
+    parser.add_argument("--json", action="store_true", help="with --print-config: as JSON")
+    parser.add_argument("--version", action="version", version=f"watcher {__version__}")
+    return parser
+
+
+def _given(options: argparse.Namespace) -> Mapping[str, str]:
+    pairs: list[tuple[str, str | None]] = [(name, getattr(options, flag)) for flag, name in _FLAGS.items()]
+    return {name: value for name, value in pairs if value is not None}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
