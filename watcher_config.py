@@ -42,6 +42,7 @@ __all__ = [
     "WatcherConfig",
     "folders",
     "load_watcher_config",
+    "process_environment",
     "read_layers",
     "render_config",
 ]
@@ -139,6 +140,11 @@ class Layers:
         source = self.source(name)
         named = source == ".env" and self.env_file is not None and str(self.env_file) != ".env"
         return f".env: {self.env_file}" if named else source
+
+
+def process_environment() -> dict[str, str]:
+    """A copy of the worker's own environment, of which commands see what is allowed."""
+    return dict(os.environ)
 
 
 def read_layers(

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from watcher_config import load_watcher_config, render_config
+from watcher_config import load_watcher_config, process_environment, render_config
 
 from watcher import __version__
 from watcher.childproc import become_subreaper
@@ -27,10 +27,11 @@ from watcher.executor import Executor, ExecutorOptions
 from watcher.formats.task import WORKER_PATTERN
 from watcher.gates import Gates
 from watcher.policy.retry import RetryDelays
-from watcher.runner.oneshot import OneShotRunner, base_environment
-from watcher.runner.providers import providers
-from watcher.spool.directory import DirectorySpool, SpoolOptions
+from watcher.runner.oneshot import OneShotRunner, OneShotSettings
+from watcher.runner.providers import built_in
+from watcher.spool.directory import DirectorySpool
 from watcher.spool.incarnation import Incarnation
+from watcher.spool.lookout import SpoolOptions
 from watcher.spool.places import Places
 from watcher.spool.reading import ignore_lease_breaks
 from watcher.telemetry.heartbeat import Beats
@@ -97,9 +98,7 @@ class Service:
         incarnation = Incarnation(folders.tasks / self.name, self.name, instance)
         places = gates = beats = None
         try:
-            places = Places(
-                folders.tasks, folders.triggers, folders.results, folders.dlq, self.name, incarnation.id
-            )
+            places = Places(folders.tasks, folders.triggers, folders.results, folders.dlq, self.name, incarnation.id)
             places.probe()
             gates = Gates(
                 folders.control,
@@ -136,14 +135,25 @@ class Service:
     def _assemble(self, places: Places, incarnation: Incarnation, gates: Gates, beats: Beats) -> Worker:
         config = self.config
         runner = OneShotRunner(
-            providers=providers(config),
-            folder=places.mine.path,
-            busy_fd=incarnation.busy_fd,
-            environment=base_environment(config.agent_env),
-            kill_grace_seconds=config.kill_grace,
-            max_output_bytes=config.max_output_bytes,
-            allowed_cwd=config.allowed_cwd,
-            clock=self.clock,
+            built_in(
+                {
+                    "claude": config.claude_command,
+                    "gemini": config.gemini_command,
+                    "cursor-agent": config.cursor_command,
+                    "command": config.agent_command,
+                },
+                config.agent_prompt,
+            ),
+            OneShotSettings(
+                folder=places.mine.path,
+                busy_fd=incarnation.busy_fd,
+                environ=process_environment(),
+                more_environment=config.agent_env,
+                kill_grace_seconds=config.kill_grace,
+                max_output_bytes=config.max_output_bytes,
+                allowed_cwd=config.allowed_cwd,
+            ),
+            self.clock,
         )
         delays = RetryDelays(
             config.initial_retry_delay, config.retry_backoff, config.max_retry_delay, config.retry_jitter

@@ -1,5 +1,4 @@
-"""huey's FileHuey doing the same work; runs under the peers' interpreter, which needs huey and nothing of
-ours.
+"""huey's FileHuey doing the same work; runs under the peers' interpreter, which needs nothing of ours.
 
 `peer_huey.py FOLDER fill COUNT` reads the description on stdin and enqueues; `peer_huey.py FOLDER work
 THREADS` consumes. Settings are huey's defaults, 3 threads asked for.

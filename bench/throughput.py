@@ -1,5 +1,4 @@
-"""How fast a pre-filled inbox is emptied, one `cat` per task: our worker beside the raw loop, huey and
-Celery.
+"""How fast a pre-filled inbox is emptied, one `cat` a task: our worker, the raw loop, huey, Celery.
 
 Rounds are interleaved on one filesystem, and the ratio to the raw loop is taken within each round: this
 machine's speed drifts by 2x within minutes, the ratio does not. Each round is checked: as many completed

@@ -119,10 +119,7 @@ def write_all(fd: int, data: bytes) -> None:
 def move_new(source: Folder, name: str, target: Folder, new_name: str) -> bool:
     """Rename without replacing. Returns False when the target exists; raises FileNotFoundError without source."""
     if _RENAMEAT2 is not None:
-        if (
-            _RENAMEAT2(source.fd, os.fsencode(name), target.fd, os.fsencode(new_name), _RENAME_NOREPLACE)
-            == 0
-        ):
+        if _RENAMEAT2(source.fd, os.fsencode(name), target.fd, os.fsencode(new_name), _RENAME_NOREPLACE) == 0:
             return True
         code = ctypes.get_errno()
         if code == errno.EEXIST:

@@ -19,16 +19,16 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-#: The environment variable that says to which attempt a process belongs; its value starts with the
-#: incarnation.
-MARK = "WATCHER_MARK"
+from watcher import procfs
+
+#: The environment variable that says to which attempt a process belongs.
+MARK = procfs.MARK
 #: `Child.wait` gives this when somebody else reaped the command, so that nobody knows how it ended.
 EXIT_UNKNOWN = -255
 #: A process that outlived its command gets this long between TERM and KILL: its work is over.
@@ -38,20 +38,7 @@ LEFTOVER_GRACE_SECONDS = 1.0
 UNKILLABLE_SECONDS = 10.0
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
-
-
-def _proc_is_ours() -> bool:
-    """Whether /proc is there and shows this process's own pid namespace (a container may mount the host's)."""
-    try:
-        return sys.platform == "linux" and os.readlink("/proc/self") == str(os.getpid())
-    except OSError:
-        return False
-
-
-_HAS_PROC = _proc_is_ours()
 _HAS_PIDFD = hasattr(os, "pidfd_open") and hasattr(os, "eventfd")
-_ENVIRON_AT_MOST = 4 << 20
-_MARK_BYTES = b"\0" + MARK.encode() + b"="
 _A_DAY_MS = 86_400_000
 #: Our own mark, if an agent started us: children of ours that carry it belong to somebody else's attempt.
 _INHERITED_MARK = os.environ.get(MARK, "").encode()
@@ -243,7 +230,7 @@ def become_subreaper() -> bool:
     """
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    if not _HAS_PROC:
+    if not procfs.IS_THERE:
         return False
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
@@ -300,7 +287,7 @@ def kill_holders(lock_path: str | os.PathLike[str]) -> int:
     It finds commands that cleared their environment: they inherited the descriptor all the same. Returns how
     many were killed.
     """
-    if not _HAS_PROC:
+    if not procfs.IS_THERE:
         return 0
     path = os.path.realpath(lock_path)
     try:
@@ -308,7 +295,7 @@ def kill_holders(lock_path: str | os.PathLike[str]) -> int:
         identity = (found.st_dev, found.st_ino)
     except FileNotFoundError:
         identity = None
-    return _end_all(_other_pids, lambda pid: _holds(pid, path, identity), grace_seconds=0, scans=2)
+    return _end_all(_other_pids, lambda pid: procfs.holds(pid, path, identity), grace_seconds=0, scans=2)
 
 
 class _Family:
@@ -358,7 +345,7 @@ class _Family:
         living = []
         with self._lock:
             for pid in self._list_children():
-                facts = None if pid in self.started else _facts(pid)
+                facts = None if pid in self.started else procfs.facts_of(pid)
                 if facts is None or facts.session == self._session:
                     continue
                 if facts.is_dead:
@@ -370,15 +357,15 @@ class _Family:
 
     def is_left_over(self, pid: int) -> bool:
         """Whether an adopted process belongs to no attempt that still runs."""
-        facts = _facts(pid)
+        facts = procfs.facts_of(pid)
         if facts is None or facts.is_dead or facts.parent != os.getpid() or facts.session == self._session:
             return False
-        mark = _mark_of(pid) or _mark_of(pid, after_seconds=0.002)
+        mark = procfs.mark_of(pid) or procfs.mark_of(pid, after_seconds=0.002)
         if mark and mark != _INHERITED_MARK:
             return mark not in self.running
         return self._is_unmarked_left_over(facts)
 
-    def _is_unmarked_left_over(self, facts: _Facts) -> bool:
+    def _is_unmarked_left_over(self, facts: procfs.Facts) -> bool:
         """It cleared its environment, so only its age tells: an attempt cannot have started what is older
         than itself.
 
@@ -391,7 +378,9 @@ class _Family:
     def _list_children(self) -> list[int]:
         if self._children_fd is None:
             me = os.getpid()
-            return [pid for pid in _all_pids() if (facts := _facts(pid)) is not None and facts.parent == me]
+            return [
+                pid for pid in procfs.all_pids() if (facts := procfs.facts_of(pid)) is not None and facts.parent == me
+            ]
         text = b""
         while chunk := os.pread(self._children_fd, 65536, len(text)):
             text += chunk
@@ -428,7 +417,7 @@ def _milliseconds_until(moment: float | None) -> int | None:
 
 def _boot_seconds() -> float:
     """The clock of start times in /proc: it runs on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if _HAS_PROC else 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if procfs.IS_THERE else 0.0
 
 
 def _open_pidfd(pid: int) -> int | None:
@@ -461,15 +450,15 @@ def _group_exists(pgid: int) -> bool:
 
 def _end_session(leader: int) -> int:
     """End the rest of the session that `leader` led, whatever groups it has made in it."""
-    if not _HAS_PROC:
+    if not procfs.IS_THERE:
         return _end_group_blindly(leader)
 
     def candidates() -> list[int]:
         _family.reap_and_list() if _family.is_adopting else None
-        return _all_pids()
+        return procfs.all_pids()
 
     def belongs(pid: int) -> bool:
-        facts = _facts(pid)
+        facts = procfs.facts_of(pid)
         return facts is not None and not facts.is_dead and leader in (facts.session, facts.group)
 
     return _end_all(candidates, belongs, LEFTOVER_GRACE_SECONDS)
@@ -489,9 +478,9 @@ def _end_group_blindly(pgid: int) -> int:
 
 
 def _end_marked(is_theirs: Callable[[bytes], bool], grace_seconds: float) -> int:
-    if not _HAS_PROC:
+    if not procfs.IS_THERE:
         return 0
-    return _end_all(_other_pids, lambda pid: is_theirs(_mark_of(pid)), grace_seconds, scans=2)
+    return _end_all(_other_pids, lambda pid: is_theirs(procfs.mark_of(pid)), grace_seconds, scans=2)
 
 
 def _end_all(
@@ -568,7 +557,7 @@ def _hold(pids: list[int], belongs: Callable[[int], bool]) -> list[_Target]:
     targets = []
     for pid in pids:
         pidfd = _open_pidfd(pid)
-        facts = _facts(pid)
+        facts = procfs.facts_of(pid)
         if facts is not None and (pid, facts.started) not in _beyond_us and belongs(pid):
             targets.append(_Target(pid, (pid, facts.started), pidfd))
         elif pidfd is not None:
@@ -587,96 +576,8 @@ def _wait_until_ended(targets: list[_Target], seconds: float) -> None:
         waiting.difference_update(_poll(waiting, min(_A_DAY_MS, int(left * 1000) + 1)))
 
 
-@dataclass(slots=True)
-class _Facts:
-    """What /proc/PID/stat says. `started` is seconds since boot."""
-
-    is_dead: bool
-    parent: int
-    group: int
-    session: int
-    started: float
-
-
-_TICKS = os.sysconf("SC_CLK_TCK")
-
-
-def _facts(pid: int) -> _Facts | None:
-    """See proc_pid_stat(5); the name in it may hold anything, so the fields count from its last bracket."""
-    text = _read(f"/proc/{pid}/stat")
-    if not text:
-        return None
-    field = text[text.rfind(b")") + 2 :].split()
-    return _Facts(
-        is_dead=field[0] in (b"Z", b"X"),
-        parent=int(field[1]),
-        group=int(field[2]),
-        session=int(field[3]),
-        started=(int(field[19]) + 1) / _TICKS,
-    )
-
-
-def _mark_of(pid: int, after_seconds: float = 0.0) -> bytes:
-    """The mark in a process's environment as it was when its program started; b"" when there is none to be
-    read.
-
-    In the instant in which a process executes a program there is none: a second look, a moment later, finds
-    it.
-    """
-    if after_seconds:
-        time.sleep(after_seconds)
-    text = b"\0" + _read(f"/proc/{pid}/environ")
-    start = text.find(_MARK_BYTES)
-    if start < 0:
-        return b""
-    start += len(_MARK_BYTES)
-    end = text.find(b"\0", start)
-    return text[start:] if end < 0 else text[start:end]
-
-
-def _holds(pid: int, path: str, identity: tuple[int, int] | None) -> bool:
-    """Whether the process has the file open, under its name or after it was deleted."""
-    name = os.path.basename(path)
-    try:
-        fds = os.listdir(f"/proc/{pid}/fd")
-    except OSError:
-        return False
-    for fd in fds:
-        link = f"/proc/{pid}/fd/{fd}"
-        with contextlib.suppress(OSError):
-            target = os.readlink(link)  # a name that cannot fit spares a stat, which may hang on a dead NFS server
-            if target == f"{path} (deleted)":
-                return True
-            if identity is not None and os.path.basename(target) == name:
-                found = os.stat(link)
-                if (found.st_dev, found.st_ino) == identity:
-                    return True
-    return False
-
-
-def _all_pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
-
-
 def _other_pids() -> list[int]:
     if _family.is_adopting:
         _family.reap_and_list()
     me = os.getpid()
-    return [pid for pid in _all_pids() if pid != me]
-
-
-def _read(path: str) -> bytes:
-    """A file of /proc, or b"" when the process is gone or not ours to look at."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    try:
-        text = b""
-        while len(text) < _ENVIRON_AT_MOST and (chunk := os.read(fd, 65536)):
-            text += chunk
-        return text
-    except OSError:
-        return b""
-    finally:
-        os.close(fd)
+    return [pid for pid in procfs.all_pids() if pid != me]

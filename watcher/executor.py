@@ -81,6 +81,7 @@ class _Trouble:
     pause: float = _TROUBLE_PAUSE_SECONDS[0]
 
 
+@dataclass(slots=True)
 class _Books:
     """What the loop thread knows."""
 
@@ -490,4 +491,3 @@ def _dead_letter(claim: Claim, result: Result) -> bytes:
         result=result.as_json(),
         task_sha256=claim.task.sha256,
     ).dump()
-

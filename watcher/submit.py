@@ -61,7 +61,9 @@ def _prepare(worker: str, fields: dict[str, Any]) -> tuple[str, bytes]:
     if task_id is None:
         task_id = new_task_id()
     if not isinstance(task_id, str) or re.fullmatch(ID_PATTERN, task_id) is None:
-        raise InvalidTask("invalid_field", f"task_id {task_id!r}: use letters, digits, dot, dash, underscore, at most 128")
+        raise InvalidTask(
+            "invalid_field", f"task_id {task_id!r}: use letters, digits, dot, dash, underscore, at most 128"
+        )
     whole = {"task_id": task_id, "worker": worker, **fields}
     try:
         data = strictjson.dumps(whole)

@@ -52,7 +52,9 @@ class Waker:
             return False
         real = Path(os.path.realpath(path))
         try:
-            wd = self._inotify.add_callback(os.fsencode(real), self._mask, _Callback(self, key), cast("CallbackId", key))
+            wd = self._inotify.add_callback(
+                os.fsencode(real), self._mask, _Callback(self, key), cast("CallbackId", key)
+            )
         except OSError as error:
             self.problem = f"no events for {key}: {error.strerror or error}; scanning instead"
             return False

@@ -115,6 +115,12 @@ class Worker:
             parts.executor.stop_running()
             await self._settle_down(self._options.shutdown_grace)
             raise
+        except Exception:
+            # A defect of ours: end what runs, so that a fresh process can take over, and let people see it.
+            parts.executor.drain()
+            parts.executor.stop_running()
+            await parts.executor.idle()
+            raise
         finally:
             self._finish()
 
@@ -358,4 +364,3 @@ class Worker:
         self._emit(WorkerStopped(self._stop_reason or "error", self._released))
         self._stops = max(self._stops, 1)
         self._beat("stopped")
-

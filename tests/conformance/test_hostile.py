@@ -134,7 +134,9 @@ def test_folder_and_socket_are_refused(office: Office, tmp_path: Path, monkeypat
     assert [p.read_text() for p in originals(desk).glob("folder.*/inside")] == ["kept"]
 
 
-@pytest.mark.parametrize("name", ["with space.json", "é.json", "-x.json", "a~1-0.json", "$(x).json", "x" * 140 + ".json"])
+@pytest.mark.parametrize(
+    "name", ["with space.json", "é.json", "-x.json", "a~1-0.json", "$(x).json", "x" * 140 + ".json"]
+)
 def test_bad_name_is_a_dead_letter(office: Office, name: str) -> None:
     desk = office.desk()
     (desk.inbox / name).write_text('{"description": "x"}')

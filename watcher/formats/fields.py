@@ -180,9 +180,7 @@ class Optional:
         return {"anyOf": [self.inside.schema(), {"type": "null"}]}
 
 
-def record_schema(
-    name: str, title: str, fields: Mapping[str, Kind], required: tuple[str, ...]
-) -> dict[str, Any]:
+def record_schema(name: str, title: str, fields: Mapping[str, Kind], required: tuple[str, ...]) -> dict[str, Any]:
     """The JSON Schema of a whole record; unknown members are allowed, as the readers allow them."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -165,4 +165,14 @@ def schema() -> dict[str, Any]:
     return record_schema("result", "What results/<worker>/<id>.json holds.", FIELDS, REQUIRED)
 
 
-__all__ = ["FIELDS", "HEAD_BYTES", "ID_PATTERN", "Result", "Status", "Usage", "parse_result", "schema", "status_in_head"]
+__all__ = [
+    "FIELDS",
+    "HEAD_BYTES",
+    "ID_PATTERN",
+    "Result",
+    "Status",
+    "Usage",
+    "parse_result",
+    "schema",
+    "status_in_head",
+]

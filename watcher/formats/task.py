@@ -64,9 +64,7 @@ FIELDS: dict[str, Kind] = {
     "description": Text(1 << 20, 1),
     "timeout": Number(0.1, MAX_TIMEOUT_SECONDS),
     "priority": Priority(),
-    "dependencies": ListOf(
-        Text(193, 1, f"(?:{WORKER_PATTERN}/)?{ID_PATTERN}", "an id, or worker/id"), 20_000
-    ),
+    "dependencies": ListOf(Text(193, 1, f"(?:{WORKER_PATTERN}/)?{ID_PATTERN}", "an id, or worker/id"), 20_000),
     "metadata": Object(),
     "agent_id": Text(128, 1),
     "provider": Text(64, 1, r"[A-Za-z0-9][A-Za-z0-9._-]*"),
@@ -113,7 +111,7 @@ def parse_task(raw: bytes, stem: str, worker: str) -> Task:
     except strictjson.NotStrictJson as error:
         raise InvalidTask("invalid_json", str(error)) from None
     if not isinstance(value, dict):
-        raise InvalidTask("invalid_json", "the file must hold one JSON object: { \"description\": \"...\" }")
+        raise InvalidTask("invalid_json", 'the file must hold one JSON object: { "description": "..." }')
     task = task_from_fields(value, stem, worker)
     task.sha256 = hashlib.sha256(raw).hexdigest()
     return task

@@ -179,9 +179,7 @@ class Lineup:
         """Drop heads that are gone, or that a better one of their lane has displaced."""
         while front:
             task = front[0][3]
-            if self._is_current(task) and (
-                task.lane is None or self._lanes[task.lane].offered is task
-            ):
+            if self._is_current(task) and (task.lane is None or self._lanes[task.lane].offered is task):
                 return
             heapq.heappop(front)
 

@@ -34,8 +34,8 @@ from watcher.policy.disposition import Ending, Failure
 from watcher.runner.reading import Reader, Reading, harmless, read_claude, read_gemini
 
 Prompt = Literal["stdin", "argument", "file"]
-Output = Literal["text", "json", "stream-json"]
-_OUTPUTS: dict[str, Output] = {"text": "text", "json": "json", "stream-json": "stream-json"}
+OutputFormat = Literal["text", "json", "stream-json"]
+_OUTPUTS: dict[str, OutputFormat] = {"text": "text", "json": "json", "stream-json": "stream-json"}
 
 #: Stands in a command where the name of a file with the prompt shall be.
 PROMPT_FILE = "{prompt_file}"
@@ -45,6 +45,8 @@ COMMON_ENVIRONMENT = (
     "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy",
     "SSL_CERT_*", "NODE_EXTRA_CA_CERTS", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
 )  # fmt: skip
+#: A provider whose command is missing is held for this long, then one task goes first to see.
+LOOK_AGAIN_SECONDS = 60.0
 #: What people read of a failure; the whole of it is in the result's output.
 _MESSAGE_CHARACTERS = 600
 #: A usage limit that ends later than this is a misread number.
@@ -73,7 +75,7 @@ class Argument:
 
     words: tuple[str, ...]
     unless: tuple[str, ...] = ()
-    only_for: Output | None = None
+    only_for: OutputFormat | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ class Provider:
     prompt: Prompt = "stdin"
     prompt_flag: str | None = None
     model_flag: str | None = None
-    output: Output = "text"
+    output: OutputFormat = "text"
     output_flags: tuple[str, ...] = ()
     reader: Reader | None = None
     mentions: tuple[bytes, ...] = ()
@@ -103,7 +105,7 @@ class Provider:
     rules: tuple[Rule, ...] = ()
     setting: str = "AGENT_COMMAND"
 
-    def argv(self) -> tuple[tuple[str, ...], Output]:
+    def argv(self) -> tuple[tuple[str, ...], OutputFormat]:
         """The command with all it needs but model and prompt, and how its output is to be read.
 
         What the command says itself stands: `claude --output-format text` is read as text.
@@ -188,15 +190,15 @@ def root_problem(
     return Ending(Failure.AUTH, _ROOT.reason, f"{provider.name}: will not run as root; {_ROOT.cure}")
 
 
-def missing_problem(provider: Provider, path: str) -> Ending:
-    """The command is not there, or may not be executed."""
+def missing_problem(provider: Provider, path: str, now: float) -> Ending:
+    """The command is not there: hold the provider, but look again soon, for an update takes it away for a moment."""
     name = provider.command[0]
     where = "is no executable file" if "/" in name else f"is in no folder of PATH ({path})"
     return Ending(
         Failure.AUTH,
         "command_missing",
-        f"{provider.name}: the command {name!r} {where}; install it, or set {provider.setting} to where it is, "
-        "and resume the worker",
+        f"{provider.name}: the command {name!r} {where}; install it, or set {provider.setting} to where it is",
+        resets_at=now + LOOK_AGAIN_SECONDS,
     )
 
 
@@ -251,9 +253,8 @@ def _ending(provider: Provider, rule: Rule, fit: _Fit, reading: Reading | None, 
     if fit.words is not None:
         message = text[fit.words.start() :].strip().split("\n", 1)[0]
         resets_at = _told_time(fit.words, now)
-    if rule.failure is not Failure.LIMIT or resets_at is None:
-        resets_at = None
-    elif not now - 86_400 < resets_at < now + _LONGEST_LIMIT_SECONDS:
+    is_told = rule.failure is Failure.LIMIT and resets_at is not None
+    if not is_told or not now - 86_400 < (resets_at or 0.0) < now + _LONGEST_LIMIT_SECONDS:
         resets_at = None
     return Ending(rule.failure, rule.reason, _detail(provider, message, rule.cure), resets_at=resets_at)
 

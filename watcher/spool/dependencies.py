@@ -111,7 +111,9 @@ def look(results: Results, dependencies: Iterable[str]) -> tuple[set[str], str |
     return missing, None
 
 
-def find_cycle(worker: str, task_id: str, missing: Iterable[str], pending: Callable[[str, str], list[str] | None]) -> list[str] | None:
+def find_cycle(
+    worker: str, task_id: str, missing: Iterable[str], pending: Callable[[str, str], list[str] | None]
+) -> list[str] | None:
     """A chain of waiting tasks that leads back to this one, or None.
 
     `pending(worker, id)` gives the dependencies of a waiting task, None when no such task waits. Names without a

@@ -87,7 +87,7 @@ class Endings:
         """How a claimed file that cannot run ends. None when it has become a good task meanwhile."""
         history = History.of(handle) if "~" in handle else None
         if history is None:
-            return self._not_a_task(handle, handle.removesuffix("!.json"), f"{ascii(name)}: {why.detail}", why.reason)
+            return self._not_a_task(handle, handle.removesuffix("!.json"), f"{name!a}: {why.detail}", why.reason)
         task = self._read_again(handle, history.stem)
         if task is None:
             return self._not_a_task(handle, history.stem, why.detail, why.reason)

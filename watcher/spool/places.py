@@ -151,6 +151,8 @@ def _open(path: Path, undo: contextlib.ExitStack) -> Folder:
     try:
         folder = Folder(path)
     except OSError as error:
-        raise SettingError(f"cannot use the folder {path}: {error.strerror or error}; create it or make it writable") from error
+        raise SettingError(
+            f"cannot use the folder {path}: {error.strerror or error}; create it or make it writable"
+        ) from error
     undo.callback(folder.close)
     return folder

@@ -114,4 +114,4 @@ def _clean_up(places: Places, dead: str) -> None:
     # Notes and locks last, the process's own lock at the very end.
     for kind in ("json", "busy", "lock"):
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(claims / f"{dead}.{kind}")  # noqa: PTH108 - beside the other calls of its kind
+            os.unlink(claims / f"{dead}.{kind}")

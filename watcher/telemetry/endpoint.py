@@ -119,23 +119,23 @@ def _router(metrics: WSGIApplication, ready: Answer, alive: Answer) -> WSGIAppli
     probes = {"/healthz": alive, "/readyz": ready}
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        path = environ["PATH_INFO"]
-        if path == "/metrics":
+        path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
+        if path != "/metrics" and path not in probes:
+            status, text = "404 Not Found", "there are /metrics, /healthz and /readyz"
+        elif method != "GET" and (method != "HEAD" or path == "/metrics"):
+            status, text = "405 Method Not Allowed", "use GET"
+        elif path == "/metrics":
             try:
                 return metrics(environ, start_response)  # it gathers everything before it starts to answer
             except Exception:  # noqa: BLE001 - a scrape that fails must be seen in the log, not end in wsgiref
                 _log.warning("metrics could not be gathered", exc_info=True)
                 status, text = "500 Internal Server Error", "metrics could not be gathered; the log says why"
-        elif path not in probes:
-            status, text = "404 Not Found", "there are /metrics, /healthz and /readyz"
-        elif environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            status, text = "405 Method Not Allowed", "use GET"
         else:
             yes, text = _ask(probes[path])
             status = "200 OK" if yes else "503 Service Unavailable"
         body = f"{text}\n".encode("utf-8", "backslashreplace")
         start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))])
-        return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+        return [] if method == "HEAD" else [body]
 
     return app
 

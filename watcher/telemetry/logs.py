@@ -228,8 +228,8 @@ class JsonLines(JsonFormatter):
     def jsonify_log_record(self, log_data: dict[str, Any]) -> str:
         try:
             return self._encode(log_data)
-        except ValueError:
-            return self._encode({name: str(value) for name, value in log_data.items()})
+        except ValueError:  # NaN or infinity
+            return self._encode({n: str(v) if isinstance(v, float) else v for n, v in log_data.items()})
 
 
 _COLOURS = {

@@ -1,0 +1,139 @@
+"""The files of attempts: what a command reads its prompt from, and what it prints into.
+
+A slot's two files are used by one command after the other, which saves making and deleting two files for each; they
+are replaced when something else may still hold them, or when the caller keeps them. They lie in the claim folder, so
+that rescuers clear what a crash leaves. Raises OSError: the claim folder is gone, or the machine is short of
+something.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from watcher.errors import is_trouble
+from watcher.runner.interface import Output
+from watcher.runner.reading import bounded_text
+
+
+class Slot:
+    """The two files that one command at a time prints into."""
+
+    def __init__(self, folder: Path, numbers: itertools.count[int]) -> None:
+        self._folder = folder
+        self._numbers = numbers
+        self.stdout = Capture(folder, f"output-{next(numbers)}.stdout")
+        try:
+            self.stderr = Capture(folder, f"output-{next(numbers)}.stderr")
+        except OSError:
+            self.stdout.remove()
+            raise
+
+    def refresh(self, is_clean: bool) -> None:
+        """Make both ready for the next command: emptied, or new when they are kept or were shared with
+        others.
+        """
+        self.stdout = self._ready(self.stdout, "stdout", is_clean)
+        self.stderr = self._ready(self.stderr, "stderr", is_clean)
+
+    def remove(self) -> None:
+        self.stdout.remove()
+        self.stderr.remove()
+
+    def _ready(self, capture: Capture, stream: str, is_clean: bool) -> Capture:
+        if is_clean and not capture.is_kept:
+            capture.empty()
+            return capture
+        fresh = Capture(self._folder, f"output-{next(self._numbers)}.{stream}")
+        capture.remove()
+        return fresh
+
+
+@dataclass(slots=True)
+class Capture:
+    """A file that a command prints into. Appending, so that it can be emptied while its descriptor is used
+    again.
+    """
+
+    folder: Path
+    name: str
+    is_kept: bool = False
+    fd: int = field(init=False, default=-1)
+
+    def __post_init__(self) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        self.fd = os.open(self.folder / self.name, flags, 0o644)
+
+    def size(self) -> int:
+        return os.fstat(self.fd).st_size
+
+    def changed_at(self) -> float | None:
+        """Wall seconds of the last output, or None when there is none."""
+        found = os.fstat(self.fd)
+        return found.st_mtime if found.st_size else None
+
+    def output(self, size: int, at_most_bytes: int) -> Output:
+        if size == 0:
+            return Output()
+        text, truncated = bounded_text(self.fd, size, at_most_bytes)
+        return Output(text, size, truncated, self.keep() if truncated else None)
+
+    def keep(self) -> str:
+        """From now on the file is the caller's."""
+        self.is_kept = True
+        return self.name
+
+    def empty(self) -> None:
+        if self.size():
+            os.ftruncate(self.fd, 0)
+            os.lseek(self.fd, 0, os.SEEK_SET)  # should a command have taken O_APPEND away
+
+    def remove(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        if not self.is_kept:
+            remove(str(self.folder / self.name))
+
+
+def unnamed_file(raw: bytes, folder: Path) -> int:
+    """A descriptor of a file that holds `raw`, read from its beginning, and that is gone with its last user."""
+    try:
+        fd = os.memfd_create("prompt", os.MFD_CLOEXEC)
+    except (AttributeError, OSError) as error:
+        if isinstance(error, OSError) and is_trouble(error):
+            raise
+        path = folder / f"prompt-{threading.get_ident()}.tmp"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        path.unlink()
+    try:
+        _write_all(fd, raw)
+        os.lseek(fd, 0, os.SEEK_SET)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def write_file(path: str, raw: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        _write_all(fd, raw)
+    finally:
+        os.close(fd)
+
+
+def _write_all(fd: int, raw: bytes) -> None:
+    written = os.write(fd, raw)
+    while written < len(raw):
+        written += os.write(fd, raw[written:])
+
+
+def remove(path: str | None) -> None:
+    if path is not None:
+        with contextlib.suppress(OSError):
+            os.unlink(path)

@@ -1,0 +1,457 @@
+"""Run each attempt as a process of its own: prompt in, output onto files, everything ended when `run`
+returns.
+
+The prompt is a file without a name on stdin, at its beginning and closed after it, so that no command can
+wait for more and none can block us by not reading. stdout and stderr are files in the claim folder: no pipe
+can fill, the size does not matter, and `tail -f` works. A slot keeps its two files and empties them for the
+next attempt, unless a process of the last one had to be killed, which may have shared them, or the file is
+`kept`: then it belongs to the caller, who moves or removes it. A crash leaves the files in the claim folder,
+which rescuers clear.
+
+Nothing here raises for what a command does: each way to fail is an Ending. Two that might surprise: a command
+that is missing ends as AUTH, because that holds the provider and counts no attempt; an attempt that the
+machine could not start (no memory, no descriptors) ends as TROUBLE.
+
+Used by many threads at once, none of which should be the main one (see `childproc`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import threading
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from watcher import childproc
+from watcher.clock import Clock
+from watcher.errors import is_trouble
+from watcher.policy.disposition import Ending, Failure
+from watcher.runner.files import Slot, remove, unnamed_file, write_file
+from watcher.runner.interface import Attempt, Outcome, Output
+from watcher.runner.providers import (
+    LOOK_AGAIN_SECONDS,
+    PROMPT_FILE,
+    OutputFormat,
+    Provider,
+    environment_for,
+    find_program,
+    judge,
+    missing_problem,
+    root_problem,
+)
+from watcher.runner.reading import Reading, bounded_text, events, shortened
+
+#: The longest single argument that Linux passes to a program: MAX_ARG_STRLEN without the NUL (execve(2)).
+MAX_ARGUMENT_BYTES = 131_071
+#: Where words of a failure are looked for: they stand near an end of what was printed.
+_PRINTED_BYTES = 64 << 10
+#: `problem` looks for the command at most this often.
+_LOOK_EVERY_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class OneShotSettings:
+    """What all attempts have in common.
+
+    `folder` is this incarnation's claim folder; `busy_fd` the descriptor of its `.busy` lock, which every
+    command inherits. Of `environ` (the worker's own) a command sees what its provider and `more_environment`
+    (globs) allow.
+    """
+
+    folder: Path
+    busy_fd: int | None
+    environ: Mapping[str, str]
+    more_environment: tuple[str, ...] = ()
+    kill_grace_seconds: float = 5.0
+    max_output_bytes: int = 1 << 20
+    allowed_cwd: tuple[Path, ...] = ()
+    default_cwd: Path | None = None
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """A provider as it is started here; made once."""
+
+    provider: Provider
+    argv: tuple[str, ...]
+    output: OutputFormat
+    environment: dict[bytes, bytes]
+    path: str
+    program: str | None = None
+    looked_at: float = 0.0
+    problem: Ending | None = None
+
+
+@dataclass(slots=True)
+class _Plan:
+    """One attempt, ready to be spawned."""
+
+    argv: list[bytes | str]
+    environment: dict[bytes, bytes]
+    cwd: str | None
+    prompt: bytes | None = None
+    prompt_file: str | None = None
+
+
+@dataclass(slots=True)
+class _Run:
+    """An attempt that is under way; changed under the runner's lock."""
+
+    slot: Slot
+    child: childproc.Child | None = None
+    stopped: Failure | None = None
+    timed_out: bool = False
+
+
+class OneShotRunner:
+    """A Runner (see `runner.interface`) that starts one process per attempt."""
+
+    def __init__(self, providers: Mapping[str, Provider], settings: OneShotSettings, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._providers = dict(providers)
+        self._prepared: dict[str, _Prepared] = {}
+        self._pass_fds = () if settings.busy_fd is None else (settings.busy_fd,)
+        self._lock = threading.Lock()
+        self._running: dict[str, _Run] = {}
+        self._slots: deque[Slot] = deque()
+        self._numbers = itertools.count(1)
+
+    def problem(self, provider: str) -> Ending | None:
+        """Why attempts of this provider cannot run at all now, or None. Cheap: it looks again every few
+        seconds.
+        """
+        prepared = self._prepare(provider)
+        if isinstance(prepared, Ending):
+            return prepared
+        if self._clock.monotonic() - prepared.looked_at >= _LOOK_EVERY_SECONDS:
+            self._look(prepared)
+        return prepared.problem
+
+    def run(self, attempt: Attempt) -> Outcome:
+        """Run it to its end. Blocks; when it returns, no process of the attempt is alive."""
+        started_at = self._clock.wall()
+        began = self._clock.monotonic()
+        plan = self._plan(attempt)
+        if isinstance(plan, Ending):
+            outcome = _not_started(plan)
+        else:
+            try:
+                outcome = self._run(attempt, plan)
+            except OSError as error:
+                outcome = _not_started(_trouble(attempt, error))
+        outcome.started_at = started_at
+        outcome.duration_seconds = max(0.0, self._clock.monotonic() - began)
+        return outcome
+
+    def stop(self, mark: str, failure: Failure) -> None:
+        """End the attempt early; its `run` then returns. One that has just ended by itself keeps its outcome."""
+        with self._lock:
+            run = self._running.get(mark)
+            if run is None or run.timed_out:
+                return
+            if run.child is None or run.child.end(self._settings.kill_grace_seconds):
+                run.stopped = run.stopped or failure
+
+    def sweep(self) -> int:
+        """End what escaped from attempts that are over; returns how many processes that were."""
+        return childproc.sweep()
+
+    def live_output(self, mark: str) -> tuple[Path, float | None] | None:
+        """Where a running attempt prints to, and when it last did (wall seconds; None: not yet). For people."""
+        with self._lock:
+            run = self._running.get(mark)
+            if run is None:
+                return None
+            changed = [at for at in (run.slot.stdout.changed_at(), run.slot.stderr.changed_at()) if at is not None]
+            return self._settings.folder / run.slot.stdout.name, max(changed, default=None)
+
+    def close(self) -> None:
+        """Remove the files of idle slots; call it when nothing runs any more."""
+        while self._slots:
+            self._slots.pop().remove()
+
+    def _prepare(self, name: str) -> _Prepared | Ending:
+        prepared = self._prepared.get(name)
+        if prepared is not None:
+            return prepared
+        provider = self._providers.get(name)
+        if provider is None:
+            known = ", ".join(sorted(self._providers))
+            return Ending(
+                Failure.PERMANENT,
+                "unknown_provider",
+                f"provider {name!r} is not known here; name one of {known}, or set AGENT_COMMAND",
+            )
+        argv, output = provider.argv()
+        visible = environment_for(provider, self._settings.environ, self._settings.more_environment)
+        environment = {os.fsencode(name): os.fsencode(value) for name, value in visible.items()}
+        prepared = _Prepared(provider, argv, output, environment, visible["PATH"])
+        self._look(prepared)
+        self._prepared[name] = prepared
+        return prepared
+
+    def _look(self, prepared: _Prepared) -> None:
+        provider = prepared.provider
+        prepared.looked_at = self._clock.monotonic()
+        prepared.program = find_program(provider, prepared.path)
+        if prepared.program is None:
+            prepared.problem = missing_problem(provider, prepared.path, self._clock.wall())
+        else:
+            visible = {os.fsdecode(n): os.fsdecode(v) for n, v in prepared.environment.items()}
+            prepared.problem = root_problem(provider, prepared.program, prepared.argv, visible)
+
+    def _plan(self, attempt: Attempt) -> _Plan | Ending:
+        prepared = self._prepare(attempt.provider)
+        if isinstance(prepared, Ending):
+            return prepared
+        if prepared.problem is not None:
+            self._look(prepared)
+            if prepared.problem is not None:
+                return prepared.problem
+        cwd = self._cwd(attempt.cwd)
+        if isinstance(cwd, Ending):
+            return cwd
+        plan = _Plan(list(prepared.argv), _environment(prepared, attempt), cwd)
+        problem = self._place_prompt(prepared.provider, attempt, plan)
+        return plan if problem is None else problem
+
+    def _cwd(self, wanted: str | None) -> str | Ending | None:
+        settings = self._settings
+        if wanted is None:
+            return None if settings.default_cwd is None else str(settings.default_cwd)
+        if not os.path.isdir(wanted):
+            return _bad_cwd(wanted, "is no folder here; make it, or correct cwd in the task")
+        if not os.access(wanted, os.X_OK | os.R_OK):
+            return _bad_cwd(wanted, "may not be entered by the worker's user; change its mode")
+        if not settings.allowed_cwd:
+            return wanted
+        real = os.path.realpath(wanted)
+        for folder in settings.allowed_cwd:
+            allowed = os.path.realpath(folder)
+            if real == allowed or real.startswith(allowed.rstrip("/") + "/"):
+                return real
+        return _bad_cwd(wanted, f"is {real}, which ALLOWED_CWD does not allow; add its folder there")
+
+    def _place_prompt(self, provider: Provider, attempt: Attempt, plan: _Plan) -> Ending | None:
+        """Into the plan: on stdin, as the last argument, or in a file that is named in the command."""
+        raw = attempt.prompt.encode("utf-8", "replace")
+        if attempt.model is not None:
+            plan.environment[b"WATCHER_MODEL"] = attempt.model.encode()
+            if provider.model_flag is not None:
+                plan.argv += (provider.model_flag, attempt.model)
+        if provider.prompt == "stdin":
+            plan.prompt = raw
+        elif provider.prompt == "file":
+            plan.prompt_file = path = str(self._settings.folder / f"prompt-{next(self._numbers)}.txt")
+            named = [word.replace(PROMPT_FILE, path) if isinstance(word, str) else word for word in plan.argv]
+            plan.argv = named if named != plan.argv else [*named, path]
+            plan.prompt = raw
+        else:
+            raw = raw.replace(b"\0", b"\xef\xbf\xbd")
+            raw = b" " + raw if raw.startswith(b"-") else raw  # it must not become a flag
+            if len(raw) > MAX_ARGUMENT_BYTES:
+                return Ending(
+                    Failure.PERMANENT,
+                    "prompt_too_long",
+                    f"{provider.name}: a prompt of {len(raw)} bytes cannot be an argument (at most "
+                    f"{MAX_ARGUMENT_BYTES}); set AGENT_PROMPT=stdin or file, or make the description shorter",
+                )
+            if provider.prompt_flag is not None:
+                plan.argv.append(provider.prompt_flag)
+            plan.argv.append(raw)
+        return None
+
+    def _run(self, attempt: Attempt, plan: _Plan) -> Outcome:
+        run = _Run(self._take_slot())
+        with self._lock:
+            self._running[attempt.mark] = run
+        is_clean = True
+        try:
+            childproc.attempt_began(attempt.mark)
+            child = self._spawn(attempt, plan, run)
+            if isinstance(child, Ending):
+                childproc.attempt_over(None, attempt.mark)
+                return _not_started(child)
+            is_clean = False
+            outcome = self._finish(attempt, run, child)
+            is_clean = outcome.leftovers_killed == 0 and not child.was_told_to_end
+            return outcome
+        finally:
+            with self._lock:
+                del self._running[attempt.mark]
+            remove(plan.prompt_file)
+            self._give_back(run.slot, is_clean)
+
+    def _spawn(self, attempt: Attempt, plan: _Plan, run: _Run) -> childproc.Child | Ending:
+        prepared = self._prepared[attempt.provider]
+        program = prepared.program
+        try:
+            child = self._start(plan, run, program)
+        except OSError as error:
+            if error.errno != errno.ENOENT or not self._moved(prepared, program):
+                return self._spawn_failure(prepared, plan, attempt, error)
+            try:
+                child = self._start(plan, run, prepared.program)
+            except OSError as again:
+                return self._spawn_failure(prepared, plan, attempt, again)
+        if isinstance(child, childproc.Child):
+            with self._lock:
+                run.child = child
+                if run.stopped is not None:
+                    child.end(self._settings.kill_grace_seconds)
+        return child
+
+    def _start(self, plan: _Plan, run: _Run, program: str | None) -> childproc.Child | Ending:
+        stdin = None
+        try:
+            if plan.prompt_file is not None:
+                write_file(plan.prompt_file, plan.prompt or b"")
+            elif plan.prompt is not None:
+                stdin = unnamed_file(plan.prompt, self._settings.folder)
+            with self._lock:
+                if run.stopped is not None:
+                    return Ending(run.stopped)
+            slot = run.slot
+            return childproc.spawn(
+                plan.argv, plan.environment, plan.cwd, stdin, slot.stdout.fd, slot.stderr.fd, self._pass_fds, program
+            )
+        finally:
+            if stdin is not None:
+                os.close(stdin)
+
+    def _moved(self, prepared: _Prepared, program: str | None) -> bool:
+        """Whether the program is somewhere else now: an update may put it into another folder of PATH."""
+        self._look(prepared)
+        return prepared.program not in (None, program)
+
+    def _finish(self, attempt: Attempt, run: _Run, child: childproc.Child) -> Outcome:
+        try:
+            code = self._wait(attempt, run, child)
+        finally:
+            leftovers = childproc.attempt_over(child, attempt.mark)
+        outcome = self._outcome(self._prepared[attempt.provider], run, code, attempt.timeout_seconds)
+        outcome.leftovers_killed = leftovers
+        return outcome
+
+    def _spawn_failure(self, prepared: _Prepared, plan: _Plan, attempt: Attempt, error: OSError) -> Ending:
+        """What it means that a command could not be started at all."""
+        provider = prepared.provider
+        now = self._clock.wall()
+        prepared.looked_at = float("-inf")
+        if plan.cwd is not None and error.filename == plan.cwd:
+            return _bad_cwd(plan.cwd, f"cannot be entered: {error.strerror}")
+        if is_trouble(error) or error.filename == plan.prompt_file is not None:
+            return _trouble(attempt, error)
+        if error.errno == errno.E2BIG:
+            what = "the arguments and the environment are longer than the system allows"
+            return Ending(Failure.PERMANENT, "argument_too_long", f"{provider.name}: {what}; use AGENT_PROMPT=stdin")
+        name = errno.errorcode.get(error.errno or 0, str(error.errno))
+        if error.errno == errno.ENOENT:
+            if not os.path.exists(prepared.program or ""):
+                return missing_problem(provider, prepared.path, now)
+            why = "the interpreter that its first line names is missing; install it"
+        elif error.errno in (errno.EACCES, errno.ENOEXEC, errno.EPERM, errno.ENOTDIR, errno.ELOOP):
+            why = "it cannot be executed; give it the right mode, and a script a first line such as #!/bin/sh"
+        else:
+            return Ending(Failure.TRANSIENT, "not_started", f"{provider.name}: {prepared.program}: {name}")
+        return Ending(
+            Failure.AUTH,
+            "command_not_executable",
+            f"{provider.name}: {prepared.program}: {name}: {why}, it is tried again soon",
+            resets_at=now + LOOK_AGAIN_SECONDS,
+        )
+
+    def _wait(self, attempt: Attempt, run: _Run, child: childproc.Child) -> int:
+        code = child.wait(attempt.timeout_seconds)
+        if code is None:
+            with self._lock:
+                if run.stopped is None:
+                    run.timed_out = child.end(self._settings.kill_grace_seconds)
+            code = child.wait()
+        return childproc.EXIT_UNKNOWN if code is None else code
+
+    def _outcome(self, prepared: _Prepared, run: _Run, code: int, timeout_seconds: float) -> Outcome:
+        stdout, stderr, reading = self._collect(prepared, run.slot)
+        provider = prepared.provider
+        if run.stopped is not None:
+            ending = Ending(run.stopped, detail=f"{provider.name}: ended on request")
+        elif run.timed_out:
+            detail = f"{provider.name}: still running after its {timeout_seconds:g} s; set a longer timeout"
+            ending = Ending(Failure.TRANSIENT, "timeout", detail, timed_out=True)
+        elif code == childproc.EXIT_UNKNOWN:
+            ending = Ending(Failure.TRANSIENT, "exit_unknown", f"{provider.name}: something else took its exit code")
+        else:
+            ending = judge(provider, code, reading, lambda: _printed(run.slot, reading), self._clock.wall())
+        usage = None if reading is None else reading.usage
+        exit_code = None if code == childproc.EXIT_UNKNOWN else code
+        return Outcome(ending, exit_code, stdout, stderr, 0.0, 0.0, usage)
+
+    def _collect(self, prepared: _Prepared, slot: Slot) -> tuple[Output, Output, Reading | None]:
+        at_most = self._settings.max_output_bytes
+        reader = prepared.provider.reader
+        size = slot.stdout.size()
+        reading = None
+        if reader is not None and prepared.output != "text":
+            mentions = prepared.provider.mentions
+            reading = reader(events(slot.stdout.fd, size, prepared.output, mentions))
+        if reading is not None and reading.answer is not None:
+            text, truncated = shortened(reading.answer, at_most)
+            stdout = Output(text, size, truncated, slot.stdout.keep())
+        else:
+            stdout = slot.stdout.output(size, at_most)
+        return stdout, slot.stderr.output(slot.stderr.size(), at_most), reading
+
+    def _take_slot(self) -> Slot:
+        with contextlib.suppress(IndexError):
+            return self._slots.pop()
+        return Slot(self._settings.folder, self._numbers)
+
+    def _give_back(self, slot: Slot, is_clean: bool) -> None:
+        try:
+            slot.refresh(is_clean)
+        except OSError:  # no descriptor or no folder: the next attempt says so, if it is still true then
+            slot.remove()
+        else:
+            self._slots.append(slot)
+
+
+def _environment(prepared: _Prepared, attempt: Attempt) -> dict[bytes, bytes]:
+    out = dict(prepared.environment)
+    out[b"WATCHER_TASK_ID"] = attempt.task_id.encode()
+    out[b"WATCHER_WORKER"] = attempt.worker.encode()
+    out[b"WATCHER_ATTEMPT"] = b"%d" % attempt.number
+    out[childproc.MARK.encode()] = attempt.mark.encode()
+    return out
+
+
+def _printed(slot: Slot, reading: Reading | None) -> str:
+    """What the words of a failure are looked for in. Not in events: there an agent quotes whatever it has
+    read.
+    """
+    stdout, _ = bounded_text(slot.stdout.fd, slot.stdout.size(), _PRINTED_BYTES)
+    stderr, _ = bounded_text(slot.stderr.fd, slot.stderr.size(), _PRINTED_BYTES)
+    if reading is None:
+        return f"{stdout}\n{stderr}"
+    lines = [line for line in stdout.split("\n") if not line.lstrip().startswith(("{", "[", '"', "}", "]"))]
+    return "\n".join((reading.message, *lines, stderr))
+
+
+def _not_started(ending: Ending) -> Outcome:
+    return Outcome(ending, None, Output(), Output(), 0.0, 0.0)
+
+
+def _bad_cwd(cwd: str, why: str) -> Ending:
+    return Ending(Failure.PERMANENT, "bad_cwd", f"cwd {cwd!r} {why}")
+
+
+def _trouble(attempt: Attempt, error: OSError) -> Ending:
+    name = errno.errorcode.get(error.errno or 0, str(error.errno))
+    where = "" if error.filename is None else f" ({error.filename!r})"
+    detail = f"run {attempt.provider} for {attempt.task_id}: {name}: {error.strerror or error}{where}"
+    return Ending(Failure.TROUBLE, "worker_trouble", detail)

@@ -1,0 +1,349 @@
+"""Finding what waits: the index of one worker's tasks, kept true by events and scans.
+
+Memory holds one entry per waiting task, never its text. A file goes in line, or to the blocked, or to the unsettled
+(being written, or not a task yet), or to the endings (never will be a task). Events only say where to look; the scan
+compares the index with the folders and finds what events missed.
+
+Belongs to the loop thread. Raises WorkerTrouble when the folders cannot be listed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from watcher.atomicfile import Folder
+from watcher.clock import Clock
+from watcher.errors import InvalidTask, WorkerTrouble
+from watcher.events import Emit, FileIgnored
+from watcher.formats.task import TASK_FILE_NAME, Task, parse_task
+from watcher.policy.order import FifoMode, Lineup, Waiting
+from watcher.spool.blocked import Blocked
+from watcher.spool.dependencies import Results
+from watcher.spool.places import History, Places
+from watcher.spool.reading import FileState, Reading, read_task_file
+
+#: How long a complete file whose writer keeps it open, unchanged, is left alone.
+WRITER_PATIENCE_SECONDS = 30.0
+#: A file that was not ready is looked at again after this long, doubling up to the second figure.
+_LOOK_AGAIN_SECONDS = (0.1, 2.0)
+_CLOCK_JUMP_SECONDS = 1.0
+#: Names that editors and network file systems leave for a moment; not worth a word.
+_FLEETING = (".", "#")
+_FLEETING_ENDS = ("~", ".swp", ".swx", ".tmp", ".part", ".crdownload", "4913")
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolOptions:
+    """What the engine needs to know of the settings. Seconds and bytes."""
+
+    default_provider: str
+    fifo_mode: FifoMode = "per_agent"
+    max_task_bytes: int = 1 << 20
+    settle_seconds: float = 2.0
+    dependency_timeout_seconds: float = 3600.0
+    max_worker_deaths: int = 3
+    longest_delay_seconds: float = 330.0
+
+
+@dataclass(slots=True)
+class _Unsettled:
+    """A file that is not ready to be judged: being written, or not a task yet. Times are monotonic."""
+
+    state: FileState | None
+    since: float
+    again_at: float
+    pause: float
+
+
+class Lookout:
+    """Knows every task that waits for one worker and what it waits for.
+
+    `lineup` holds those that may be taken, `endings` the files (folder, name, why) that will never be.
+    """
+
+    def __init__(self, places: Places, options: SpoolOptions, clock: Clock, emit: Emit) -> None:
+        self._places = places
+        self._options = options
+        self._clock = clock
+        self._emit = emit
+        self.lineup = Lineup(options.fifo_mode)
+        self.results = Results(places.results_root, places.worker)
+        self.endings: deque[tuple[Folder, str, InvalidTask]] = deque()
+        self._blocked = Blocked(places, self.results, options, clock)
+        self._unsettled: dict[str, _Unsettled] = {}
+        self._returned: dict[str, str] = {}
+        self._ignored: set[str] = set()
+        self._drift = clock.wall() - clock.monotonic()
+
+    def notice(self, names: Collection[str]) -> None:
+        """Look at files of the inbox that an event named."""
+        for name in names:
+            if _is_task_name(name):
+                self.index(name)
+
+    def notice_result(self, worker: str, name: str) -> None:
+        """A result of some worker has appeared; tasks that wait for it may be ready."""
+        self.results.note(worker, name)
+        for waiting in self._blocked.answered(worker, name.removesuffix(".json")):
+            self.index(waiting)
+
+    def scan(self) -> Iterator[None]:
+        """Compare the folders with the index; yields now and then so that the loop stays awake.
+
+        Raises WorkerTrouble when the folders cannot be listed.
+        """
+        try:
+            inbox, retry = self._places.inbox.names(), self._places.retry.names()
+        except OSError as error:
+            raise WorkerTrouble(f"list {self._places.inbox.path}", error) from error
+        yield
+        self.results.refresh()
+        yield from self._look_at_the_clock()
+        known = self.lineup
+        step = 0
+        for names, is_known_name in ((retry, _has_history), (inbox, _is_task_name)):
+            for name in names:
+                if name in known or name in self._blocked or name in self._unsettled:
+                    continue
+                if is_known_name(name):
+                    self.index(name)
+                elif name not in self._ignored:
+                    self._judge_name(name)
+                step += 1
+                if step % 100 == 0:
+                    yield
+        there = set(inbox)
+        there.update(retry)
+        for number, name in enumerate([n for n in known.names() if n not in there]):
+            # Entries may have come while the listing was walked; only a file that is really gone is forgotten.
+            if not self.folder_of(name).has(name):
+                known.discard(name, self._clock.monotonic())
+            if number % 200 == 199:
+                yield
+        for waiting in self._blocked.look_again():
+            self.index(waiting)
+            yield
+        self._look_at_unsettled(everything=True)
+
+    def _look_at_the_clock(self) -> Iterator[None]:
+        """A wall clock that was set moves the tasks that wait for a wall time."""
+        drift = self._clock.wall() - self._clock.monotonic()
+        if abs(drift - self._drift) > _CLOCK_JUMP_SECONDS:
+            self._drift = drift
+            for name in self.lineup.deferred():
+                self.index(name)
+                yield
+
+    def tick(self) -> None:
+        """Do what is due by time alone."""
+        self._look_at_unsettled(everything=False)
+
+    def watched_results(self) -> list[str]:
+        """Workers whose results somebody here waits for."""
+        return self.results.workers() if self._blocked else []
+
+    def waiting(self) -> int:
+        return len(self.lineup) + len(self._blocked) + len(self._unsettled) + len(self.endings)
+
+    def blocked(self) -> int:
+        """How many tasks wait for dependencies."""
+        return len(self._blocked)
+
+    def oldest_arrival(self) -> float | None:
+        """Wall seconds at which the oldest waiting task came, or None."""
+        return self.lineup.oldest_arrival()
+
+    def has_ready(self, excluded: Collection[str]) -> bool:
+        if self.endings:
+            return True
+        due = self.lineup.next_due()
+        return (due is not None and due <= self._clock.monotonic()) or self.lineup.has_ready(excluded)
+
+    def next_due_in(self) -> float | None:
+        waits = []
+        now = self._clock.monotonic()
+        due = self.lineup.next_due()
+        if due is not None:
+            waits.append(max(0.0, due - now))
+        if self._unsettled:
+            waits.append(max(0.0, min(u.again_at for u in self._unsettled.values()) - now))
+        return min(waits) if waits else None
+
+    def index(self, name: str) -> None:
+        """Read a waiting file and put it where it belongs. Trouble leaves it to the next scan."""
+        history = History.of(name) if "~" in name or _is_task_name(name) else None
+        if history is None:
+            self._unsettled.pop(name, None)
+            return
+        folder = self.folder_of(name)
+        try:
+            found = read_task_file(folder, name, self._options.max_task_bytes)
+        except WorkerTrouble:
+            return
+        if found is None:
+            self._forget_waiting(name)
+            return
+        if not isinstance(found, Reading):
+            self.not_yet(name, found.state, found.error, found.settling)
+            return
+        try:
+            task = parse_task(found.raw, history.stem, self._places.worker)
+        except InvalidTask as error:
+            self.not_yet(name, found.state, error, settling=True, being_written=found.being_written)
+            return
+        if found.being_written and not self.writer_had_its_time(name, found.state):
+            return
+        self._unsettled.pop(name, None)
+        self._line_up(name, history, task, found)
+
+    def _line_up(self, name: str, history: History, task: Task, found: Reading) -> None:
+        now = self._clock.monotonic()
+        self.lineup.discard(name, now)
+        if "~" in name:
+            self._returned[history.stem] = name
+        waiting = Waiting(
+            name,
+            task.priority,
+            max(found.arrived_at, task.not_before or 0.0),
+            sys.intern(task.provider or self._options.default_provider),
+            self.lineup.lane_of(task.agent_id),
+            self._due(history, task),
+        )
+        if task.dependencies and not history.attempts:
+            broken = self._blocked.add(name, task)
+            if broken is not None:
+                self.endings.append((self.folder_of(name), name, broken))
+                return
+            if name in self._blocked:
+                return
+        self.lineup.add(waiting, now)
+
+    def _due(self, history: History, task: Task) -> float:
+        """When it may start, as monotonic seconds; 0 for now.
+
+        A stored retry time beyond the longest delay is a clock that jumped: it is cut.
+        """
+        wall = self._clock.wall()
+        retry = min(history.due - wall, self._options.longest_delay_seconds)
+        wait = max(retry, (task.not_before or 0.0) - wall)
+        return self._clock.monotonic() + wait if wait > 0 else 0.0
+
+    def not_yet(
+        self, name: str, state: FileState, error: InvalidTask, settling: bool, being_written: bool = False
+    ) -> None:
+        """A file that is no task: perhaps not yet. Unchanged for SETTLE_SECONDS and closed, it is refused."""
+        now = self._clock.monotonic()
+        entry = self._unsettled.get(name)
+        if entry is None or entry.state != state:
+            entry = self._unsettled[name] = _Unsettled(state, now, now, _LOOK_AGAIN_SECONDS[0])
+        if not settling or (now - entry.since >= self._options.settle_seconds and not being_written):
+            del self._unsettled[name]
+            self.lineup.discard(name, self._clock.monotonic())
+            self.endings.append((self.folder_of(name), name, error))
+            return
+        self.lineup.discard(name, self._clock.monotonic())
+        self._pause(entry, now)
+
+    def writer_had_its_time(self, name: str, state: FileState) -> bool:
+        """A complete task whose writer still has it open is left alone for a while."""
+        now = self._clock.monotonic()
+        entry = self._unsettled.get(name)
+        if entry is None or entry.state != state:
+            entry = self._unsettled[name] = _Unsettled(state, now, now, _LOOK_AGAIN_SECONDS[0])
+        if now - entry.since >= WRITER_PATIENCE_SECONDS:
+            return True
+        self.lineup.discard(name, self._clock.monotonic())
+        self._pause(entry, now)
+        return False
+
+    def _pause(self, entry: _Unsettled, now: float) -> None:
+        # With a short SETTLE_SECONDS the next look must not come much later than the verdict is due.
+        entry.again_at = now + min(entry.pause, max(self._options.settle_seconds, 0.02))
+        entry.pause = min(entry.pause * 2, _LOOK_AGAIN_SECONDS[1])
+
+    def look_again_later(self, name: str) -> None:
+        now = self._clock.monotonic()
+        entry = self._unsettled.get(name) or _Unsettled(None, now, now, _LOOK_AGAIN_SECONDS[0])
+        entry.again_at = now + entry.pause
+        entry.pause = min(entry.pause * 2, _LOOK_AGAIN_SECONDS[1])
+        self._unsettled[name] = entry
+
+    def _look_at_unsettled(self, everything: bool) -> None:
+        now = self._clock.monotonic()
+        for name in [n for n, u in self._unsettled.items() if everything or u.again_at <= now]:
+            self.index(name)
+
+    def _forget_waiting(self, name: str) -> None:
+        self._unsettled.pop(name, None)
+        self._blocked.discard(name)
+        self.lineup.discard(name, self._clock.monotonic())
+
+    def _judge_name(self, name: str) -> None:
+        """A file that no rule knows: a broken name is refused like a broken task, the rest is only mentioned."""
+        if name.startswith(_FLEETING) or name.endswith(_FLEETING_ENDS):
+            return
+        if name.endswith(".json"):
+            text = "a task file is named like its id: letters, digits, dot, dash, underscore, at most 128, then .json"
+            self.endings.append((self._places.inbox, name, InvalidTask("bad_name", text)))
+        else:
+            self._emit(FileIgnored(ascii(name), "not a task: its name does not end in .json"))
+        self._ignored.add(name)
+
+    def folder_of(self, name: str) -> Folder:
+        """Where a lined-up file lies: a name with a history is in `.retry`."""
+        return self._places.retry if "~" in name else self._places.inbox
+
+    def changed_its_mind(self, waiting: Waiting, history: History, task: Task, found: Reading) -> bool:
+        """The file was edited since it was lined up: its place, its time or its needs may be others now."""
+        lane = self.lineup.lane_of(task.agent_id)
+        provider = task.provider or self._options.default_provider
+        is_due = (task.not_before or 0.0) <= self._clock.wall()
+        same = (task.priority, lane, provider) == (waiting.priority, waiting.lane, waiting.provider)
+        if same and is_due and (history.attempts or not task.dependencies or self._blocked.is_met(task)):
+            return False
+        self.lineup.free(waiting.lane, self._clock.monotonic())
+        self._line_up(waiting.name, history, task, found)
+        return True
+
+    def taken(self, name: str, stem: str) -> None:
+        """The file was claimed."""
+        self._unsettled.pop(name, None)
+        if "~" in name:
+            self._returned.pop(stem, None)
+
+    def refused(self, name: str) -> None:
+        """The file was claimed to end; one of the same name is judged anew."""
+        self._ignored.discard(name)
+
+    def returned(self, stem: str) -> str | None:
+        """The name under which a task of this id waits with a history, or None."""
+        return self._returned.get(stem)
+
+    def came_back(self, stem: str, name: str, waiting: Waiting) -> None:
+        """A claim was given back under this name."""
+        if "~" in name:
+            self._returned[stem] = name
+        self.lineup.add(waiting, self._clock.monotonic())
+
+    def over(self, stem: str) -> None:
+        """A task has its outcome: a file of the same id that waited for that is looked at again."""
+        twin = self._unsettled.get(f"{stem}.json")
+        if twin is not None:
+            twin.again_at = self._clock.monotonic()
+
+    def tell_once(self, name: str, detail: str) -> None:
+        """Mention a file that is left alone, once."""
+        if name not in self._ignored:
+            self._ignored.add(name)
+            self._emit(FileIgnored(ascii(name), detail))
+
+
+def _has_history(name: str) -> bool:
+    return "~" in name and History.of(name) is not None
+
+
+def _is_task_name(name: str) -> bool:
+    return TASK_FILE_NAME.fullmatch(name) is not None
