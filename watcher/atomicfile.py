@@ -24,8 +24,9 @@ _RENAMEAT2 = getattr(_LIBC, "renameat2", None)
 _SYNCFS = getattr(_LIBC, "syncfs", None)
 
 #: Up to this many files one fsync each is cheaper than flushing the whole file system (measured: docs/architecture.md).
-_FEW = 2
+FEW = 2
 
+_OVERWRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -58,11 +59,13 @@ class Folder:
         """All names, in no order."""
         return os.listdir(self.fd)
 
-    def write_new(self, name: str, data: bytes, mode: int = 0o666) -> None:
-        """Create a file that must not exist and write it; not durable before a flush."""
-        fd = os.open(name, _CREATE, mode, dir_fd=self.fd)
+    def write_new(self, name: str, data: bytes, *, durable: bool = False) -> None:
+        """Create a file that must not exist and write it; unless `durable`, it needs a flush to be safe."""
+        fd = os.open(name, _CREATE, 0o666, dir_fd=self.fd)
         try:
             write_all(fd, data)
+            if durable:
+                os.fsync(fd)
         finally:
             os.close(fd)
 
@@ -93,20 +96,17 @@ class Folder:
 
 
 def read_up_to(fd: int, limit: int) -> bytes:
-    """Read from the current position to the end of the file, at most `limit` bytes."""
-    chunks: list[bytes] = []
-    left = limit
-    while left > 0:
-        # 64 KiB: a larger read makes the allocator map and unmap memory each time.
-        chunk = os.read(fd, min(left, 65_536))
-        if not chunk:
-            break
+    """Read a regular file from the current position to its end, at most `limit` bytes."""
+    # 64 KiB a call: a larger buffer makes the allocator map and unmap memory each time.
+    chunk = os.read(fd, min(limit, 65_536))
+    if len(chunk) < 65_536:
+        return chunk
+    chunks = [chunk]
+    left = limit - len(chunk)
+    while left > 0 and (chunk := os.read(fd, min(left, 65_536))):
         chunks.append(chunk)
         left -= len(chunk)
-        if len(chunk) < 65_536 and len(chunks) == 1 and left > 0:
-            # A short first read of a regular file is nearly always its end; one more call makes sure.
-            continue
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    return b"".join(chunks)
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -147,6 +147,8 @@ def move(source: Folder, name: str, target: Folder, new_name: str) -> bool:
 
 def publish_new(source: Folder, name: str, target: Folder, new_name: str) -> bool:
     """Show a finished temporary file under its final name, never replacing. Returns False when that exists."""
+    if _RENAMEAT2 is not None:
+        return move_new(source, name, target, new_name)
     try:
         os.link(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd, follow_symlinks=False)
     except FileExistsError:
@@ -158,12 +160,14 @@ def publish_new(source: Folder, name: str, target: Folder, new_name: str) -> boo
 def replace(folder: Folder, name: str, data: bytes, owner: str, *, durable: bool = False) -> None:
     """Write a file whole or not at all, over an older one. `owner` keeps two writers' temporary files apart."""
     temporary = f".{name}.{owner}.tmp"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary, dir_fd=folder.fd)
     try:
-        folder.write_new(temporary, data)
-        if durable:
-            fsync_file(folder, temporary)
+        fd = os.open(temporary, _OVERWRITE, 0o666, dir_fd=folder.fd)
+        try:
+            write_all(fd, data)
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
         os.rename(temporary, name, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
     except OSError:
         with contextlib.suppress(OSError):
@@ -205,17 +209,14 @@ class Sync:
             self._by_device.setdefault(device, folder)
             self._device[folder.fd] = device
 
-    def flush_files(self, files: list[tuple[Folder, str]]) -> None:
-        if len(files) <= _FEW:
-            for folder, name in files:
-                fsync_file(folder, name)
-            return
-        self._flush_devices({folder.fd for folder, _ in files})
+    def flush_files(self, folders: Iterable[Folder]) -> None:
+        """Make the contents of all new files in these folders durable: one call for each file system."""
+        self._flush_devices({folder.fd for folder in folders})
 
-    def flush_folders(self, folders: Iterable[Folder], files: int) -> None:
-        """`files` is how many names were added; many of them are cheaper in one syncfs."""
+    def flush_folders(self, folders: Iterable[Folder]) -> None:
+        """Make names durable that came or went in these folders."""
         unique = {folder.fd for folder in folders}
-        if len(unique) <= _FEW:
+        if len(unique) <= FEW:
             for fd in unique:
                 os.fsync(fd)
             return

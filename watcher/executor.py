@@ -11,10 +11,12 @@ keeps the claim and the outcome until they can be stored, and burns no attempt.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import queue
-import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -43,6 +45,8 @@ from watcher.spool.interface import Claim, Settlement, Spool
 
 #: Finished attempts that may wait for the disk before nothing new is started.
 _MAX_UNSTORED = 256
+#: Attempts that usually take less than this are claimed ahead.
+_SHORT_SECONDS = 0.05
 _TROUBLE_PAUSE_SECONDS = (0.25, 15.0)
 #: A claim that trouble kept here and that goes back with its attempt counted.
 _RETRY = "retry"
@@ -113,6 +117,10 @@ class Executor:
         self._starts: queue.SimpleQueue[Running | None] = queue.SimpleQueue()
         self._endings: queue.SimpleQueue[Settlement | None] = queue.SimpleQueue()
         self._slots: list[threading.Thread] = []
+        self._arrived: deque[tuple[Callable[..., None], tuple[object, ...]]] = deque()
+        self._waking = False
+        self._marks = itertools.count(1)
+        self._usual_seconds = _SHORT_SECONDS
         self._committer: threading.Thread | None = None
 
     # --- the loop thread's calls
@@ -160,8 +168,19 @@ class Executor:
         return None if trouble is None else max(0.0, trouble.retry_at - self._clock.monotonic())
 
     def drain(self) -> None:
-        """Claim nothing more."""
+        """Claim nothing more; what was claimed ahead and does not run yet goes back."""
         self._books.draining = True
+        waiting: list[Running] = []
+        while not self._starts.empty():
+            with contextlib.suppress(queue.Empty):
+                running = self._starts.get_nowait()
+                if running is not None:
+                    waiting.append(running)
+        for running in waiting:
+            del self._books.running[running.attempt.mark]
+            self._gates.told_nothing(running.claim.provider)
+            self._give_back(running.claim, "worker_stopping")
+        self._check_idle()
 
     def stop_running(self) -> int:
         """End what runs; it goes back untouched. Returns how many that were."""
@@ -197,7 +216,15 @@ class Executor:
             return 0
         if books.trouble is not None:
             return 0 if books.running else 1  # one task tries whether the machine is well again
-        return self._options.max_concurrent + self._options.queue_size - len(books.running)
+        ahead = min(self._options.queue_size, self._options.max_concurrent) if self._is_short() else 0
+        return self._options.max_concurrent + ahead - len(books.running)
+
+    def _is_short(self) -> bool:
+        """Whether tasks end so fast that a slot would idle while the next one is claimed.
+
+        Only then are some claimed ahead: a long task in a queue of ours could run at another instance.
+        """
+        return self._usual_seconds < _SHORT_SECONDS
 
     def _begin(self, claim: Claim) -> None:
         task = claim.task
@@ -205,7 +232,7 @@ class Executor:
             task_id=task.task_id,
             worker=self._options.worker,
             number=claim.attempt,
-            mark=f"{self._options.incarnation}.{secrets.token_hex(6)}",
+            mark=f"{self._options.incarnation}.{next(self._marks)}",
             prompt=claim.prompt,
             provider=claim.provider,
             timeout_seconds=task.timeout or self._options.task_timeout_seconds,
@@ -232,6 +259,7 @@ class Executor:
         """An attempt is over: decide and act, then start the next."""
         claim = running.claim
         del self._books.running[running.attempt.mark]
+        self._usual_seconds += (outcome.duration_seconds - self._usual_seconds) / 8
         self._tell(claim, outcome)
         if outcome.ending.failure is not Failure.TROUBLE:
             self._end_trouble()
@@ -255,8 +283,6 @@ class Executor:
             if what.trouble:
                 self._begin_trouble(f"{what.reason}: {outcome.ending.detail or ''}".rstrip(": "))
             self._give_back(claim, what.reason)
-        self.fill()
-        self._check_idle()
 
     def _tell(self, claim: Claim, outcome: Outcome) -> None:
         failure = outcome.ending.failure
@@ -378,8 +404,6 @@ class Executor:
             self._emit(event)
         if error is not None:
             self._begin_trouble(f"store results: {error.strerror or error}")
-        self.fill()
-        self._check_idle()
 
     def _check_idle(self) -> None:
         books = self._books
@@ -475,8 +499,21 @@ class Executor:
                 return
 
     def _hand_over(self, callback: Callable[..., None], *args: object) -> None:
-        assert self._loop is not None  # threads start after the loop is known
-        self._loop.call_soon_threadsafe(callback, *args)
+        """From a thread to the loop. Many that come together cost one wake-up: the second finds the flag set."""
+        self._arrived.append((callback, args))
+        if not self._waking:
+            self._waking = True
+            assert self._loop is not None  # threads start after the loop is known
+            self._loop.call_soon_threadsafe(self._receive)
+
+    def _receive(self) -> None:
+        # First the flag: what is appended after the queue was found empty makes a wake-up of its own.
+        self._waking = False
+        while self._arrived:
+            callback, args = self._arrived.popleft()
+            callback(*args)
+        self.fill()
+        self._check_idle()
 
 
 def _dead_letter(claim: Claim, result: Result) -> bytes:

@@ -23,6 +23,8 @@ _BREAKERS = "breakers.json"
 _MAX_BYTES = 1 << 20
 #: A stored hold that ends later than this is a clock that jumped or a foreign file: it is asked again by then.
 _LONGEST_HOLD_SECONDS = 8 * 24 * 3600.0
+#: Facts of this process, its machine or its user: the other workers of the root look for themselves.
+_OWN_REASONS = frozenset({"command_missing", "refuses_root", "unknown_provider", "unusable"})
 
 
 class Gates:
@@ -66,7 +68,11 @@ class Gates:
         return excluded, probing
 
     def started(self, provider: str) -> None:
-        self.gate(provider).started(self._clock.monotonic())
+        gate = self.gate(provider)
+        now = self._clock.monotonic()
+        gate.started(now)
+        if gate.state(now) is BreakerState.HALF_OPEN:
+            self._emit(BreakerMoved(provider, BreakerState.HALF_OPEN.value, gate.breaker.failures))
 
     def succeeded(self, provider: str) -> None:
         self._changed(provider, lambda gate: gate.succeeded())
@@ -107,7 +113,7 @@ class Gates:
                     until = None if hold.until is None else rfc3339(hold.until)
                     self._emit(ProviderHeld(provider, hold.reason, hold.detail or "", until))
         for provider, gate in self._gates.items():
-            if gate.hold is not None and provider not in names and gate.hold.reason != "command_missing":
+            if gate.hold is not None and provider not in names and gate.hold.reason not in _OWN_REASONS:
                 gate.lift()
                 self._emit(ProviderResumed(provider))
 
@@ -123,11 +129,13 @@ class Gates:
                 return state
         return BreakerState.CLOSED
 
-    def due_in(self) -> float | None:
-        """Seconds until some gate may open by itself."""
-        now = self._clock.monotonic()
-        waits = [wait for gate in self._gates.values() if (wait := gate.due_in(now)) is not None]
-        return min(waits) if waits else None
+    def due_in(self, since: float) -> float | None:
+        """Seconds until some gate opens by itself that was closed at `since` (monotonic seconds).
+
+        One that was open by then waits for a task that may never come, not for time.
+        """
+        dues = [since + wait for gate in self._gates.values() if (wait := gate.due_in(since))]
+        return max(0.0, min(dues) - self._clock.monotonic()) if dues else None
 
     def _changed(self, provider: str, change: Callable[[Gate], bool]) -> None:
         gate = self.gate(provider)
@@ -142,8 +150,8 @@ class Gates:
             self._store_breakers()
 
     def _store_hold(self, provider: str, hold: Hold) -> None:
-        if hold.reason == "command_missing":
-            return  # a fact of this machine: the other workers of the root look for themselves
+        if hold.reason in _OWN_REASONS:
+            return
         self._store(
             self._holds,
             f"{provider}.json",

@@ -206,7 +206,9 @@ class WatcherConfig(BaseSettings):
     fifo_mode: Annotated[_FifoMode, _fold(get_args(_FifoMode))] = Field(
         "per_agent", description="order of tasks: relaxed, per_agent (in order within an agent_id) or strict"
     )
-    queue_size: int = Field(0, ge=0, le=100_000, description="tasks claimed ahead of those that run")
+    queue_size: int = Field(
+        100, ge=0, le=100_000, description="short tasks claimed ahead of those that run, at most; 0: none"
+    )
     scan_interval: float = Field(5.0, ge=0.05, le=3600, description="seconds between two scans of the inbox")
     poll_interval: float = Field(
         0.2, ge=0.01, le=60, description="seconds between two scans where there are no file events"

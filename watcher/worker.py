@@ -84,6 +84,7 @@ class Worker:
         self._stop_reason = ""
         self._released = 0
         self._beat_due = 0.0
+        self._filled_at = 0.0
         self._scan_due = 0.0
         self._last_scan = float("-inf")
         self._began = clock.monotonic()
@@ -161,6 +162,7 @@ class Worker:
 
     def _step(self) -> None:
         """Time alone may have made something due; then start what can be started."""
+        self._filled_at = self._clock.monotonic()
         self._parts.spool.tick()
         self._parts.executor.fill()
         now = self._clock.monotonic()
@@ -232,7 +234,7 @@ class Worker:
 
     def _gate_due_in(self) -> float | None:
         """A gate matters only while tasks wait behind it; an idle worker sleeps on."""
-        return self._parts.gates.due_in() if self._parts.spool.waiting() else None
+        return self._parts.gates.due_in(self._filled_at) if self._parts.spool.waiting() else None
 
     def _watch_inbox(self) -> None:
         assert self._waker is not None
@@ -262,7 +264,7 @@ class Worker:
         hold = gates.holds().get(provider)
         if ending is not None:
             gates.hold(provider, ending.reason or "unusable", ending.detail, None, None)
-        elif hold is not None and hold.reason in ("command_missing", "unusable") and hold.until is None:
+        elif hold is not None and hold.until_monotonic is None:  # this check has placed it: nothing else waits for a word
             gates.lift(provider)
 
     def _beat(self, status: HeartbeatStatus | None = None) -> None:

@@ -52,7 +52,7 @@ def _walk(root: Any) -> None:
     stack = [(root, 1)]
     while stack:
         value, depth = stack.pop()
-        if depth > MAX_DEPTH + 1:
+        if isinstance(value, (list, dict)) and depth > MAX_DEPTH:
             raise NotStrictJson(f"nested deeper than {MAX_DEPTH} levels")
         if isinstance(value, str):
             _check_text(value)

@@ -78,10 +78,9 @@ class Gate:
 
     def due_in(self, now: float) -> float | None:
         """Seconds until `allows` may change by itself; None when only an event changes it."""
-        waits = []
-        if self.hold is not None and not self._probing and self.hold.until_monotonic is not None:
-            waits.append(max(0.0, self.hold.until_monotonic - now))
         breaker = self.breaker.due_in(now)
-        if breaker is not None:
-            waits.append(breaker)
-        return min(waits) if waits else None
+        if self.hold is None:
+            return breaker
+        if self._probing or self.hold.until_monotonic is None:
+            return None
+        return max(0.0, self.hold.until_monotonic - now, breaker or 0.0)

@@ -47,13 +47,15 @@ _Entry = tuple[int, float, str, Waiting]
 
 
 class _Lane:
-    """Tasks that must run one at a time. `offered` is the head that stands in a front now."""
+    """Tasks that must run one at a time. `offered` is the head that stands in a front now, `deferred` the head that
+    was last put off until its time."""
 
-    __slots__ = ("heap", "offered", "running")
+    __slots__ = ("deferred", "heap", "offered", "running")
 
     def __init__(self) -> None:
         self.heap: list[_Entry] = []
         self.offered: Waiting | None = None
+        self.deferred: Waiting | None = None
         self.running: str | None = None
 
 
@@ -91,6 +93,7 @@ class Lineup:
 
     def add(self, task: Waiting, now: float) -> None:
         """Put a task in line (replacing one of the same name)."""
+        self.discard(task.name, now)
         self._all[task.name] = task
         if task.lane is None:
             if task.due > now:
@@ -114,7 +117,7 @@ class Lineup:
 
     def take(self, now: float, excluded: Collection[str]) -> Waiting | None:
         """Remove and return the next task whose provider is not excluded; its lane is busy until `free`."""
-        self._wake_due(now)
+        self.wake_due(now)
         best: list[_Entry] | None = None
         for provider, front in self._fronts.items():
             self._trim(front)
@@ -197,12 +200,15 @@ class Lineup:
             return
         lane.offered = None
         if head.due > now:
-            self._defer(head)
+            if lane.deferred is not head:  # each one that comes behind it asks again
+                lane.deferred = head
+                self._defer(head)
         else:
             lane.offered = head
             self._offer(head)
 
-    def _wake_due(self, now: float) -> None:
+    def wake_due(self, now: float) -> None:
+        """Tasks whose time has come get in line. `take` does it too; a caller that has no room yet does it to sleep on."""
         while self._later and self._later[0][0] <= now:
             task = heapq.heappop(self._later)[2]
             if not self._is_current(task):

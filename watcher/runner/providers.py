@@ -20,7 +20,9 @@ something else.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import json
 import os
 import re
 import shlex
@@ -251,7 +253,7 @@ def _ending(provider: Provider, rule: Rule, fit: _Fit, reading: Reading | None, 
     message = _message(reading, text)
     resets_at = None if reading is None else reading.resets_at
     if fit.words is not None:
-        message = text[fit.words.start() :].strip().split("\n", 1)[0]
+        message = message if reading is not None and reading.message else _line_around(text, fit.words.start())
         resets_at = _told_time(fit.words, now)
     is_told = rule.failure is Failure.LIMIT and resets_at is not None
     if not is_told or not now - 86_400 < (resets_at or 0.0) < now + _LONGEST_LIMIT_SECONDS:
@@ -272,11 +274,21 @@ def _told_time(found: re.Match[str], now: float) -> float | None:
 
 
 def _message(reading: Reading | None, text: str) -> str:
-    """The provider's own words, else the last line of what was printed."""
+    """The provider's own words, else the last line of what was printed, else what a JSON object there says."""
     if reading is not None and reading.message:
         return reading.message.strip()
-    lines = text.rstrip().rsplit("\n", 1)
-    return lines[-1].strip()
+    end = text.rstrip()[-_MESSAGE_CHARACTERS * 4 :]
+    last = end[end.rfind("\n") + 1 :].strip()
+    if last in ("}", "]"):
+        said = re.findall(r'"message"\s*:\s*("(?:[^"\\]|\\.)*")', end)
+        with contextlib.suppress(ValueError):
+            return str(json.loads(said[-1])) if said else last
+    return last
+
+
+def _line_around(text: str, place: int) -> str:
+    end = text.find("\n", place)
+    return text[text.rfind("\n", 0, place) + 1 : len(text) if end < 0 else end].strip()
 
 
 def _detail(provider: Provider, *parts: str) -> str:
@@ -344,6 +356,12 @@ _LIMIT_WORDS = (
     r"|(?!Rate )(?:[\w-]+ ){1,2}limit reached\b"
 )
 _LOGIN_WORDS = "Not logged in|Invalid API key|Failed to authenticate|Please run /login|API Error: 40[13]|OAuth token"
+_API_ERROR_RULES = (
+    Rule(_PERMANENT, "invalid_request", pattern=_words(r"API Error: 4(?:00|04|13|22)\b")),
+    Rule(_TRANSIENT, "rate_limited", pattern=_words(r"API Error: (?:Request rejected \(429\)|429)")),
+    Rule(_TRANSIENT, "overloaded", pattern=_words("API Error: 529")),
+    Rule(_TRANSIENT, "server_error", pattern=_words(r"API Error: 5\d\d")),
+)
 _CLAUDE_RULES = (
     Rule(_LIMIT, "usage_limit", signs=_signs(limit=["rejected"])),
     Rule(_AUTH, "billing", _CLAUDE_BILLING, signs=_signs(error=["billing_error"], status=[402])),
@@ -379,10 +397,7 @@ _CLAUDE_RULES = (
     Rule(_PERMANENT, "bad_session", pattern=_words(r"Session ID .* already in use|No conversation found")),
     Rule(_AUTH, "billing", _CLAUDE_BILLING, pattern=_words("Credit balance is too low")),
     Rule(_AUTH, "not_authenticated", _CLAUDE_LOGIN, pattern=_words(_LOGIN_WORDS)),
-    Rule(_PERMANENT, "invalid_request", pattern=_words(r"API Error: 4(?:00|04|13|22)\b")),
-    Rule(_TRANSIENT, "rate_limited", pattern=_words(r"API Error: (?:Request rejected \(429\)|429)")),
-    Rule(_TRANSIENT, "overloaded", pattern=_words("API Error: 529")),
-    Rule(_TRANSIENT, "server_error", pattern=_words(r"API Error: 5\d\d")),
+    *_API_ERROR_RULES,
 )
 
 _GEMINI_LOGIN = f"log in as the worker's user (gemini) or set GEMINI_API_KEY, {_RESUME}"
@@ -401,7 +416,10 @@ _GEMINI_RULES = (
         _AUTH,
         "not_authenticated",
         _GEMINI_LOGIN,
-        pattern=re.compile("API key not valid|Please set an Auth method|Invalid auth method|API_KEY_INVALID"),
+        pattern=re.compile(
+            "API key not valid|Please set an Auth method|Invalid auth method|API_KEY_INVALID"
+            r'|ApiError: \{"error":\{"code":40[13]\b'
+        ),
     ),
     Rule(_PERMANENT, "untrusted_folder", _TRUST, exit_codes=_codes(55)),
     Rule(_PERMANENT, "max_turns", "allow more turns in gemini's settings", exit_codes=_codes(53)),
@@ -450,6 +468,7 @@ _CURSOR_RULES = (
         pattern=_words(r"Cannot use this model|There's an issue with the selected model"),
     ),
     Rule(_PERMANENT, "prompt_too_long", _SHORTER, pattern=_words("Prompt is too long")),
+    *_API_ERROR_RULES,
 )
 
 #: CLAUDECODE is not among them on purpose: with it claude takes itself for its own child and refuses.

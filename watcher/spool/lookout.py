@@ -9,6 +9,7 @@ Belongs to the loop thread. Raises WorkerTrouble when the folders cannot be list
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import deque
 from collections.abc import Collection, Iterator
@@ -138,7 +139,8 @@ class Lookout:
                 yield
 
     def tick(self) -> None:
-        """Do what is due by time alone."""
+        """Do what is due by time alone, so that what is due next lies ahead, also while nothing can be claimed."""
+        self.lineup.wake_due(self._clock.monotonic())
         self._look_at_unsettled(everything=False)
 
     def watched_results(self) -> list[str]:
@@ -180,8 +182,10 @@ class Lookout:
             return
         folder = self.folder_of(name)
         try:
-            found = read_task_file(folder, name, self._options.max_task_bytes)
+            found = read_task_file(folder, name, self._options.max_task_bytes, ask_for_writers=False)
         except WorkerTrouble:
+            if name in self._unsettled:
+                self.look_again_later(name)
             return
         if found is None:
             self._forget_waiting(name)
@@ -192,9 +196,7 @@ class Lookout:
         try:
             task = parse_task(found.raw, history.stem, self._places.worker)
         except InvalidTask as error:
-            self.not_yet(name, found.state, error, settling=True, being_written=found.being_written)
-            return
-        if found.being_written and not self.writer_had_its_time(name, found.state):
+            self._perhaps_half_written(folder, name, error)
             return
         self._unsettled.pop(name, None)
         self._line_up(name, history, task, found)
@@ -230,6 +232,15 @@ class Lookout:
         retry = min(history.due - wall, self._options.longest_delay_seconds)
         wait = max(retry, (task.not_before or 0.0) - wall)
         return self._clock.monotonic() + wait if wait > 0 else 0.0
+
+    def _perhaps_half_written(self, folder: Folder, name: str, error: InvalidTask) -> None:
+        """No task as it is now; whether somebody still writes it decides."""
+        with contextlib.suppress(WorkerTrouble):
+            again = read_task_file(folder, name, self._options.max_task_bytes)
+            if isinstance(again, Reading):
+                self.not_yet(name, again.state, error, settling=True, being_written=again.being_written)
+            else:
+                self.look_again_later(name)
 
     def not_yet(
         self, name: str, state: FileState, error: InvalidTask, settling: bool, being_written: bool = False

@@ -61,8 +61,13 @@ def _nothing(_number: int, _frame: object) -> None:
     """A handler and not SIG_IGN, because an ignored signal would be inherited by every command."""
 
 
-def read_task_file(folder: Folder, name: str, max_bytes: int) -> Reading | Unreadable | None:
-    """Read `name`; None when it is gone. Raises WorkerTrouble when the machine cannot open files now."""
+def read_task_file(
+    folder: Folder, name: str, max_bytes: int, *, ask_for_writers: bool = True
+) -> Reading | Unreadable | None:
+    """Read `name`; None when it is gone. Raises WorkerTrouble when the machine cannot open files now.
+
+    Without `ask_for_writers`, `being_written` is always False: enough to put a file in line.
+    """
     try:
         fd = os.open(name, _FLAGS, dir_fd=folder.fd)
     except FileNotFoundError:
@@ -80,7 +85,7 @@ def read_task_file(folder: Folder, name: str, max_bytes: int) -> Reading | Unrea
         if info.st_size > max_bytes:
             text = f"the file has {info.st_size} bytes; MAX_TASK_BYTES allows {max_bytes}"
             return Unreadable(InvalidTask("too_large", text), state, settling=True)
-        writing = _has_writer(fd)
+        writing = ask_for_writers and _has_writer(fd)
         raw = read_up_to(fd, max_bytes + 1)
         return Reading(raw, state, info.st_mtime, info.st_ctime, writing)
     except OSError as error:

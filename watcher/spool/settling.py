@@ -16,7 +16,7 @@ import os
 import shutil
 from dataclasses import dataclass
 
-from watcher.atomicfile import Folder, Sync, move, move_new, publish_new
+from watcher.atomicfile import FEW, Folder, Sync, fsync_file, move, move_new, publish_new
 from watcher.events import Event, OutcomeDiscarded
 from watcher.formats import strictjson
 from watcher.spool.interface import Settlement
@@ -31,7 +31,6 @@ class _Work:
 
     number: int
     settlement: Settlement
-    names: list[str]
     event: Event | None = None
 
 
@@ -50,13 +49,15 @@ class Settler:
         error: OSError | None = None
         for settlement in batch:
             self._count += 1
-            works.append(_Work(self._count, settlement, []))
+            works.append(_Work(self._count, settlement))
         try:
             ours = [work for work in works if self._still_ours(work)]
-            files = [file for work in ours for file in self._write(work)]
-            self._sync.flush_files(files)
+            few = sum(_count(work.settlement) for work in ours) <= FEW
+            written = {folder.fd: folder for work in ours for folder in self._write(work, durable=few)}
+            if not few:
+                self._sync.flush_files(written.values())
             changed = {folder.fd: folder for work in ours for folder in self._show(work)}
-            self._sync.flush_folders(changed.values(), len(files))
+            self._sync.flush_folders(changed.values())
             for work in ours:
                 # The dead letter is safe by now, so a crash before this line shows it and keeps the file.
                 if work.settlement.keep_original:
@@ -82,23 +83,23 @@ class Settler:
         work.event = OutcomeDiscarded(work.settlement.task_id, text)
         return False
 
-    def _write(self, work: _Work) -> list[tuple[Folder, str]]:
-        """Temporary files and whole outputs; returns what must be made durable."""
+    def _write(self, work: _Work, durable: bool) -> list[Folder]:
+        """Temporary files and whole outputs; returns the folders that have something new."""
         p, settlement = self._places, work.settlement
-        files: list[tuple[Folder, str]] = []
+        written: list[Folder] = []
         for stream, name in settlement.kept.items():
-            target = f"{settlement.task_id}.{stream}"
-            if not p.mine.has(name):
-                continue  # moved by an earlier try
-            _move_across(p.mine, name, p.output, target)
-            files.append((p.output, target))
+            if p.mine.has(name):  # else an earlier try moved it
+                target = f"{settlement.task_id}.{stream}"
+                _move_across(p.mine, name, p.output, target)
+                if durable:
+                    fsync_file(p.output, target)
+                written.append(p.output)
         temporary = f"{work.number}.{p.incarnation}"
         for folder, data in ((p.dlq_tmp, settlement.dead_letter), (p.results_tmp, settlement.result)):
             if data is not None:
-                work.names.append(temporary)
-                folder.write_new(temporary, data)
-                files.append((folder, temporary))
-        return files
+                folder.write_new(temporary, data, durable=durable)
+                written.append(folder)
+        return written
 
     def _show(self, work: _Work) -> list[Folder]:
         """Give the final names; returns the folders whose names changed."""
@@ -129,6 +130,11 @@ class Settler:
         for folder in self._places.temporary_folders():
             with contextlib.suppress(OSError):
                 folder.remove(temporary)
+
+
+def _count(settlement: Settlement) -> int:
+    """How many files a settlement writes."""
+    return len(settlement.kept) + (settlement.result is not None) + (settlement.dead_letter is not None)
 
 
 def _publish_numbered(source: Folder, name: str, target: Folder, stem: str) -> str:

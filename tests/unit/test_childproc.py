@@ -1,0 +1,458 @@
+"""Real processes: how they are waited for, ended, and found again where they hide."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from watcher import childproc, procfs
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sessions, /proc and pidfds of Linux")
+
+SOON = 20.0
+_marks = iter(range(10**6))
+
+
+def new_mark() -> str:
+    return f"{os.getpid():016x}{'c' * 16}.{next(_marks)}"
+
+
+@pytest.fixture(autouse=True)
+def family(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A family of its own for each test; orphans are adopted while it runs and no longer."""
+    fresh = childproc._Family()
+    monkeypatch.setattr(childproc, "_family", fresh)
+    assert childproc.become_subreaper()
+    yield fresh
+    assert fresh.started == set()
+    assert fresh.running == {}
+    ctypes.CDLL(None).prctl(childproc._PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    os.close(fresh._children_fd)
+
+
+class Started:
+    """A command, with the text that it prints on a pipe."""
+
+    def __init__(self, script: str | list[str], mark: str | None = None, **more: Any) -> None:
+        self.mark = mark or new_mark()
+        self._read, write = os.pipe()
+        environment = {b"PATH": os.environb[b"PATH"], b"WATCHER_MARK": self.mark.encode()}
+        argv = script if isinstance(script, list) else ["/bin/sh", "-c", script]
+        childproc.attempt_began(self.mark)
+        try:
+            self.child = childproc.spawn(argv, environment, None, None, write, 2, **more)
+        except OSError:
+            childproc.attempt_over(None, self.mark)
+            os.close(self._read)
+            raise
+        finally:
+            os.close(write)
+        self._lines = os.fdopen(self._read, "r")
+
+    def line(self) -> str:
+        """The next line that it prints; waits for it."""
+        return self._lines.readline().strip()
+
+    def pid(self) -> int:
+        return int(self.line())
+
+    def over(self) -> int:
+        count = childproc.attempt_over(self.child, self.mark)
+        self._lines.close()
+        return count
+
+    def finish(self) -> tuple[int | None, int]:
+        return self.child.wait(SOON), self.over()
+
+
+def in_thread(work: Callable[[], Any]) -> Any:
+    """Run it as a slot does, in a thread of its own, and give back what it returns."""
+    box: list[Any] = []
+    thread = threading.Thread(target=lambda: box.append(work()))
+    thread.start()
+    thread.join(60)
+    assert box, "it did not end, or it raised"
+    return box[0]
+
+
+def is_alive(pid: int) -> bool:
+    facts = procfs.facts_of(pid)
+    return facts is not None and not facts.is_dead
+
+
+def adopted() -> list[int]:
+    return [int(word) for word in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+
+
+@contextlib.contextmanager
+def ended_after(pid: int) -> Iterator[None]:
+    """Nothing of a failed test must stay."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", -9), ("kill -TERM $$", -15)])
+def test_exit_code_is_told_and_a_signal_is_negative(script: str, code: int) -> None:
+    assert in_thread(lambda: Started(script).finish()) == (code, 0)
+
+
+def test_exit_code_can_be_asked_again() -> None:
+    started = Started("exit 3")
+    assert [started.child.wait(), started.child.wait(0.0)] == [3, 3]
+    started.over()
+
+
+def test_wait_gives_none_when_the_time_is_over_and_the_code_later() -> None:
+    started = Started("trap 'exit 4' TERM; echo up; sleep 600 & wait")
+    started.line()
+    assert started.child.wait(0.0) is None
+    assert started.child.wait(0.01) is None
+    started.child.end(SOON)
+    assert started.finish() == (4, 0)
+
+
+def test_command_that_hangs_times_out_and_ends_on_term() -> None:
+    def work() -> tuple[int | None, bool, int | None, int]:
+        started = Started(["/bin/sleep", "600"])
+        return started.child.wait(0.05), started.child.end(SOON), *started.finish()
+
+    assert in_thread(work) == (None, True, -signal.SIGTERM, 0)
+
+
+@pytest.mark.parametrize("without_pidfd", [False, True])
+def test_command_that_ignores_term_is_killed_after_the_grace(
+    without_pidfd: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(childproc, "_HAS_PIDFD", not without_pidfd)
+    started = Started("trap '' TERM; echo up; while :; do sleep 600; done")
+    started.line()
+    began = time.monotonic()
+    assert started.child.end(0.2)
+    assert started.child.wait() == -signal.SIGKILL
+    assert time.monotonic() - began >= 0.2
+    assert started.over() == 0
+
+
+@pytest.mark.parametrize("without_pidfd", [False, True])
+def test_other_thread_ends_a_command_while_one_waits(without_pidfd: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(childproc, "_HAS_PIDFD", not without_pidfd)
+    started = Started("trap '' TERM; echo up; while :; do sleep 600; done")
+    started.line()
+    codes: list[int | None] = []
+    waiting = threading.Thread(target=lambda: codes.append(started.child.wait(SOON)))
+    waiting.start()
+    assert started.child.end(0.1)  # whether the other thread is in `wait` yet must not matter
+    waiting.join(SOON)
+    assert codes == [-signal.SIGKILL]
+    assert started.over() == 0
+
+
+def test_ending_again_without_grace_kills_at_once() -> None:
+    started = Started("trap '' TERM; echo up; while :; do sleep 600; done")
+    started.line()
+    assert started.child.end(3600.0)
+    assert started.child.end(0.0)
+    assert started.finish() == (-signal.SIGKILL, 0)
+
+
+def test_stopped_command_is_ended() -> None:
+    started = Started("echo up; kill -STOP $$; sleep 600")
+    started.line()
+    assert started.child.end(SOON)
+    assert started.finish() == (-signal.SIGTERM, 0)
+
+
+def test_command_that_ended_by_itself_is_not_said_to_have_been_ended() -> None:
+    started = Started("exit 5")
+    while started.line():
+        pass  # its end closes the pipe; that it can be reaped comes a moment later
+    os.waitid(os.P_PID, started.child.pid, os.WEXITED | os.WNOWAIT)
+    assert started.child.end(SOON) is False
+    assert started.finish() == (5, 0)
+    assert started.child.end(SOON) is False
+
+
+def test_exit_code_that_somebody_else_took_is_unknown() -> None:
+    started = Started("exit 5")
+    os.waitpid(started.child.pid, 0)
+    assert started.finish() == (childproc.EXIT_UNKNOWN, 0)
+
+
+def test_exit_codes_are_told_when_sigchld_was_inherited_as_ignored() -> None:
+    program = (
+        "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "from watcher import childproc\n"
+        "childproc.become_subreaper()\n"
+        "child = childproc.spawn(['/bin/sh', '-c', 'exit 6'], {}, None, None, 1, 2)\n"
+        "print(child.wait())"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program], text=True, timeout=60).strip() == "6"
+
+
+def test_missing_program_raises_and_leaves_nothing() -> None:
+    with pytest.raises(FileNotFoundError):
+        Started(["/no/such/program"])
+
+
+def test_command_has_an_empty_stdin_and_only_the_descriptors_it_is_given(tmp_path: Path) -> None:
+    ours = os.open(tmp_path / "ours", os.O_RDWR | os.O_CREAT)
+    os.set_inheritable(ours, True)
+    given = os.open(tmp_path / "given", os.O_RDWR | os.O_CREAT)
+    try:
+        program = (
+            "import os; fds = os.listdir('/proc/self/fd')\n"
+            "print(*sorted(int(n) for n in fds if os.path.exists(f'/proc/self/fd/{n}')))\n"
+            "print(os.read(0, 9))"
+        )
+        started = Started([sys.executable, "-I", "-c", program], pass_fds=(given,))
+        assert started.line() == f"0 1 2 {given}"
+        assert started.line() == "b''"
+        assert started.finish() == (0, 0)
+    finally:
+        os.close(ours)
+        os.close(given)
+
+
+def test_rest_of_the_group_is_ended_and_counted() -> None:
+    def work() -> tuple[int, int, int | None, int]:
+        started = Started("sleep 600 & echo $!; sleep 601 & echo $!; exit 3")
+        return started.pid(), started.pid(), *started.finish()
+
+    first, second, code, count = in_thread(work)
+    assert (code, count) == (3, 2)
+    assert not is_alive(first)
+    assert not is_alive(second)
+
+
+def test_what_belongs_to_a_command_that_was_ended_does_not_count_as_left_behind() -> None:
+    started = Started("sleep 600 & echo $!; wait")
+    inner = started.pid()
+    assert started.child.end(SOON)
+    assert started.finish() == (-signal.SIGTERM, 0)
+    assert not is_alive(inner)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "setsid sh -c 'echo $$; exec sleep 600' &",
+        "(setsid sh -c 'echo $$; exec sleep 600' &) ; (sleep 0 &)",
+        "setsid setsid sh -c 'trap \"\" TERM; echo $$; while :; do sleep 600; done' & sleep 0",
+    ],
+    ids=["setsid", "double_fork", "ignores_term"],
+)
+def test_process_that_escaped_into_another_session_is_ended(script: str) -> None:
+    def work() -> tuple[int, int | None, int]:
+        started = Started(f"{script}\nexit 0")
+        return started.pid(), *started.finish()
+
+    escaped, code, count = in_thread(work)
+    with ended_after(escaped):
+        assert code == 0
+        assert count >= 1
+        assert not is_alive(escaped)
+        assert adopted() == []
+
+
+def test_descendants_of_an_escaped_process_are_ended_too() -> None:
+    started = Started("setsid sh -c 'sleep 600 & echo $!; (setsid sleep 601 & echo $!); wait' & exit 0")
+    pids = [started.pid(), started.pid()]
+    code, count = started.finish()
+    assert code == 0
+    assert count >= 3  # and maybe a shell between them
+    assert not any(is_alive(pid) for pid in pids)
+
+
+def test_escaped_process_that_cleared_its_environment_is_ended() -> None:
+    started = Started("env -i setsid sh -c 'echo $$; exec sleep 600' & exit 0")
+    escaped = started.pid()
+    with ended_after(escaped):
+        assert started.finish() == (0, 1)
+        assert not is_alive(escaped)
+
+
+def test_escaped_process_of_a_running_attempt_is_left_alone_until_that_attempt_is_over() -> None:
+    serving = Started("(setsid sh -c 'echo $$; exec sleep 600' &); exec sleep 602")
+    server = serving.pid()
+    with ended_after(server):
+        assert Started("exit 0").finish() == (0, 0)
+        assert childproc.sweep() == 0
+        assert is_alive(server)
+        assert serving.child.end(SOON)
+        assert serving.finish() == (-signal.SIGTERM, 1)
+        assert not is_alive(server)
+
+
+def test_process_without_a_mark_may_belong_to_every_attempt_that_ran_when_it_began() -> None:
+    older = Started("exec sleep 602")
+    escaping = Started("env -i setsid sh -c 'echo $$; exec sleep 600' & exit 0")
+    escaped = escaping.pid()
+    with ended_after(escaped):
+        assert escaping.finish() == (0, 0)
+        assert is_alive(escaped)
+        older.child.end(SOON)
+        assert older.finish() == (-signal.SIGTERM, 1)
+        assert not is_alive(escaped)
+
+
+def test_process_without_a_mark_that_is_older_than_all_running_attempts_is_ended(family: Any) -> None:
+    older = Started("exec sleep 602")
+    escaping = Started("env -i setsid sh -c 'echo $$; exec sleep 600' & exit 0")
+    escaped = escaping.pid()
+    escaping.finish()
+    with ended_after(escaped):
+        family.running[older.mark.encode()] += 3600.0  # as if that attempt had begun an hour later
+        assert childproc.sweep() == 1
+        assert not is_alive(escaped)
+        older.child.end(SOON)
+        older.finish()
+
+
+def test_children_of_our_own_session_are_nobody_elses_business() -> None:
+    ours = subprocess.Popen(["/bin/sleep", "600"])
+    with ended_after(ours.pid):
+        assert childproc.sweep() == 0
+        assert Started("exit 0").finish() == (0, 0)
+        assert ours.poll() is None
+    assert ours.wait(SOON) == -signal.SIGKILL
+
+
+def test_dead_orphans_are_reaped() -> None:
+    started = Started("(setsid sh -c 'echo up; exit 0' &); echo up; exit 0")
+    started.line()
+    started.line()
+    assert started.finish()[0] == 0
+    deadline = time.monotonic() + SOON
+    while adopted() and time.monotonic() < deadline:
+        childproc.sweep()
+    assert adopted() == []
+
+
+def test_leftovers_are_ended_without_a_list_of_children_too(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel built without CONFIG_PROC_CHILDREN."""
+    monkeypatch.setattr(family, "_children_fd", None)
+    busy = Started("exec sleep 602")
+    started = Started("setsid sh -c 'echo $$; exec sleep 600' & exit 0")
+    escaped = started.pid()
+    with ended_after(escaped):
+        assert started.finish() == (0, 1)
+        assert not is_alive(escaped)
+        assert is_alive(busy.child.pid)
+    busy.child.end(SOON)
+    busy.finish()
+    monkeypatch.undo()
+
+
+def test_leftovers_are_ended_without_a_subreaper_too(family: Any) -> None:
+    ctypes.CDLL(None).prctl(childproc._PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    family.is_adopting = False
+    other = Started("exec sleep 602", mark := new_mark() + "0")
+    started = Started("setsid sh -c 'echo $$; exec sleep 600' & exit 0", mark[:-1])
+    escaped = started.pid()
+    with ended_after(escaped):
+        assert started.finish() == (0, 1)
+        assert not is_alive(escaped)
+        assert is_alive(other.child.pid), "a mark that starts alike is another attempt's"
+    other.child.end(SOON)
+    other.finish()
+
+
+def test_many_threads_leave_nothing_behind() -> None:
+    codes: list[tuple[int | None, int]] = []
+
+    def slot() -> None:
+        for _ in range(15):
+            started = Started("setsid sleep 603 & sleep 604 & echo up; exit 2")
+            started.line()
+            codes.append(started.finish())
+
+    threads = [threading.Thread(target=slot) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [code for code, _ in codes] == [2] * 45
+    childproc.sweep()
+    assert adopted() == []
+
+
+def test_waiting_costs_no_descriptors() -> None:
+    Started("exit 0").finish()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        started = Started("exec sleep 600")
+        started.child.end(SOON)
+        started.finish()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_all_that_carries_a_mark_is_killed_and_nothing_else() -> None:
+    incarnation = "d" * 20 + f"{os.getpid():012x}"
+    theirs = Started("(setsid sh -c 'echo $$; exec sleep 600' &); trap '' TERM; sleep 601; exit 1", f"{incarnation}.1")
+    escaped = theirs.pid()
+    other = Started("exec sleep 602")
+    with ended_after(escaped):
+        assert childproc.kill_marked(incarnation) >= 2
+        assert not is_alive(escaped)
+        assert is_alive(other.child.pid)
+        assert childproc.kill_marked(incarnation) == 0
+    assert theirs.finish()[0] in (-signal.SIGKILL, 1)
+    other.child.end(SOON)
+    other.finish()
+
+
+def test_process_that_kills_the_marked_spares_itself() -> None:
+    mark = new_mark()
+    program = "import os; from watcher import childproc; print(childproc.kill_marked(os.environ['WATCHER_MARK']))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "WATCHER_MARK": mark}, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, b"0")
+
+
+def test_mark_that_could_be_anybodys_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 8"):
+        childproc.kill_marked("")
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_holders_of_a_lock_are_killed_though_they_cleared_their_environment(tmp_path: Path, deleted: bool) -> None:
+    lock = tmp_path / "x.busy"
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT)
+    started = Started("env -i setsid sh -c 'echo $$; exec sleep 600' & exit 0", pass_fds=(fd,))
+    escaped = started.pid()
+    with ended_after(escaped):
+        assert started.child.wait(SOON) == 0
+        if deleted:
+            lock.unlink()
+        assert childproc.kill_holders(lock) == 1  # and not we, who hold it too
+        assert not is_alive(escaped)
+        assert childproc.kill_holders(str(lock)) == 0
+    os.close(fd)
+    assert started.over() == 0
+
+
+def test_file_of_the_same_name_elsewhere_is_not_the_lock(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    fd = os.open(tmp_path / "elsewhere" / "x.busy", os.O_RDWR | os.O_CREAT)
+    (tmp_path / "x.busy").touch()
+    started = Started("exec sleep 600", pass_fds=(fd,))
+    assert childproc.kill_holders(tmp_path / "x.busy") == 0
+    assert is_alive(started.child.pid)
+    started.child.end(SOON)
+    started.finish()
+    os.close(fd)

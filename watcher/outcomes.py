@@ -1,0 +1,157 @@
+"""Wait for what becomes of tasks that were submitted, without a worker's help: the folders are asked, again and again.
+
+Folders are listed, never asked for one name: over a network file system a name that was missed once stays missing for
+half a minute, while a listing is fresh. Pauses grow while nothing happens, and with what a listing costs.
+A task has ended when its result is there, or a dead letter without one (a file that never became a task). Writes
+nothing. Raises OSError when a folder cannot be listed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from watcher.atomicfile import Folder
+from watcher.errors import WatcherError
+from watcher.formats import strictjson
+from watcher.formats.result import HEAD_BYTES, parse_result, status_in_head
+
+if TYPE_CHECKING:
+    from watcher_config import Folders
+
+#: Seconds between two looks: at first, and at most, unless a look itself costs more than a tenth of that.
+PAUSE_SECONDS = (0.05, 0.25)
+_SHARE = 0.1
+_MAX_STORED_BYTES = 1 << 28
+_LETTER = re.compile(r"(.+?)(?:~\d+)?\.json")
+
+
+class AlreadyKnown(WatcherError):
+    """A task of this id is on its way or has ended. Reaction: choose another id, or read what is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a task ended. `status` is that of its result, or `refused` when there is only a dead letter, `path`."""
+
+    task_id: str
+    worker: str
+    status: str
+    path: Path
+
+    @property
+    def is_completed(self) -> bool:
+        return self.status == "completed"
+
+    def read(self) -> dict[str, Any]:
+        """The whole result or dead letter. Raises OSError or ValueError when it is gone or was replaced."""
+        folder = Folder(self.path.parent, create=False)
+        try:
+            raw = folder.read(self.path.name, _MAX_STORED_BYTES)
+        finally:
+            folder.close()
+        return _object(raw) if self.status == "refused" else parse_result(raw)
+
+
+class Awaited:
+    """The tasks of one worker whose ends are waited for. Make it before they are submitted: what was there before, a
+    dead letter of an earlier file with the same id, is not their end."""
+
+    def __init__(self, folders: Folders, worker: str, ids: Iterable[str]) -> None:
+        self._results = folders.results / worker
+        self._letters = folders.dlq / worker
+        self._before = set(_names(self._letters))
+        self.worker = worker
+        self.open = set(ids)
+
+    def look(self) -> list[Outcome]:
+        """What has ended since the last look, in no order."""
+        found = [self._result(name[:-5]) for name in _names(self._results) if name[:-5] in self.open]
+        ended = [outcome for outcome in found if outcome is not None]
+        self.open.difference_update(outcome.task_id for outcome in ended)
+        if self.open:
+            ended += self._refused()
+        return ended
+
+    def _result(self, task_id: str) -> Outcome | None:
+        path = self._results / f"{task_id}.json"
+        try:
+            with path.open("rb") as file:
+                status = status_in_head(file.read(HEAD_BYTES))
+        except OSError:
+            return None
+        return None if status is None else Outcome(task_id, self.worker, status, path)
+
+    def _refused(self) -> list[Outcome]:
+        """Dead letters that hold no result; one that does comes a moment before that result is there."""
+        out = []
+        for name in sorted(_names(self._letters)):
+            matched = _LETTER.fullmatch(name)
+            if name in self._before or matched is None or matched[1] not in self.open:
+                continue
+            outcome = Outcome(matched[1], self.worker, "refused", self._letters / name)
+            self._before.add(name)
+            with contextlib.suppress(OSError, ValueError):
+                if outcome.read().get("dlq_result") is None:
+                    out.append(outcome)
+                    self.open.discard(outcome.task_id)
+        return out
+
+
+def wait(awaited: Sequence[Awaited], seconds: float | None, each: Callable[[list[Outcome]], None]) -> bool:
+    """Look until all have ended; returns False when `seconds` are over first (None: no limit).
+
+    `each` gets what has ended after every look, also when that is nothing. The pause between two looks is short after
+    something happened and grows while nothing does.
+    """
+    end = None if seconds is None else time.monotonic() + seconds
+    pause = PAUSE_SECONDS[0]
+    while True:
+        began = time.monotonic()
+        ended = [outcome for one in awaited for outcome in one.look()]
+        each(ended)
+        if not any(one.open for one in awaited):
+            return True
+        now = time.monotonic()
+        pause = PAUSE_SECONDS[0] if ended else min(pause * 1.5, PAUSE_SECONDS[1])
+        rest = max(pause, (now - began) / _SHARE)
+        if end is not None:
+            rest = min(rest, end - now)
+            if rest <= 0:
+                return False
+        time.sleep(rest)
+
+
+def refuse_known(folders: Folders, worker: str, task_id: str) -> None:
+    """Raise AlreadyKnown when this worker has a task of this id already, wherever it is.
+
+    Without this the worker would drop the new file as a copy or dead-letter it, and the submitter would read the
+    result of another task.
+    """
+    if f"{task_id}.json" in _names(folders.results / worker):
+        path = folders.results / worker / f"{task_id}.json"
+        raise AlreadyKnown(f"task {task_id!r} of {worker} has ended already; read {path}, or choose another id")
+    inbox = folders.tasks / worker
+    for place in (inbox / ".retry", *(inbox / ".claims" / n for n in _names(inbox / ".claims") if "." not in n)):
+        if any(name.startswith(f"{task_id}~") for name in _names(place)):
+            raise AlreadyKnown(f"task {task_id!r} of {worker} is on its way; wait for its result or choose another id")
+
+
+def _names(place: Path) -> list[str]:
+    try:
+        return os.listdir(place)
+    except FileNotFoundError:
+        return []
+
+
+def _object(raw: bytes) -> dict[str, Any]:
+    value = strictjson.loads(raw)
+    if not isinstance(value, dict):
+        raise strictjson.NotStrictJson("a dead letter is one JSON object")
+    return value
