@@ -21,6 +21,8 @@ from watcher.errors import InvalidTask, SettingError, WatcherError
 from watcher_config import folders, read_layers
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from watcher.outcomes import Outcome
     from watcher.screen import Look, Tally
     from watcher_config import Folders

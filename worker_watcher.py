@@ -186,6 +186,7 @@ class Service:
                 delays=delays,
                 probe_seconds=config.circuit_breaker_timeout,
                 min_free_bytes=config.min_free_bytes,
+                model=config.model or None,
             ),
             self.clock,
             self.bus.emit,

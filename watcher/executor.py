@@ -55,7 +55,7 @@ _SPACE_CHECK_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class ExecutorOptions:
-    """What the executor needs to know of the settings."""
+    """What the executor needs to know of the settings. `model` is for tasks that name neither model nor provider."""
 
     worker: str
     incarnation: str
@@ -66,6 +66,7 @@ class ExecutorOptions:
     delays: RetryDelays
     probe_seconds: float
     min_free_bytes: int
+    model: str | None = None
 
 
 @dataclass(slots=True)
@@ -79,10 +80,13 @@ class Running:
 
 @dataclass(slots=True)
 class _Trouble:
+    """`is_tried`: a task was started since it was last met, to see whether it is over."""
+
     detail: str
     since: float
     retry_at: float
     pause: float = _TROUBLE_PAUSE_SECONDS[0]
+    is_tried: bool = False
 
 
 @dataclass(slots=True)
@@ -146,7 +150,8 @@ class Executor:
                     self._begin(claim)
                 if not taken.claims and not taken.endings:
                     break
-            if not self._books.running and not self._books.unstored:
+            trouble = self._books.trouble
+            if trouble is not None and not trouble.is_tried and not self._books.unstored and self._room() > 0:
                 self._end_trouble()  # nothing is there to try it with
         except WorkerTrouble as trouble:
             self._begin_trouble(str(trouble))
@@ -215,7 +220,9 @@ class Executor:
         if books.unstored >= _MAX_UNSTORED:
             return 0
         if books.trouble is not None:
-            return 0 if books.running else 1  # one task tries whether the machine is well again
+            # One task tries whether the machine is well again, also beside one that has run for hours.
+            is_full = len(books.running) >= self._options.max_concurrent
+            return 0 if books.trouble.is_tried or is_full else 1
         ahead = min(self._options.queue_size, self._options.max_concurrent) if self._is_short() else 0
         return self._options.max_concurrent + ahead - len(books.running)
 
@@ -236,11 +243,13 @@ class Executor:
             prompt=claim.prompt,
             provider=claim.provider,
             timeout_seconds=task.timeout or self._options.task_timeout_seconds,
-            model=task.model,
+            model=task.model or (self._options.model if task.provider is None else None),
             cwd=task.cwd,
         )
         running = Running(claim, attempt, self._clock.wall())
         self._books.running[attempt.mark] = running
+        if self._books.trouble is not None:
+            self._books.trouble.is_tried = True
         self._idle.clear()
         self._gates.started(claim.provider)
         self._starts.put(running)
@@ -420,6 +429,7 @@ class Executor:
             self._emit(TroubleBegan(detail))
             return
         trouble.detail = detail
+        trouble.is_tried = False
         trouble.pause = min(trouble.pause * 2, _TROUBLE_PAUSE_SECONDS[1])
         trouble.retry_at = now + trouble.pause
 
@@ -435,6 +445,7 @@ class Executor:
         if books.trouble is not None:
             if now < books.trouble.retry_at:
                 return False
+            books.trouble.retry_at = now + books.trouble.pause  # else the loop would turn until somebody knows
             if not self._try_again():
                 return False
         elif now - books.space_checked < _SPACE_CHECK_SECONDS:

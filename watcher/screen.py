@@ -391,7 +391,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], look: Look) -> l
 
 
 def duration(seconds: float) -> str:
-    """About how long, in one unit: `0.3 s`, `45 s`, `12 min`, `5 h`, `4 d`."""
+    """About how long, in one unit: `20 ms`, `0.3 s`, `45 s`, `12 min`, `5 h`, `4 d`."""
+    if 0 < seconds < 0.095:
+        return f"{seconds * 1000:.0f} ms"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     for limit, size, unit in ((100.0, 1, "s"), (6000.0, 60, "min"), (172_800.0, 3600, "h")):

@@ -264,7 +264,7 @@ class Worker:
         hold = gates.holds().get(provider)
         if ending is not None:
             gates.hold(provider, ending.reason or "unusable", ending.detail, None, None)
-        elif hold is not None and hold.until_monotonic is None:  # this check has placed it: nothing else waits for a word
+        elif hold is not None and hold.until_monotonic is None:  # only this check waits for a word
             gates.lift(provider)
 
     def _beat(self, status: HeartbeatStatus | None = None) -> None:

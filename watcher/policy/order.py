@@ -208,7 +208,7 @@ class Lineup:
             self._offer(head)
 
     def wake_due(self, now: float) -> None:
-        """Tasks whose time has come get in line. `take` does it too; a caller that has no room yet does it to sleep on."""
+        """Tasks whose time has come get in line. `take` does it too; who has no room yet does it to sleep on."""
         while self._later and self._later[0][0] <= now:
             task = heapq.heappop(self._later)[2]
             if not self._is_current(task):

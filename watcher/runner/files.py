@@ -9,10 +9,9 @@ something.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 from watcher.errors import is_trouble
@@ -23,50 +22,51 @@ from watcher.runner.reading import bounded_text
 class Slot:
     """The two files that one command at a time prints into."""
 
-    def __init__(self, folder: Path, numbers: itertools.count[int]) -> None:
+    def __init__(self, folder: Path, numbers: Iterator[int]) -> None:
         self._folder = folder
         self._numbers = numbers
-        self.stdout = Capture(folder, f"output-{next(numbers)}.stdout")
+        self.stdout = Capture(folder, "stdout", numbers)
         try:
-            self.stderr = Capture(folder, f"output-{next(numbers)}.stderr")
+            self.stderr = Capture(folder, "stderr", numbers)
         except OSError:
             self.stdout.remove()
             raise
 
     def refresh(self, is_clean: bool) -> None:
-        """Make both ready for the next command: emptied, or new when they are kept or were shared with
-        others.
-        """
-        self.stdout = self._ready(self.stdout, "stdout", is_clean)
-        self.stderr = self._ready(self.stderr, "stderr", is_clean)
+        """Make both ready for the next command: emptied, or new when they are kept or were shared with others."""
+        self.stdout = self._ready(self.stdout, is_clean)
+        self.stderr = self._ready(self.stderr, is_clean)
 
     def remove(self) -> None:
         self.stdout.remove()
         self.stderr.remove()
 
-    def _ready(self, capture: Capture, stream: str, is_clean: bool) -> Capture:
+    def _ready(self, capture: Capture, is_clean: bool) -> Capture:
         if is_clean and not capture.is_kept:
             capture.empty()
             return capture
-        fresh = Capture(self._folder, f"output-{next(self._numbers)}.{stream}")
+        fresh = Capture(self._folder, capture.stream, self._numbers)
         capture.remove()
         return fresh
 
 
-@dataclass(slots=True)
 class Capture:
-    """A file that a command prints into. Appending, so that it can be emptied while its descriptor is used
-    again.
-    """
+    """A file that a command prints into: appending, so that it can be emptied while its descriptor is used again."""
 
-    folder: Path
-    name: str
-    is_kept: bool = False
-    fd: int = field(init=False, default=-1)
+    __slots__ = ("_folder", "fd", "is_kept", "name", "stream")
 
-    def __post_init__(self) -> None:
+    def __init__(self, folder: Path, stream: str, numbers: Iterator[int]) -> None:
+        self._folder = folder
+        self.stream = stream
+        self.is_kept = False
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        self.fd = os.open(self.folder / self.name, flags, 0o644)
+        while True:
+            self.name = f"output-{next(numbers)}.{stream}"
+            try:
+                self.fd = os.open(folder / self.name, flags, 0o644)
+                return
+            except FileExistsError:  # of another runner in this folder, or kept and not yet moved
+                continue
 
     def size(self) -> int:
         return os.fstat(self.fd).st_size
@@ -97,7 +97,7 @@ class Capture:
             os.close(self.fd)
             self.fd = -1
         if not self.is_kept:
-            remove(str(self.folder / self.name))
+            remove(str(self._folder / self.name))
 
 
 def unnamed_file(raw: bytes, folder: Path) -> int:

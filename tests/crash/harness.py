@@ -1,0 +1,563 @@
+"""Real workers, real kills: start worker processes on a folder, hurt them, and check the promises afterwards.
+
+A Site is one WATCHER_ROOT with its workers and with an agent that keeps a run log (agent.c). The tests drop tasks
+whose description tells the agent what to do, kill and stop processes, wait for outcomes by listing, and ask
+`broken_promises` in the end, which believes nothing but the folders, the run log and /proc.
+
+Needs Linux and Python's own executable (a venv's is fine). Ends only processes that it started itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+HERE = Path(__file__).parent
+PROJECT = HERE.parent.parent
+#: What a stopped worker may leave below the root, beside results, dead letters and receipts of tasks.
+_STAYS = re.compile(
+    r"tasks/[^/]+/\.claims/(name|instance-[^/]+)\.lock"
+    r"|heartbeats/[^/.][^/]*\.json"
+    r"|control/holds/[^/.][^/]*\.json"
+    r"|control/[^/]+/breakers\.json"
+)
+#: Longer than any step of a healthy worker on a busy machine.
+PATIENCE_SECONDS = 30.0
+
+# --- the tools in C
+
+
+@functools.cache
+def _build_folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="watcher-crash-"))
+
+
+@functools.cache
+def _compiled(source: str, target: str, *options: str) -> Path | None:
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    path = _build_folder() / target
+    if compiler is None:
+        return None
+    command = [compiler, "-O2", "-o", str(path), str(HERE / source), *options]
+    done = subprocess.run(command, capture_output=True, check=False)
+    return path if done.returncode == 0 else None
+
+
+def agent_program() -> Path:
+    """The agent: in C where there is a compiler, else the same as a shell script."""
+    found = _compiled("agent.c", "agent", "-static") or _compiled("agent.c", "agent")
+    if found is not None:
+        return found
+    script = _build_folder() / "agent.sh"
+    shutil.copyfile(HERE / "agent.sh", script)
+    script.chmod(0o755)
+    return script
+
+
+@functools.cache
+def faults_library() -> Path | None:
+    """The library that kills a worker at a file-system call, or None where it cannot be had or has no effect."""
+    library = _compiled("faults.c", "faults.so", "-shared", "-fPIC", "-ldl")
+    if library is None:
+        return None
+    probe = _build_folder() / "probe"
+    probe.mkdir(exist_ok=True)
+    environment = {"LD_PRELOAD": str(library), "FAULTS_ROOT": str(probe), "FAULTS_TRACE": str(probe) + ".trace"}
+    command = [sys.executable, "-c", f"import os; os.rename({str(probe)!r} + '/a', {str(probe)!r} + '/b')"]
+    subprocess.run(command, env=environment, capture_output=True, check=False)
+    trace = Path(environment["FAULTS_TRACE"])
+    return library if trace.exists() and "rename a" in trace.read_text() else None
+
+
+def remove_tools() -> None:
+    shutil.rmtree(_build_folder(), ignore_errors=True)
+
+
+def become_subreaper() -> None:
+    """Adopt what killed workers leave, as init would: so it is reaped here and seen by `living`."""
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+
+
+# --- what was submitted and what was run
+
+
+@dataclass(slots=True)
+class Submitted:
+    """One file that was dropped, and what must become of it."""
+
+    worker: str
+    name: str
+    raw: bytes
+    expect: Literal["completed", "failed", "refused", "ended"]
+    failures: int = 0
+    dead_letter: bool = False
+    drops: int = 1
+
+    @property
+    def task_id(self) -> str:
+        return self.name.removesuffix(".json")
+
+
+@dataclass(slots=True)
+class Run:
+    """One run of the agent, from its log. Times are CLOCK_MONOTONIC nanoseconds; an `end` of None: it was killed."""
+
+    task_id: str
+    attempt: int
+    pid: int
+    mark: str
+    start: int
+    visible: bool
+    overlap: bool
+    end: int | None = None
+    code: int | None = None
+
+    @property
+    def incarnation(self) -> str:
+        return self.mark[:32]
+
+
+def read_runs(path: Path) -> list[Run]:
+    """All runs in the order of their start."""
+    runs: dict[tuple[str, int, str], Run] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        kind, task_id, attempt, pid, moment, mark, *rest = line.split()
+        if kind == "S":
+            run = Run(task_id, int(attempt), int(pid), mark, int(moment), rest[0] == "1", rest[1] == "1")
+            runs[(task_id, run.pid, mark)] = run
+        else:
+            run = runs[(task_id, int(pid), mark)]
+            run.end, run.code = int(moment), int(rest[0])
+    return sorted(runs.values(), key=lambda run: run.start)
+
+
+# --- processes
+
+
+class WorkerProcess:
+    """A worker that was started; its log is in a file."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], log: Path, instance: str | None) -> None:
+        self.popen = popen
+        self.log = log
+        self.instance = instance
+        self.fate: Literal["running", "killed", "stopped"] = "running"
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def is_running(self) -> bool:
+        return self.popen.poll() is None
+
+    def kill(self) -> None:
+        """SIGKILL, and reap."""
+        self.fate = "killed"
+        self.popen.kill()
+        self.popen.wait(PATIENCE_SECONDS)
+
+    def was_killed(self) -> bool:
+        """Somebody else killed it (the agent, an injected fault): note that, and say so."""
+        if self.popen.poll() == -signal.SIGKILL:
+            self.fate = "killed"
+        return self.fate == "killed"
+
+    def stop(self, seconds: float = PATIENCE_SECONDS) -> int:
+        """SIGTERM, and wait until it has drained. Returns the exit code."""
+        if self.is_running():
+            self.popen.terminate()
+        code = self.popen.wait(seconds)
+        self.fate = "killed" if code == -signal.SIGKILL else "stopped"
+        return code
+
+    def signal(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What it has logged; a line that is no JSON (a traceback) is left out."""
+        out = []
+        for line in self.text().splitlines():
+            with contextlib.suppress(ValueError):
+                value = json.loads(line)
+                if isinstance(value, dict):
+                    out.append(value)
+        return out
+
+    def said(self, event: str, **fields: object) -> bool:
+        """Whether a log line has this event and these fields."""
+        return any(
+            line.get("event") == event and all(line.get(name) == value for name, value in fields.items())
+            for line in self.lines()
+        )
+
+    def incarnations(self) -> list[str]:
+        return [str(line["incarnation"]) for line in self.lines() if line.get("event") == "worker.started"]
+
+
+class Site:
+    """One root, the workers that serve it, and everything that was dropped. Close it: it ends what it started."""
+
+    def __init__(self, base: Path, *, root: Path | None = None, **settings: object) -> None:
+        self.base = base
+        self.root = root or base / "root"
+        self.run_log = base / "runs"
+        self.locks = base / "locks"
+        self.locks.mkdir(parents=True, exist_ok=True)
+        self.submitted: dict[tuple[str, str], Submitted] = {}
+        self.processes: list[WorkerProcess] = []
+        self.seen: dict[Path, bytes] = {}
+        self.settings: dict[str, object] = {
+            "PROVIDER": "command",
+            "ENABLE_METRICS": "false",
+            "HEARTBEAT_INTERVAL": 0.5,
+            "SCAN_INTERVAL": 0.5,
+            "INITIAL_RETRY_DELAY": 0.05,
+            "RETRY_JITTER": 0,
+            "KILL_GRACE": 0.5,
+            "SHUTDOWN_GRACE": 10,
+            "CIRCUIT_BREAKER_THRESHOLD": 10_000,
+            "SETTLE_SECONDS": 0.1,
+            "MIN_FREE_BYTES": 0,
+            **settings,
+        }
+
+    def inbox(self, worker: str = "marie") -> Path:
+        path = self.root / "tasks" / worker
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    # --- workers
+
+    def start(
+        self,
+        worker: str = "marie",
+        instance: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        wait: bool = True,
+        **settings: object,
+    ) -> WorkerProcess:
+        """Start a worker; with `wait` until it says that it serves."""
+        command = [sys.executable, str(PROJECT / "worker_watcher.py"), worker]
+        command += ["--instance", instance] if instance is not None else []
+        wanted = {name: str(value) for name, value in {**self.settings, **settings}.items()}
+        agent = f"{agent_program()} {self.run_log} {self.locks} {self.root / 'results' / worker}"
+        env = {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "WATCHER_ROOT": str(self.root),
+            "WATCHER_ENV_FILE": "/dev/null",
+            "AGENT_COMMAND": agent,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            **wanted,
+            **(environment or {}),
+        }
+        log = self.base / f"worker-{len(self.processes) + 1}.log"
+        with log.open("wb") as out:
+            popen = subprocess.Popen(
+                command, env=env, cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
+        process = WorkerProcess(popen, log, instance)
+        self.processes.append(process)
+        if wait:
+            self.wait_for(lambda: process.said("worker.started") or not process.is_running(), "the worker's start")
+            assert process.is_running(), process.text()
+        return process
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.is_running():
+                process.popen.kill()
+                process.popen.wait(PATIENCE_SECONDS)
+        for pid in living(self):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.reap()
+
+    def reap(self) -> None:
+        """Bury adopted orphans (see `become_subreaper`), but none of the workers: those are waited for by name."""
+        ours = {process.pid for process in self.processes}
+        path = Path(f"/proc/self/task/{os.getpid()}/children")
+        for word in path.read_text().split() if path.exists() else ():
+            if int(word) not in ours and _state(int(word)) == "Z":
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(int(word), os.WNOHANG)
+
+    # --- tasks
+
+    def drop(self, stem: str, description: str, worker: str = "marie", **fields: Any) -> Submitted:
+        """Submit a task whose description tells the agent what to do, as a careful program would."""
+        raw = json.dumps({"description": description, **fields}).encode()
+        words = description.split()
+        failures = int(words[words.index("fail") + 1]) if "fail" in words else 0
+        retries = int(fields.get("max_retries", self.settings.get("MAX_RETRIES", 3)))
+        for_good = failures > retries
+        task = Submitted(worker, f"{stem}.json", raw, "failed" if for_good else "completed", failures, for_good)
+        if for_good:
+            task.failures = retries + 1
+        return self._place(task)
+
+    def drop_raw(
+        self, name: str, raw: bytes, worker: str = "marie", expect: Literal["refused", "ended"] = "refused"
+    ) -> Submitted:
+        """Submit a file as it is."""
+        return self._place(Submitted(worker, name, raw, expect, dead_letter=expect == "refused"))
+
+    def drop_again(self, task: Submitted) -> None:
+        """The same file once more: it must change nothing."""
+        task.drops += 1
+        self._rename_in(task)
+
+    def _place(self, task: Submitted) -> Submitted:
+        self.submitted[(task.worker, task.task_id)] = task
+        self._rename_in(task)
+        return task
+
+    def _rename_in(self, task: Submitted) -> None:
+        inbox = self.inbox(task.worker)
+        hidden = inbox / f".{secrets.token_hex(6)}"
+        hidden.write_bytes(task.raw)
+        hidden.rename(inbox / task.name)
+
+    def open_gate(self, name: str) -> None:
+        """Let agents go on that wait at this gate."""
+        (self.locks / name).touch()
+
+    # --- what became of them
+
+    def runs(self, task_id: str | None = None) -> list[Run]:
+        return [run for run in read_runs(self.run_log) if task_id in (None, run.task_id)]
+
+    def result(self, task_id: str, worker: str = "marie") -> dict[str, Any] | None:
+        path = self.root / "results" / worker / f"{task_id}.json"
+        return json.loads(path.read_bytes()) if path.exists() else None
+
+    def heartbeat(self, worker: str = "marie", instance: str | None = None) -> dict[str, Any]:
+        name = f"{worker}@{instance}.json" if instance else f"{worker}.json"
+        path = self.root / "heartbeats" / name
+        return json.loads(path.read_bytes()) if path.exists() else {}
+
+    def waiting(self) -> list[str]:
+        """What has no outcome yet."""
+        out = []
+        for worker in {worker for worker, _ in self.submitted}:
+            results = self._listed(self.root / "results" / worker)
+            letters = self._listed(self.root / "dlq" / worker)
+            for (owner, task_id), task in self.submitted.items():
+                ended = f"{task_id}.json" in (letters if task.expect == "refused" else results)
+                if owner == worker and not ended and (task.expect != "ended" or f"{task_id}.json" not in letters):
+                    out.append(task_id)
+        return out
+
+    def look(self) -> None:
+        """Read whatever is visible now: every file must be whole, and a result that was seen must not change."""
+        for path in (self.root / "heartbeats").glob("[!.]*.json"):
+            json.loads(path.read_bytes())
+        for path in (self.root / "results").glob("*/[!.]*.json"):
+            if path not in self.seen:
+                self.seen[path] = path.read_bytes()
+                json.loads(self.seen[path])
+
+    def wait_for(self, condition: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS) -> None:
+        """Ask again and again until the condition holds. Raises AssertionError with what is known after `seconds`."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > end:
+                raise AssertionError(f"{what} did not come in {seconds:g} s\n{self.report()}")
+            time.sleep(0.01)
+
+    def wait_until_all_ended(self, seconds: float = PATIENCE_SECONDS) -> None:
+        self.wait_for(lambda: not self.waiting(), "an outcome of every task", seconds)
+
+    def finish(self, seconds: float = PATIENCE_SECONDS) -> None:
+        """Wait for all outcomes, stop all workers and check every promise."""
+        self.wait_until_all_ended(seconds)
+        for process in self.processes:
+            if process.is_running():
+                code = process.stop(seconds)
+                assert code == 0, f"exit code {code}\n{process.text()}"
+        broken = broken_promises(self)
+        assert not broken, "\n".join([*broken[:40], self.report()])
+
+    def report(self) -> str:
+        """What a person needs to see why a test failed."""
+        parts = [f"waiting: {self.waiting()[:20]}"]
+        parts += [f"runs of {task_id}: {self.runs(task_id)[-4:]}" for task_id in self.waiting()[:3]]
+        for process in self.processes[-3:]:
+            parts.append(f"--- pid {process.pid}, {process.fate}, exit code {process.popen.poll()}")
+            parts += process.text().splitlines()[-15:]
+        listing = sorted(str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file())
+        parts.append(f"--- {len(listing)} files: {[n for n in listing if not n.startswith(('results/', 'triggers/'))][:40]}")
+        return "\n".join(parts)
+
+    @staticmethod
+    def _listed(folder: Path) -> set[str]:
+        try:
+            return set(os.listdir(folder))
+        except FileNotFoundError:
+            return set()
+
+
+# --- the promises
+
+
+def broken_promises(site: Site) -> list[str]:
+    """Every broken promise as one line. Call it when every task has its outcome and every worker has stopped."""
+    site.reap()
+    return [
+        *_broken_outcomes(site),
+        *_broken_runs(site),
+        *_broken_files(site),
+        *(f"process {pid} lives: {command_of(pid)}" for pid in living(site)),
+    ]
+
+
+def _broken_outcomes(site: Site) -> Iterator[str]:
+    for (worker, task_id), task in site.submitted.items():
+        result = site.result(task_id, worker)
+        letters = _dead_letters(site, worker, task_id)
+        if task.expect == "ended":
+            if result is None and not letters:
+                yield f"{task_id}: has no outcome"
+        elif task.expect == "refused":
+            yield from _broken_refusal(site, task, result, letters)
+        elif result is None:
+            yield f"{task_id}: has no result"
+        else:
+            yield from _broken_result(task, result, letters)
+
+
+def _broken_refusal(
+    site: Site, task: Submitted, result: dict[str, Any] | None, letters: list[dict[str, Any]]
+) -> Iterator[str]:
+    if result is not None:
+        yield f"{task.task_id}: was refused and has a result"
+    if len(letters) != 1:
+        yield f"{task.task_id}: has {len(letters)} dead letters, not one"
+    for letter in letters:
+        original = site.root / "dlq" / task.worker / str(letter.get("dlq_original"))
+        if not original.is_file() or original.read_bytes() != task.raw:
+            yield f"{task.task_id}: the dead letter's original is not what was submitted"
+
+
+def _broken_result(task: Submitted, result: dict[str, Any], letters: list[dict[str, Any]]) -> Iterator[str]:
+    died = result["reason"] == "worker_died"
+    status = "failed" if died else task.expect
+    if result["status"] != status:
+        yield f"{task.task_id}: is {result['status']} ({result['reason']}), not {status}"
+    if died and result["attempts"] < 3:
+        yield f"{task.task_id}: given up after {result['attempts']} deaths"
+    expected = max(0, task.failures - 1) if task.dead_letter else task.failures
+    if result["retry_count"] != expected and not died:
+        yield f"{task.task_id}: retry_count is {result['retry_count']}, not {expected}: an attempt was burnt"
+    wanted = 1 if task.dead_letter or died else 0
+    if len(letters) != wanted:
+        yield f"{task.task_id}: has {len(letters)} dead letters, not {wanted}"
+    for letter in letters:
+        fields = json.loads(task.raw)
+        if any(letter.get(name) != value for name, value in fields.items()):
+            yield f"{task.task_id}: the dead letter is not the task as submitted"
+
+
+def _dead_letters(site: Site, worker: str, task_id: str) -> list[dict[str, Any]]:
+    folder = site.root / "dlq" / worker
+    paths = [folder / f"{task_id}.json", *folder.glob(f"{task_id}~*.json")]
+    return [json.loads(path.read_bytes()) for path in paths if path.exists()]
+
+
+def _broken_runs(site: Site) -> Iterator[str]:
+    """Never two runs of a task at once, never one after its result, and a second only with a reason."""
+    dead = {i for process in site.processes if process.fate == "killed" for i in process.incarnations()}
+    gone = {i for process in site.processes if process.fate != "running" for i in process.incarnations()}
+    by_task: dict[str, list[Run]] = defaultdict(list)
+    for run in site.runs():
+        by_task[run.task_id].append(run)
+        if run.visible:
+            yield f"{run.task_id}: run {run.pid} began when its result was visible"
+        if run.overlap:
+            yield f"{run.task_id}: run {run.pid} began while another run of it was alive"
+    known = {task_id for _, task_id in site.submitted}
+    for task_id, runs in by_task.items():
+        if task_id not in known:
+            yield f"{task_id}: was run and never submitted"
+        for first, second in zip(runs, runs[1:], strict=False):
+            if first.end is not None and second.start < first.end:
+                yield f"{task_id}: runs {first.pid} and {second.pid} overlap"
+            failed = first.code is not None and first.code != 0
+            cut = first.end is None and first.incarnation in gone
+            if not (failed or cut or first.incarnation in dead):
+                yield f"{task_id}: ran again although run {first.pid} ended with {first.code} and its worker lived on"
+
+
+def _broken_files(site: Site) -> Iterator[str]:
+    """Nothing but outcomes, receipts, heartbeats and holds is left; what can be seen is whole and did not change."""
+    stays = set()
+    for worker, task_id in site.submitted:
+        stays |= {f"results/{worker}/{task_id}.json", f"triggers/{worker}/{task_id}.json", f"dlq/{worker}/{task_id}.json"}
+        for letter in _dead_letters(site, worker, task_id):
+            stays.add(f"dlq/{worker}/{letter.get('dlq_original')}")
+        result = site.result(task_id, worker) or {}
+        stays |= {os.path.relpath(result[n], site.root) for n in ("stdout_path", "stderr_path") if result.get(n)}
+    for path in site.root.rglob("*"):
+        name = str(path.relative_to(site.root))
+        if path.is_dir():
+            if re.search(r"\.claims/[0-9a-f]{32}$", name):
+                yield f"left behind: claim folder {name}"
+            continue
+        if name not in stays and not _STAYS.fullmatch(name):
+            yield f"left behind: {name}"
+        if path.suffix == ".json" and not path.name.startswith("."):
+            try:
+                json.loads(path.read_bytes())
+            except ValueError as error:
+                yield f"not whole: {name}: {error}"
+    for path, raw in site.seen.items():
+        if not path.exists() or path.read_bytes() != raw:
+            yield f"changed after it was visible: {path.name}"
+
+
+def living(site: Site) -> list[int]:
+    """Processes of this site's workers or of their commands, by the root's or the run log's path."""
+    needles = [os.fsencode(site.root), os.fsencode(site.run_log)]
+    needles += [b"WATCHER_MARK=" + i.encode() for process in site.processes for i in process.incarnations()]
+    out = []
+    for name in os.listdir("/proc"):
+        if not name.isdecimal() or int(name) == os.getpid() or _state(int(name)) in "ZX":
+            continue
+        with contextlib.suppress(OSError):
+            text = Path(f"/proc/{name}/environ").read_bytes() + b"\0" + Path(f"/proc/{name}/cmdline").read_bytes()
+            if any(needle in text for needle in needles):
+                out.append(int(name))
+    return out
+
+
+def command_of(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return "gone"
+
+
+def _state(pid: int) -> str:
+    """The letter of its state; X when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return "X"
+    return chr(text[text.rfind(b")") + 2])
