@@ -53,7 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        _tell("stopped; what was submitted goes on")
+        _tell(
+            "stopped; its workers have ended, its files stay" if options.demo else "stopped; what was submitted goes on"
+        )
         return 130
     except WatcherError as error:
         _tell(str(error))
@@ -398,7 +400,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; --help shows what there is\n")
+        self.exit(2, f"demo_watcher: {message}; --help shows what there is\n")
 
 
 def _parser() -> argparse.ArgumentParser:

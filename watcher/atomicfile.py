@@ -118,19 +118,28 @@ def write_all(fd: int, data: bytes) -> None:
 
 def move_new(source: Folder, name: str, target: Folder, new_name: str) -> bool:
     """Rename without replacing. Returns False when the target exists; raises FileNotFoundError without source."""
-    if _RENAMEAT2 is not None:
-        if _RENAMEAT2(source.fd, os.fsencode(name), target.fd, os.fsencode(new_name), _RENAME_NOREPLACE) == 0:
-            return True
-        code = ctypes.get_errno()
-        if code == errno.EEXIST:
-            return False
-        if code not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-            raise OSError(code, os.strerror(code), name)
+    done = _rename_noreplace(source, name, target, new_name)
+    if done is not None:
+        return done
     # No such flag here (NFS): look, then rename. The window is small and only a same-named file could fall into it.
     if target.has(new_name):
         return False
     os.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
     return True
+
+
+def _rename_noreplace(source: Folder, name: str, target: Folder, new_name: str) -> bool | None:
+    """Whether it was renamed (False: the target exists); None where the system or the file system has no such flag."""
+    if _RENAMEAT2 is None:
+        return None
+    if _RENAMEAT2(source.fd, os.fsencode(name), target.fd, os.fsencode(new_name), _RENAME_NOREPLACE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code == errno.EEXIST:
+        return False
+    if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return None
+    raise OSError(code, os.strerror(code), name)
 
 
 def move(source: Folder, name: str, target: Folder, new_name: str) -> bool:
@@ -147,8 +156,10 @@ def move(source: Folder, name: str, target: Folder, new_name: str) -> bool:
 
 def publish_new(source: Folder, name: str, target: Folder, new_name: str) -> bool:
     """Show a finished temporary file under its final name, never replacing. Returns False when that exists."""
-    if _RENAMEAT2 is not None:
-        return move_new(source, name, target, new_name)
+    done = _rename_noreplace(source, name, target, new_name)
+    if done is not None:
+        return done
+    # Unlike a look and a rename, a link never replaces, also between the clients of an NFS server.
     try:
         os.link(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd, follow_symlinks=False)
     except FileExistsError:

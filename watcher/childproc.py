@@ -75,6 +75,7 @@ def spawn(
     )
     process.returncode = 0  # the reaping is ours; so Popen neither waits for it nor warns about it
     _family.started.add(process.pid)
+    _family.passed.update(pass_fds)
     return Child(process.pid)
 
 
@@ -261,6 +262,11 @@ def attempt_over(child: Child | None, mark: str) -> int:
     return count + sweep()
 
 
+def nobody_escaped() -> bool:
+    """Whether surely no process has outlived its command: so none can still write where a command has written."""
+    return _family.is_adopting and not _family.has_adopted()
+
+
 def sweep() -> int:
     """End adopted processes whose attempt is over, and reap the dead ones. Returns how many were ended."""
     if not _family.has_adopted():
@@ -310,6 +316,7 @@ class _Family:
 
     def __init__(self) -> None:
         self.started: set[int] = set()
+        self.passed: set[int] = set()
         self.running: dict[bytes, float] = {}
         self.is_adopting = False
         self._children_fd: int | None = None
@@ -358,22 +365,22 @@ class _Family:
     def is_left_over(self, pid: int) -> bool:
         """Whether an adopted process belongs to no attempt that still runs."""
         facts = procfs.facts_of(pid)
-        if facts is None or facts.is_dead or facts.parent != os.getpid() or facts.session == self._session:
+        if facts is None or facts.is_dead or facts.parent != os.getpid():
             return False
         mark = procfs.mark_of(pid) or procfs.mark_of(pid, after_seconds=0.002)
         if mark and mark != _INHERITED_MARK:
             return mark not in self.running
-        return self._is_unmarked_left_over(facts)
+        return self._is_unmarked_left_over(pid, facts)
 
-    def _is_unmarked_left_over(self, facts: procfs.Facts) -> bool:
-        """It cleared its environment, so only its age tells: an attempt cannot have started what is older
-        than itself.
+    def _is_unmarked_left_over(self, pid: int, facts: procfs.Facts) -> bool:
+        """It cleared its environment, so only its age tells: an attempt cannot have started what is older than itself.
 
-        Pid 1 also gets orphans that none of us started (`docker exec`): those are left alone.
+        Pid 1 also gets orphans that none of us started (`docker exec`): of those without a mark, ours are the ones that
+        hold a descriptor which we passed on.
         """
-        if os.getpid() == 1 or facts.started < self._began:
+        if os.getpid() == 1 and not any(_holds_ours(pid, fd) for fd in list(self.passed)):
             return False
-        return all(facts.started < began for began in list(self.running.values()))
+        return facts.started >= self._began and all(facts.started < began for began in list(self.running.values()))
 
     def _list_children(self) -> list[int]:
         if self._children_fd is None:
@@ -480,7 +487,12 @@ def _end_group_blindly(pgid: int) -> int:
 def _end_marked(is_theirs: Callable[[bytes], bool], grace_seconds: float) -> int:
     if not procfs.IS_THERE:
         return 0
-    return _end_all(_other_pids, lambda pid: is_theirs(procfs.mark_of(pid)), grace_seconds, scans=2)
+
+    def belongs(pid: int) -> bool:
+        mark = procfs.mark_of(pid)
+        return bool(mark) and is_theirs(mark)  # whatever is asked: what has no mark is never meant
+
+    return _end_all(_other_pids, belongs, grace_seconds, scans=2)
 
 
 def _end_all(
@@ -574,6 +586,15 @@ def _wait_until_ended(targets: list[_Target], seconds: float) -> None:
     until = time.monotonic() + seconds
     while waiting and (left := until - time.monotonic()) > 0:
         waiting.difference_update(_poll(waiting, min(_A_DAY_MS, int(left * 1000) + 1)))
+
+
+def _holds_ours(pid: int, fd: int) -> bool:
+    try:
+        found = os.fstat(fd)
+        path = os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return False
+    return procfs.holds(pid, path, (found.st_dev, found.st_ino))
 
 
 def _other_pids() -> list[int]:

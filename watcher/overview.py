@@ -127,11 +127,11 @@ class Lookout:
         processes = presence.processes(worker, beats, claims, now)
         active = _running(claims, beats, processes, now)
         running += active
-        new = self._arrived(inbox, _is_task_name)
+        new = self._arrived(inbox, TASK_FILE_NAME.fullmatch)
         retrying = self._arrived(inbox / RETRY, presence.has_history)
         oldest = min((*new.values(), *retrying.values()), default=None)
         statuses = self._statuses.setdefault(worker, _Facts(_read_status))
-        statuses.refresh(self._folders.results / worker, _is_task_name, self._problems)
+        statuses.refresh(self._folders.results / worker, TASK_FILE_NAME.fullmatch, self._problems)
         done = sum(status == "completed" for status in statuses.values())
         letters = presence.list_names(self._folders.dlq / worker, self._problems)
         breakers = [process.breaker for process in processes if process.breaker is not None]
@@ -153,7 +153,7 @@ class Lookout:
             processes=processes,
         )
 
-    def _arrived(self, place: Path, wanted: Callable[[str], bool]) -> _Facts[float]:
+    def _arrived(self, place: Path, wanted: Callable[[str], object]) -> _Facts[float]:
         """When each waiting task came. A rename keeps that time, so a retried task keeps its age."""
         facts = self._arrivals.setdefault(place, _Facts(_read_mtime))
         facts.refresh(place, wanted, self._problems)
@@ -180,7 +180,7 @@ class _Facts(Generic[T]):
         """The facts that could be read; `unread` says how many could not."""
         return [fact for _, fact in self._facts.values() if fact is not None]
 
-    def refresh(self, place: Path, wanted: Callable[[str], bool], problems: list[str]) -> None:
+    def refresh(self, place: Path, wanted: Callable[[str], object], problems: list[str]) -> None:
         """Make it true for the folder as it is now; a file that is gone by then is forgotten."""
         old, self._facts, self.unread = self._facts, {}, 0
         try:
@@ -269,10 +269,6 @@ def _output_at(told: Json) -> float | None:
             info = os.lstat(path)
             return info.st_mtime if info.st_size else None
     return presence.moment(told.get("last_output_at"))
-
-
-def _is_task_name(name: str) -> bool:
-    return TASK_FILE_NAME.fullmatch(name) is not None
 
 
 def _rounded(value: object) -> object:

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.harness import Site, become_subreaper, faults_library, remove_tools
+from tests.crash.harness import Site, faults_library, remove_tools
 
 collect_ignore_glob = [] if sys.platform == "linux" else ["test_*.py"]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _tools() -> Iterator[None]:
-    become_subreaper()
     yield
     remove_tools()
 

@@ -10,7 +10,6 @@ Needs Linux and Python's own executable (a venv's is fine). Ends only processes 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import json
 import os
@@ -87,11 +86,6 @@ def faults_library() -> Path | None:
 
 def remove_tools() -> None:
     shutil.rmtree(_build_folder(), ignore_errors=True)
-
-
-def become_subreaper() -> None:
-    """Adopt what killed workers leave, as init would: so it is reaped here and seen by `living`."""
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 
 
 # --- what was submitted and what was run
@@ -289,16 +283,6 @@ class Site:
         for pid in living(self):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.reap()
-
-    def reap(self) -> None:
-        """Bury adopted orphans (see `become_subreaper`), but none of the workers: those are waited for by name."""
-        ours = {process.pid for process in self.processes}
-        path = Path(f"/proc/self/task/{os.getpid()}/children")
-        for word in path.read_text().split() if path.exists() else ():
-            if int(word) not in ours and _state(int(word)) == "Z":
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(int(word), os.WNOHANG)
 
     # --- tasks
 
@@ -390,7 +374,9 @@ class Site:
         """Wait for all outcomes, stop all workers and check every promise."""
         self.wait_until_all_ended(seconds)
         for process in self.processes:
-            if process.is_running():
+            if process.fate == "running":
+                assert process.is_running(), f"ended by itself\n{process.text()}"
+                self.wait_for(lambda process=process: process.said("worker.started"), "the worker's start")
                 code = process.stop(seconds)
                 assert code == 0, f"exit code {code}\n{process.text()}"
         broken = broken_promises(self)
@@ -420,7 +406,6 @@ class Site:
 
 def broken_promises(site: Site) -> list[str]:
     """Every broken promise as one line. Call it when every task has its outcome and every worker has stopped."""
-    site.reap()
     return [
         *_broken_outcomes(site),
         *_broken_runs(site),
@@ -445,19 +430,19 @@ def _broken_outcomes(site: Site) -> Iterator[str]:
 
 
 def _broken_refusal(
-    site: Site, task: Submitted, result: dict[str, Any] | None, letters: list[dict[str, Any]]
+    site: Site, task: Submitted, result: dict[str, Any] | None, letters: dict[str, dict[str, Any]]
 ) -> Iterator[str]:
     if result is not None:
         yield f"{task.task_id}: was refused and has a result"
-    if len(letters) != 1:
-        yield f"{task.task_id}: has {len(letters)} dead letters, not one"
-    for letter in letters:
+    if not 1 <= len(letters) <= task.drops:
+        yield f"{task.task_id}: was dropped {task.drops} times and has {len(letters)} dead letters"
+    for letter in letters.values():
         original = site.root / "dlq" / task.worker / str(letter.get("dlq_original"))
         if not original.is_file() or original.read_bytes() != task.raw:
             yield f"{task.task_id}: the dead letter's original is not what was submitted"
 
 
-def _broken_result(task: Submitted, result: dict[str, Any], letters: list[dict[str, Any]]) -> Iterator[str]:
+def _broken_result(task: Submitted, result: dict[str, Any], letters: dict[str, dict[str, Any]]) -> Iterator[str]:
     died = result["reason"] == "worker_died"
     status = "failed" if died else task.expect
     if result["status"] != status:
@@ -470,16 +455,16 @@ def _broken_result(task: Submitted, result: dict[str, Any], letters: list[dict[s
     wanted = 1 if task.dead_letter or died else 0
     if len(letters) != wanted:
         yield f"{task.task_id}: has {len(letters)} dead letters, not {wanted}"
-    for letter in letters:
+    for letter in letters.values():
         fields = json.loads(task.raw)
         if any(letter.get(name) != value for name, value in fields.items()):
             yield f"{task.task_id}: the dead letter is not the task as submitted"
 
 
-def _dead_letters(site: Site, worker: str, task_id: str) -> list[dict[str, Any]]:
+def _dead_letters(site: Site, worker: str, task_id: str) -> dict[str, dict[str, Any]]:
     folder = site.root / "dlq" / worker
     paths = [folder / f"{task_id}.json", *folder.glob(f"{task_id}~*.json")]
-    return [json.loads(path.read_bytes()) for path in paths if path.exists()]
+    return {path.name: json.loads(path.read_bytes()) for path in paths if path.exists()}
 
 
 def _broken_runs(site: Site) -> Iterator[str]:
@@ -510,9 +495,9 @@ def _broken_files(site: Site) -> Iterator[str]:
     """Nothing but outcomes, receipts, heartbeats and holds is left; what can be seen is whole and did not change."""
     stays = set()
     for worker, task_id in site.submitted:
-        stays |= {f"results/{worker}/{task_id}.json", f"triggers/{worker}/{task_id}.json", f"dlq/{worker}/{task_id}.json"}
-        for letter in _dead_letters(site, worker, task_id):
-            stays.add(f"dlq/{worker}/{letter.get('dlq_original')}")
+        stays |= {f"results/{worker}/{task_id}.json", f"triggers/{worker}/{task_id}.json"}
+        for name, letter in _dead_letters(site, worker, task_id).items():
+            stays |= {f"dlq/{worker}/{name}", f"dlq/{worker}/{letter.get('dlq_original')}"}
         result = site.result(task_id, worker) or {}
         stays |= {os.path.relpath(result[n], site.root) for n in ("stdout_path", "stderr_path") if result.get(n)}
     for path in site.root.rglob("*"):

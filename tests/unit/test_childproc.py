@@ -322,6 +322,38 @@ def test_process_without_a_mark_that_is_older_than_all_running_attempts_is_ended
         older.finish()
 
 
+PID_1 = """
+import os, sys, threading
+from watcher import childproc
+childproc.become_subreaper()
+busy = os.dup2(os.open(sys.argv[1], os.O_RDWR | os.O_CREAT), 99)
+said, says = os.pipe()
+hears, go_on = os.pipe()
+environment = {b"PATH": os.environb[b"PATH"], b"WATCHER_MARK": b"m" * 32}
+escape = "env -i setsid sh -c 'echo $$; exec sleep 600' &\\n"
+def slot():
+    childproc.attempt_began("m" * 32)
+    script = ["/bin/bash", "-c", escape + "exec 99>&-\\n" + escape + "read line"]
+    child = childproc.spawn(script, environment, None, hears, says, 2, (busy,))
+    lines = os.fdopen(said)
+    pids = [int(lines.readline()), int(lines.readline())]  # both are in sessions of their own now
+    os.write(go_on, b"now\\n")
+    child.wait()
+    print(os.getpid(), childproc.attempt_over(child, "m" * 32))
+thread = threading.Thread(target=slot)
+thread.start()
+thread.join()
+"""
+
+
+def test_pid_1_of_a_container_ends_what_holds_its_lock_and_leaves_strangers_alone(tmp_path: Path) -> None:
+    command = ["/usr/bin/unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable, "-c", PID_1]
+    done = subprocess.run([*command, str(tmp_path / "busy")], capture_output=True, text=True, timeout=60)
+    if "unshare" in done.stderr:
+        pytest.skip(f"no pid namespaces here: {done.stderr.strip()}")
+    assert (done.stdout, done.stderr) == ("1 1\n", "")
+
+
 def test_children_of_our_own_session_are_nobody_elses_business() -> None:
     ours = subprocess.Popen(["/bin/sleep", "600"])
     with ended_after(ours.pid):
@@ -329,6 +361,13 @@ def test_children_of_our_own_session_are_nobody_elses_business() -> None:
         assert Started("exit 0").finish() == (0, 0)
         assert ours.poll() is None
     assert ours.wait(SOON) == -signal.SIGKILL
+
+
+def test_exit_codes_of_our_own_session_are_left_for_who_waits_for_them() -> None:
+    ours = subprocess.Popen(["/bin/sh", "-c", "exit 9"])
+    os.waitid(os.P_PID, ours.pid, os.WEXITED | os.WNOWAIT)
+    assert Started("exit 0").finish() == (0, 0)
+    assert ours.wait(SOON) == 9
 
 
 def test_dead_orphans_are_reaped() -> None:

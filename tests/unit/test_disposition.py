@@ -28,9 +28,7 @@ def test_transient_failure_is_tried_again_while_retries_are_left(attempt: int) -
 
 def test_transient_failure_of_the_last_attempt_is_a_dead_letter_that_says_what_happened_last() -> None:
     what = decide(Ending(Failure.TRANSIENT, "exit_code", "exit code 7"), 4, 3, 1.0)
-    assert what == Settle(
-        "failed", "max_retries_exceeded", "exit_code on attempt 4: exit code 7", dead_letter=True
-    )
+    assert what == Settle("failed", "max_retries_exceeded", "exit_code on attempt 4: exit code 7", dead_letter=True)
 
 
 def test_without_retries_the_first_failure_is_the_last() -> None:

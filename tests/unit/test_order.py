@@ -13,7 +13,12 @@ from watcher.policy.order import FIFO_MODES, FifoMode, Lineup, Waiting
 
 
 def waiting(
-    name: str, priority: int = 0, arrived: float = 1.0, provider: str = "claude", lane: str | None = None, due: float = 0
+    name: str,
+    priority: int = 0,
+    arrived: float = 1.0,
+    provider: str = "claude",
+    lane: str | None = None,
+    due: float = 0,
 ) -> Waiting:
     return Waiting(name, priority, arrived, provider, lane, due)
 

@@ -52,7 +52,7 @@ def test_flag_wins_over_environment_over_dotenv_over_default(own_folder: Path) -
         ("2", "flag"),
         ("3", "environment"),
         ("4", ".env"),
-        ("0", "default"),
+        ("100", "default"),
     ]
     config = loaded.config
     assert (config.task_timeout, config.max_retries, config.retry_backoff, config.queue_size) == (

@@ -82,10 +82,14 @@ class Capture:
         text, truncated = bounded_text(self.fd, size, at_most_bytes)
         return Output(text, size, truncated, self.keep() if truncated else None)
 
-    def keep(self) -> str:
-        """From now on the file is the caller's."""
+    def keep(self) -> str | None:
+        """From now on the file is the caller's. None when somebody has deleted it: then it has no name any more."""
         self.is_kept = True
-        return self.name
+        try:
+            there = os.stat(self._folder / self.name)
+        except FileNotFoundError:
+            return None
+        return self.name if there.st_ino == os.fstat(self.fd).st_ino else None
 
     def empty(self) -> None:
         if self.size():
@@ -120,7 +124,7 @@ def unnamed_file(raw: bytes, folder: Path) -> int:
 
 
 def write_file(path: str, raw: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         _write_all(fd, raw)
     finally:

@@ -280,7 +280,7 @@ class OneShotRunner:
                 return _not_started(child)
             is_clean = False
             outcome = self._finish(attempt, run, child)
-            is_clean = outcome.leftovers_killed == 0 and not child.was_told_to_end
+            is_clean = outcome.leftovers_killed == 0 and not child.was_told_to_end and childproc.nobody_escaped()
             return outcome
         finally:
             with self._lock:

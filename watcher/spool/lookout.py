@@ -75,6 +75,8 @@ class Lookout:
         self.endings: deque[tuple[Folder, str, InvalidTask]] = deque()
         self._blocked = Blocked(places, self.results, options, clock)
         self._unsettled: dict[str, _Unsettled] = {}
+        # Complete files whose writer was found at work at the claim; they are in line or unsettled, in turns.
+        self._open: dict[str, _Unsettled] = {}
         self._returned: dict[str, str] = {}
         self._ignored: set[str] = set()
         self._drift = clock.wall() - clock.monotonic()
@@ -261,11 +263,12 @@ class Lookout:
     def writer_had_its_time(self, name: str, state: FileState) -> bool:
         """A complete task whose writer still has it open is left alone for a while."""
         now = self._clock.monotonic()
-        entry = self._unsettled.get(name)
+        entry = self._open.get(name)
         if entry is None or entry.state != state:
-            entry = self._unsettled[name] = _Unsettled(state, now, now, _LOOK_AGAIN_SECONDS[0])
+            entry = self._open[name] = _Unsettled(state, now, now, _LOOK_AGAIN_SECONDS[0])
         if now - entry.since >= WRITER_PATIENCE_SECONDS:
             return True
+        self._unsettled[name] = entry
         self.lineup.discard(name, self._clock.monotonic())
         self._pause(entry, now)
         return False
@@ -289,6 +292,7 @@ class Lookout:
 
     def _forget_waiting(self, name: str) -> None:
         self._unsettled.pop(name, None)
+        self._open.pop(name, None)
         self._blocked.discard(name)
         self.lineup.discard(name, self._clock.monotonic())
 
@@ -322,12 +326,14 @@ class Lookout:
     def taken(self, name: str, stem: str) -> None:
         """The file was claimed."""
         self._unsettled.pop(name, None)
+        self._open.pop(name, None)
         if "~" in name:
             self._returned.pop(stem, None)
 
     def refused(self, name: str) -> None:
         """The file was claimed to end; one of the same name is judged anew."""
         self._ignored.discard(name)
+        self._open.pop(name, None)
 
     def returned(self, stem: str) -> str | None:
         """The name under which a task of this id waits with a history, or None."""

@@ -1,0 +1,116 @@
+"""The real Claude CLI does real tasks through the real worker, offline: its model is a stub on loopback.
+
+The program comes with the package claude-agent-sdk (`pip install '.[claude]'`). A throw-away HOME keeps every login of
+the user out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.stub_model import StubModel
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def claude_program() -> Path | None:
+    """The claude program inside the wheel, without importing the package."""
+    spec = importlib.util.find_spec("claude_agent_sdk")
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        program = Path(folder) / "_bundled" / "claude"
+        if program.exists():
+            return program
+    return None
+
+
+CLAUDE = claude_program()
+pytestmark = [
+    pytest.mark.skipif(CLAUDE is None, reason="the claude program is not installed: pip install '.[claude]'"),
+    pytest.mark.timeout(300),
+]
+
+MAKE_FILE = {"command": "echo made by claude > made.txt", "description": "make a file"}
+TASKS = {
+    "say-hi": "Say hi [[say hi there]]",
+    "make-file": f"[[tool Bash {json.dumps(MAKE_FILE)}]]",
+    "overloaded": "[[status 529 times 3]]",
+    "refused": "[[status 400]]",
+    **{f"more-{n}": f"[[say answer {n}]]" for n in range(6)},
+}
+
+
+@pytest.fixture
+def stub() -> Iterator[StubModel]:
+    model = StubModel()
+    yield model
+    model.close()
+
+
+def results(root: Path, count: int, process: subprocess.Popen[bytes]) -> dict[str, dict[str, Any]]:
+    deadline = time.monotonic() + 240
+    folder = root / "results" / "marie"
+    while time.monotonic() < deadline:
+        found = sorted(folder.glob("*.json")) if folder.is_dir() else []
+        if len(found) >= count:
+            return {path.stem: json.loads(path.read_text()) for path in found}
+        assert process.poll() is None, (root / "log").read_text()
+        time.sleep(0.1)  # the folder is the interface; there is nothing else to wait on from outside
+    raise AssertionError((root / "log").read_text())
+
+
+def test_ten_tasks_with_a_tool_a_retry_and_a_refusal(tmp_path: Path, stub: StubModel) -> None:
+    root, home, work = tmp_path / "root", tmp_path / "home", tmp_path / "work"
+    for folder in (home, work, root / "tasks" / "marie"):
+        folder.mkdir(parents=True)
+    for stem, description in TASKS.items():
+        task = {"description": description, "cwd": str(work)}
+        (root / "tasks" / "marie" / f"{stem}.json").write_text(json.dumps(task))
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "WATCHER_ROOT": str(root),
+        "CLAUDE_COMMAND": str(CLAUDE),
+        "ENABLE_METRICS": "false",
+        "INITIAL_RETRY_DELAY": "0.2",
+        "MAX_RETRIES": "2",
+        "CLAUDE_CODE_MAX_RETRIES": "1",
+        "ANTHROPIC_BASE_URL": stub.url,
+        "ANTHROPIC_API_KEY": "not-a-key",
+        "IS_SANDBOX": "1",
+        "LOG_LEVEL": "DEBUG",
+    }
+    with (root / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(REPOSITORY / "worker_watcher.py"), "marie", "--task-timeout", "120"],
+            env=environment, cwd=tmp_path, stderr=log, stdout=log,
+        )  # fmt: skip
+        try:
+            found = results(root, len(TASKS), process)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+
+    assert found["say-hi"]["status"] == "completed" and found["say-hi"]["stdout"] == "hi there"
+    assert found["say-hi"]["usage"]["input_tokens"] > 0
+    assert found["make-file"]["status"] == "completed"
+    assert (work / "made.txt").read_text() == "made by claude\n"
+    assert found["overloaded"]["status"] == "completed" and found["overloaded"]["retry_count"] >= 1
+    assert found["refused"]["status"] == "failed"
+    letter = json.loads((root / "dlq" / "marie" / "refused.json").read_text())
+    assert letter["dlq_reason"] == found["refused"]["reason"]
+    assert all(found[f"more-{n}"]["stdout"] == f"answer {n}" for n in range(6))
+    assert stub.calls >= len(TASKS)
+    text = (root / "log").read_text()
+    assert "not-a-key" not in text and "answer 3" not in text
+    assert not list((root / "tasks" / "marie").glob("*.json"))

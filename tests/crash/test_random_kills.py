@@ -1,0 +1,90 @@
+"""SIGKILL at random moments, many times, with two instances of one name: every task ends once.
+
+CRASH_KILLS and CRASH_TASKS set the size, CRASH_SEED repeats a run's choices (not its timing); the seed is printed
+with a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.crash.harness import Site, Submitted, WorkerProcess
+
+KILLS = int(os.environ.get("CRASH_KILLS", "100"))
+TASKS = int(os.environ.get("CRASH_TASKS", "2000"))
+SEED = int(os.environ.get("CRASH_SEED", str(random.randrange(1 << 32))))
+SLOTS = 6
+#: So that the kills are spread over the whole run: two instances with their slots are busy for about KILLS times this.
+SECONDS_A_KILL = 0.6
+
+
+@pytest.mark.crash
+@pytest.mark.timeout(900)
+def test_every_task_ends_once_through_random_kills(make_site: Callable[..., Site]) -> None:
+    rng = random.Random(SEED)
+    print(f"CRASH_SEED={SEED} CRASH_KILLS={KILLS} CRASH_TASKS={TASKS}")
+    site = make_site(MAX_CONCURRENT_TASKS=SLOTS, MAX_RETRIES=2, FIFO_MODE="per_agent")
+    mean_ms = int(1000 * KILLS * SECONDS_A_KILL * 2 * SLOTS / TASKS * 0.7)
+    pending = [_task(rng, number, mean_ms) for number in range(TASKS)]
+    serving = {instance: site.start(instance=instance) for instance in ("1", "2")}
+    done: list[Submitted] = []
+    killed = 0
+    began = time.monotonic()
+    while killed < KILLS:
+        for _ in range(min(len(pending), rng.randrange(2 * TASKS // KILLS + 1))):
+            done.append(pending.pop()(site))
+        if done and rng.random() < 0.3:
+            site.drop_again(rng.choice(done))
+        _let_pass(site, rng.expovariate(1 / SECONDS_A_KILL))
+        victim = rng.choice(list(serving))
+        assert serving[victim].is_running(), serving[victim].text()
+        serving[victim].kill()
+        killed += 1
+        serving[victim] = _restart(site, victim)
+    for drop in pending:
+        drop(site)
+    site.finish(seconds=300)
+    died = sum(1 for name in site.root.glob("dlq/marie/*.json") if b'"worker_died"' in name.read_bytes())
+    runs = site.runs()
+    print(
+        f"{killed} kills, {len(site.submitted)} tasks, {len(runs)} runs, {sum(r.end is None for r in runs)} of them cut, "
+        f"{died} given up after three deaths, {time.monotonic() - began:.0f} s"
+    )
+    assert len(site.submitted) == TASKS
+    assert sum(run.end is None for run in runs) > KILLS / 4, "the kills hit nothing: the test proves little"
+
+
+def _task(rng: random.Random, number: int, mean_ms: int) -> Callable[[Site], Submitted]:
+    """One of the kinds of task, chosen now and dropped later."""
+    words = [f"sleep {int(rng.uniform(0, 2 * mean_ms))}"]
+    fields: dict[str, object] = {"priority": rng.choice(["low", "normal", "high", 3])}
+    kind = rng.random()
+    if kind < 0.10:
+        words.insert(0, f"fail {rng.choice([1, 2, 9])}")
+    elif kind < 0.20:
+        words.insert(rng.randrange(2), "escape")
+    elif kind < 0.25:
+        words.insert(0, "deaf say 100000")
+    elif kind < 0.35:
+        fields["agent_id"] = f"agent-{number % 5}"
+    if 0.35 <= kind < 0.37:
+        raw = b'{"description": "broken' + bytes(rng.randrange(32, 127) for _ in range(50))
+        return lambda site: site.drop_raw(f"t{number}.json", raw)
+    return lambda site: site.drop(f"t{number}", " ".join(words), **fields)
+
+
+def _let_pass(site: Site, seconds: float) -> None:
+    """Time in which the workers work; what they show meanwhile must be whole."""
+    end = time.monotonic() + seconds
+    site.look()
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, 0.1))  # the random moment itself: there is no event to wait for
+
+
+def _restart(site: Site, instance: str) -> WorkerProcess:
+    return site.start(instance=instance, wait=False)
