@@ -99,6 +99,7 @@ class Service:
         places = gates = beats = None
         try:
             places = Places(folders.tasks, folders.triggers, folders.results, folders.dlq, self.name, incarnation.id)
+            places.shared += [folders.heartbeats, folders.control / "holds", folders.control / self.name]
             places.probe()
             gates = Gates(
                 folders.control,

@@ -126,11 +126,14 @@ class Executor:
         self._marks = itertools.count(1)
         self._usual_seconds = _SHORT_SECONDS
         self._committer: threading.Thread | None = None
+        self._on_change: Callable[[], None] = lambda: None
 
     # --- the loop thread's calls
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+    def start(self, loop: asyncio.AbstractEventLoop, on_change: Callable[[], None]) -> None:
+        """Begin to work; `on_change` is called on the loop after attempts and outcomes: `retry_in` may be another."""
         self._loop = loop
+        self._on_change = on_change
         self._committer = threading.Thread(target=self._commit, name="committer", daemon=True)
         self._committer.start()
 
@@ -525,6 +528,7 @@ class Executor:
             callback(*args)
         self.fill()
         self._check_idle()
+        self._on_change()
 
 
 def _dead_letter(claim: Claim, result: Result) -> bytes:

@@ -41,6 +41,7 @@ class Gates:
         self._clock = clock
         self._emit = emit
         self._gates: dict[str, Gate] = {}
+        self._on_disk: set[str] = set()
         self._restore_breakers()
         self.refresh()
 
@@ -106,6 +107,7 @@ class Gates:
         """Take over holds that others wrote, and lift those whose file somebody removed."""
         names = {n.removesuffix(".json") for n in self._holds.names() if n.endswith(".json") and n[0] != "."}
         for provider in names:
+            self._on_disk.add(provider)
             if self.gate(provider).hold is None:
                 hold = self._read_hold(provider)
                 if hold is not None:
@@ -113,7 +115,9 @@ class Gates:
                     until = None if hold.until is None else rfc3339(hold.until)
                     self._emit(ProviderHeld(provider, hold.reason, hold.detail or "", until))
         for provider, gate in self._gates.items():
-            if gate.hold is not None and provider not in names and gate.hold.reason not in _OWN_REASONS:
+            # What was never stored (a full disk, a hold of our own) was not removed by anybody.
+            if gate.hold is not None and provider in self._on_disk and provider not in names:
+                self._on_disk.discard(provider)
                 gate.lift()
                 self._emit(ProviderResumed(provider))
 
@@ -152,7 +156,7 @@ class Gates:
     def _store_hold(self, provider: str, hold: Hold) -> None:
         if hold.reason in _OWN_REASONS:
             return
-        self._store(
+        is_stored = self._store(
             self._holds,
             f"{provider}.json",
             {
@@ -163,6 +167,8 @@ class Gates:
                 "since": rfc3339(self._clock.wall()),
             },
         )
+        if is_stored:
+            self._on_disk.add(provider)
 
     def _read_hold(self, provider: str) -> Hold | None:
         try:
@@ -177,6 +183,7 @@ class Gates:
         return Hold(reason, detail, until, now + (self._timeout if wait is None else wait))
 
     def _remove_hold(self, provider: str) -> None:
+        self._on_disk.discard(provider)
         with contextlib.suppress(OSError):
             self._holds.remove(f"{provider}.json")
 
@@ -203,7 +210,9 @@ class Gates:
             self.gate(provider).breaker.restore(failures, wait, now)
             self._emit(BreakerMoved(provider, self.gate(provider).state(now).value, failures))
 
-    def _store(self, folder: Folder, name: str, value: object) -> None:
+    def _store(self, folder: Folder, name: str, value: object) -> bool:
         # A full disk must not stop a gate from working; only its memory of it is lost then.
         with contextlib.suppress(OSError):
             replace(folder, name, json.dumps(value).encode() + b"\n", self._owner)
+            return True
+        return False

@@ -188,7 +188,7 @@ def processes(worker: str, beats: list[Beat], claims: list[Claims], now: float) 
     lives = {claim.incarnation: claim.lives for claim in claims}
     found = {beat.instance: beat.process(lives.get(beat.incarnation, False)) for beat in beats}
     known = {process.incarnation for process in found.values()}
-    for claim in sorted(claims, key=lambda claim: claim.lives is not True):  # the living first
+    for claim in claims:
         if claim.incarnation not in known and claim.lives is not None:
             newcomer = _without_beat(worker, claim, now)
             there = found.get(newcomer.instance)

@@ -86,6 +86,7 @@ class Worker:
         self._beat_due = 0.0
         self._filled_at = 0.0
         self._scan_due = 0.0
+        self._wakes_at = float("-inf")
         self._last_scan = float("-inf")
         self._began = clock.monotonic()
         self._oldest: float | None = None
@@ -98,7 +99,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         self._waker = Waker(loop)
         parts = self._parts
-        parts.executor.start(loop)
+        parts.executor.start(loop, self._rearm)
         try:
             self._emit(WorkerStarted(parts.incarnation.id, os.getpid(), self._options.about))
             self._check_provider()
@@ -175,9 +176,16 @@ class Worker:
         flag = self._waker.flag
         if flag.is_set():
             return
+        self._wakes_at = self._clock.monotonic() + seconds
         timer = asyncio.get_running_loop().call_later(seconds, flag.set)
         await flag.wait()
         timer.cancel()
+        self._wakes_at = float("-inf")
+
+    def _rearm(self) -> None:
+        """An attempt has ended: its retry may be due long before the timer that `_wait` has set."""
+        if self._waker is not None and self._clock.monotonic() + self._pause() < self._wakes_at:
+            self._waker.flag.set()
 
     async def _look(self) -> None:
         """What events named, and the scan when it is due."""
@@ -204,7 +212,7 @@ class Worker:
             for _ in self._parts.spool.scan():
                 await asyncio.sleep(0)
             self._tell_scan_trouble(None)
-        except WorkerTrouble as trouble:
+        except (WorkerTrouble, OSError) as trouble:
             self._tell_scan_trouble(str(trouble))
         self._keep_watching()
         now = self._clock.monotonic()
@@ -269,13 +277,10 @@ class Worker:
 
     def _beat(self, status: HeartbeatStatus | None = None) -> None:
         parts = self._parts
-        killed = parts.runner.sweep()
-        if killed:
-            self._emit(LeftoversKilled("", killed))
-        if status is None:
-            parts.gates.refresh()
-            self._check_provider()
-            parts.spool.rescue()
+        try:
+            self._look_around(status is None)
+        except (WorkerTrouble, OSError) as trouble:  # no descriptors: what is left undone is done at a later beat
+            self._tell_scan_trouble(str(trouble))
         try:
             parts.beats.beat(self._pulse(status))
             self._beat_trouble = None
@@ -284,6 +289,17 @@ class Worker:
             if self._beat_trouble != detail:
                 self._emit(HintFailed("", detail))
             self._beat_trouble = detail
+
+    def _look_around(self, is_serving: bool) -> None:
+        """What needs no event and no hurry: leftovers, holds that others wrote, the provider, dead processes."""
+        parts = self._parts
+        killed = parts.runner.sweep()
+        if killed:
+            self._emit(LeftoversKilled("", killed))
+        if is_serving:
+            parts.gates.refresh()
+            self._check_provider()
+            parts.spool.rescue()
 
     def _pulse(self, status: HeartbeatStatus | None) -> Pulse:
         parts = self._parts

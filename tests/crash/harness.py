@@ -339,8 +339,11 @@ class Site:
         return json.loads(path.read_bytes()) if path.exists() else {}
 
     def waiting(self) -> list[str]:
-        """What has no outcome yet."""
+        """What has no outcome yet, or still lies where tasks wait (a copy, or a worker died before its last step)."""
         out = []
+        for inbox in (self.root / "tasks").glob("*"):
+            out += [name for name in self._listed(inbox) | self._listed(inbox / ".retry") if name.endswith(".json")]
+            out += [path.name for path in inbox.glob(".claims/*/*[~!]*.json")]
         for worker in {worker for worker, _ in self.submitted}:
             results = self._listed(self.root / "results" / worker)
             letters = self._listed(self.root / "dlq" / worker)

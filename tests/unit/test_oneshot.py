@@ -320,6 +320,21 @@ def test_attempt_that_is_stopped_before_it_starts_never_starts(shop: Workshop, m
     assert not (shop.folder / "started").exists()
 
 
+def test_attempt_that_is_stopped_while_it_starts_is_ended(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = shop.runner("sleep", "600")
+    one = attempt()
+    spawn = childproc.spawn
+
+    def start(*arguments: Any) -> childproc.Child:
+        child = spawn(*arguments)
+        runner.stop(one.mark, Failure.STOPPED)  # before the runner knows the child
+        return child
+
+    monkeypatch.setattr(oneshot.childproc, "spawn", start)
+    outcome = run(runner, one)
+    assert (outcome.ending.failure, outcome.exit_code) == (Failure.STOPPED, -15)
+
+
 def test_stopping_what_does_not_run_does_nothing(shop: Workshop) -> None:
     runner = shop.runner("cat")
     one = attempt()
@@ -603,6 +618,13 @@ def test_words_of_a_failure_do_not_count_when_an_agent_only_quotes_them(shop: Wo
     quoted = {"type": "assistant", "message": {"content": [{"type": "text", "text": "\nCredit balance is too low"}]}}
     body = f"print({json.dumps(quoted)!r}); print('boom', file=sys.stderr); sys.exit(1)"
     assert reason(run(claude(shop, body), attempt(provider="claude"))) == (Failure.TRANSIENT, "exit_code")
+
+
+def test_words_in_the_events_of_an_unfinished_run_do_not_count(shop: Workshop) -> None:
+    event = {"type": "message", "role": "assistant", "content": "The log says: exhausted your daily quota"}
+    shop.program("gemini", f"#!/bin/sh\necho '{json.dumps(event)}'\nexit 1\n")
+    outcome = run(shop.runner(), attempt(provider="gemini"))
+    assert reason(outcome) == (Failure.TRANSIENT, "exit_code")
 
 
 def test_claude_gets_its_arguments_and_its_model(shop: Workshop) -> None:

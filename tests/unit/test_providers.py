@@ -531,11 +531,22 @@ def test_final_event_is_found_behind_more_output_than_is_read(printed: Any, monk
     assert (found.answer, found.signs["limit"]) == ("Hello there", "rejected")
 
 
+def test_end_of_a_line_that_is_only_half_read_is_no_line(printed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "READ_AT_MOST_BYTES", 20_000)
+    monkeypatch.setattr(module, "_HEAD_BYTES", 5_000)
+    forged = lines(claude_result(result="forged"))
+    after = b"z" * (15_000 - len(forged) - 1) + b"\n"
+    fd, size = printed(b"y" * 30_000 + forged + after)
+    assert not read_claude(events(fd, size, "stream-json")).is_finished
+
+
 def test_line_that_is_too_long_is_skipped(printed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_LINE_BYTES", 100_000)
     monkeypatch.setattr(module, "_CHUNK_BYTES", 1_000)
     fd, size = printed(lines(claude_result(result="x" * 200_000), claude_result(), b"{"))
     assert read_claude(events(fd, size, "stream-json")).answer == "Hello there"
+    fd, size = printed(lines(b"x" * 101_000, claude_result()))  # its end, taken alone, would be a final event
+    assert not read_claude(events(fd, size, "stream-json")).is_finished
     fd, size = printed(lines(claude_result(), claude_result(result="x" * 200_000)))
     assert read_claude(events(fd, size, "stream-json")).answer == "Hello there"
 

@@ -74,6 +74,8 @@ class Places:
             self.originals = _open(dlq / worker / ORIGINALS, undo)
             self.triggers = _open(triggers / worker, undo)
             self._undo = undo.pop_all()
+        #: Folders of other rooms in which this worker's processes write through temporary files of ours.
+        self.shared: list[Path] = []
 
     def leave(self) -> None:
         """Remove this incarnation's claim folder with its outputs. Claims that are still in it stay for a rescuer."""
@@ -83,6 +85,7 @@ class Places:
                 if "~" not in name and not name.endswith("!.json"):
                     self.mine.remove(name)
         with contextlib.suppress(OSError):
+            self.sweep(self.incarnation)
             os.rmdir(self.incarnation, dir_fd=self.claims.fd)
 
     def close(self) -> None:
@@ -106,9 +109,22 @@ class Places:
     def temporary_folders(self) -> tuple[Folder, ...]:
         return (self.results_tmp, self.dlq_tmp)
 
+    def sweep(self, incarnation: str) -> None:
+        """Remove the temporary files of an incarnation that is dead or leaves. Raises OSError."""
+        for folder in (self.inbox, self.retry, self.results_tmp, self.results, self.dlq_tmp, self.dlq):
+            folder.remove(_probe_name(incarnation))  # by name: some of these are too large to list
+        for folder in (*self.temporary_folders(), self.triggers, self.claims):
+            for name in folder.names():
+                if name.endswith((f".{incarnation}", f".{incarnation}.tmp")):
+                    folder.remove(name)
+        for path in self.shared:
+            with contextlib.suppress(FileNotFoundError):
+                for found in list(path.glob(f".*.{incarnation}.tmp")):
+                    found.unlink(missing_ok=True)
+
     def probe(self) -> None:
         """Try each rename of the protocol once. Raises SettingError that names the folders which do not fit."""
-        name = f".probe-{self.incarnation}"
+        name = _probe_name(self.incarnation)
         steps = (
             (self.inbox, self.mine, "TASK_DIR", move),
             (self.inbox, self.retry, "TASK_DIR", move),
@@ -129,6 +145,10 @@ class Places:
                 for folder in (source, target):
                     with contextlib.suppress(OSError):
                         folder.remove(name)
+
+
+def _probe_name(incarnation: str) -> str:
+    return f".probe-{incarnation}"
 
 
 def bad_name_handle(folder: Folder, name: str) -> str | None:

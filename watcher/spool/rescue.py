@@ -107,10 +107,7 @@ def _clean_up(places: Places, dead: str) -> None:
         (claims / dead).rmdir()
     if (claims / dead).exists():
         return  # something could not be moved: it is tried again, the locks stay as they are
-    for folder in (*places.temporary_folders(), places.triggers, places.claims):
-        for name in folder.names():
-            if name.endswith((f".{dead}", f".{dead}.tmp")):
-                folder.remove(name)
+    places.sweep(dead)
     # Notes and locks last, the process's own lock at the very end.
     for kind in ("json", "busy", "lock"):
         with contextlib.suppress(FileNotFoundError):

@@ -1,0 +1,231 @@
+"""Trouble of the machine, seen from the executor: who tries again, when, and what sleeps meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import queue
+from collections.abc import Awaitable, Callable, Collection
+from pathlib import Path
+
+from tests.doubles import HandClock, Memory
+from watcher.errors import WorkerTrouble
+from watcher.events import Event, TaskSettled, TroubleBegan, TroubleEnded
+from watcher.executor import Executor, ExecutorOptions
+from watcher.formats.task import Task
+from watcher.gates import Gates
+from watcher.policy.disposition import Ending, Failure
+from watcher.policy.retry import RetryDelays
+from watcher.runner.interface import Attempt, Outcome, Output
+from watcher.spool.interface import Claim, Claimed, Settlement
+
+
+class StubSpool:
+    """Hands out claims by name; the disk is full while `is_full`."""
+
+    def __init__(self, *names: str) -> None:
+        self.waiting_names = list(names)
+        self.is_full = False
+        self.settled_ids: list[str] = []
+        self.released: list[str] = []
+
+    def claim(self, limit: int, excluded: Collection[str]) -> Claimed:
+        names, self.waiting_names = self.waiting_names[:limit], self.waiting_names[limit:]
+        tasks = [Task(name, "marie", "x", "0" * 64) for name in names]
+        return Claimed([Claim(task, 1, 0, "x", "command", task.task_id, 0.0, None, 0.0) for task in tasks])
+
+    def release(self, claim: Claim, reason: str) -> None:
+        self.released.append(claim.task.task_id)
+        self.waiting_names.append(claim.task.task_id)
+
+    def retry_in(self, claim: Claim, delay_seconds: float) -> None:
+        raise AssertionError("no attempt of these tests is counted")
+
+    def taken(self, claim: Claim) -> None:
+        pass
+
+    def settle(self, batch: list[Settlement]) -> tuple[list[Event | None], OSError | None]:
+        if self.is_full:
+            return [None] * len(batch), OSError(errno.ENOSPC, "No space left on device")
+        return [settlement.event for settlement in batch], None
+
+    def settled(self, settlement: Settlement) -> None:
+        self.settled_ids.append(settlement.task_id)
+
+    def rescue(self) -> int:
+        return 0
+
+    def check_space(self, minimum_bytes: int) -> None:
+        if self.is_full:
+            raise WorkerTrouble("store results", OSError(errno.ENOSPC, "no room"))
+
+    def discard_output(self, name: str) -> None:
+        pass
+
+    def output_path(self, task_id: str, stream: str) -> str:
+        return ""
+
+    def waiting(self) -> int:
+        return len(self.waiting_names)
+
+    def has_ready(self, excluded: Collection[str]) -> bool:
+        return bool(self.waiting_names) and "command" not in excluded
+
+    def next_due_in(self) -> float | None:
+        return None
+
+
+class StubRunner:
+    """An attempt ends when the test says how."""
+
+    def __init__(self) -> None:
+        self.endings: dict[str, queue.SimpleQueue[Ending]] = {}
+
+    def end(self, task_id: str, ending: Ending) -> None:
+        self._of(task_id).put(ending)
+
+    def run(self, attempt: Attempt) -> Outcome:
+        ending = self._of(attempt.task_id).get(timeout=20)
+        return Outcome(ending, 0, Output(), Output(), 0.0, 1.0)
+
+    def stop(self, mark: str, failure: Failure) -> None:
+        for waiting in self.endings.values():
+            waiting.put(Ending(failure))
+
+    def problem(self, provider: str) -> Ending | None:
+        return None
+
+    def live_output(self, mark: str) -> tuple[Path, float | None] | None:
+        return None
+
+    def sweep(self) -> int:
+        return 0
+
+    def _of(self, task_id: str) -> queue.SimpleQueue[Ending]:
+        return self.endings.setdefault(task_id, queue.SimpleQueue())
+
+
+class Bench:
+    """An executor of two slots on stubs and a clock that the test drives."""
+
+    def __init__(self, control: Path, spool: StubSpool) -> None:
+        self.spool, self.runner, self.clock, self.memory = spool, StubRunner(), HandClock(), Memory()
+        gates = Gates(control, "marie", "i", 5, 60.0, self.clock, self.memory)
+        options = ExecutorOptions("marie", "i", 2, 0, 600.0, 3, RetryDelays(), 60.0, 1)
+        self.executor = Executor(spool, self.runner, gates, options, self.clock, self.memory)
+
+    def running(self) -> list[str]:
+        return [running.claim.task.task_id for running in self.executor.running()]
+
+    def pass_seconds(self, seconds: float) -> None:
+        self.clock.pass_seconds(seconds)
+        self.executor.fill()
+
+    async def until(self, is_true: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not is_true():  # noqa: ASYNC110 - other threads make it true
+                await asyncio.sleep(0.002)
+
+
+def run(tmp_path: Path, spool: StubSpool, body: Callable[[Bench], Awaitable[None]]) -> None:
+    async def main() -> None:
+        bench = Bench(tmp_path, spool)
+        bench.executor.start(asyncio.get_running_loop(), lambda: None)
+        try:
+            await body(bench)
+        finally:
+            bench.executor.drain()
+            bench.executor.stop_running()
+            bench.executor.close()
+
+    asyncio.run(main())
+
+
+def test_one_task_tries_whether_the_trouble_is_over_also_beside_one_that_runs_for_hours(tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        bench.executor.fill()
+        assert bench.running() == ["hours"]
+        bench.spool.is_full = True
+        bench.spool.waiting_names = ["a", "b"]
+        bench.pass_seconds(2)
+        assert bench.running() == ["hours"] and bench.executor.trouble is not None
+        bench.spool.is_full = False
+        bench.pass_seconds(20)
+        assert bench.running() == ["hours", "a"]
+        bench.pass_seconds(20)
+        assert bench.running() == ["hours", "a"], "one tries, not all"
+        bench.runner.end("a", Ending(None))
+        await bench.until(lambda: bench.spool.settled_ids == ["a"])
+        await bench.until(lambda: bench.running() == ["hours", "b"])
+        assert bench.executor.trouble is None and len(bench.memory.of(TroubleEnded)) == 1
+
+    run(tmp_path, StubSpool("hours"), body)
+
+
+def test_trouble_ends_when_nothing_waits_that_could_try(tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        bench.executor.fill()
+        bench.spool.is_full = True
+        bench.pass_seconds(2)
+        assert bench.executor.trouble is not None
+        bench.spool.is_full = False
+        bench.pass_seconds(20)
+        assert bench.executor.trouble is None and bench.running() == ["hours"]
+
+    run(tmp_path, StubSpool("hours"), body)
+
+
+def test_loop_sleeps_while_somebody_tries_whether_the_trouble_is_over(tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        bench.spool.is_full = True
+        bench.pass_seconds(2)
+        bench.spool.is_full = False
+        bench.spool.waiting_names = ["a", "b"]
+        for _ in range(5):
+            bench.pass_seconds(bench.executor.retry_in() or 0.0)
+            pause = bench.executor.retry_in()
+            assert pause is not None and pause > 0.1, "it would turn a thousand times a second"
+        assert bench.running() == ["a"]
+
+    run(tmp_path, StubSpool(), body)
+
+
+def test_task_that_meets_the_trouble_goes_back_uncounted_and_the_next_try_waits_longer(tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        bench.executor.fill()
+        pauses = []
+        for _ in range(4):
+            bench.runner.end("a", Ending(Failure.TROUBLE, "worker_trouble", "EMFILE"))
+            await bench.until(lambda: bench.running() == [])
+            pause = bench.executor.retry_in()
+            assert pause is not None
+            pauses.append(pause)
+            bench.executor.fill()
+            assert bench.running() == [], "not before its time"
+            bench.pass_seconds(pause)
+            assert bench.running() == ["a"]
+        assert pauses == sorted(pauses) and pauses[-1] >= 4 * pauses[0]
+        assert bench.spool.released == ["a"] * 4 and len(bench.memory.of(TroubleBegan)) == 1
+
+    run(tmp_path, StubSpool("a"), body)
+
+
+def test_outcome_that_cannot_be_stored_is_kept_and_stored_later_and_nothing_is_claimed_meanwhile(
+    tmp_path: Path,
+) -> None:
+    async def body(bench: Bench) -> None:
+        bench.executor.fill()
+        bench.spool.is_full = True
+        bench.runner.end("a", Ending(None))
+        await bench.until(lambda: bench.executor.stuck() == 1)
+        bench.spool.waiting_names = ["b"]
+        bench.executor.fill()
+        assert not bench.executor.is_idle() and bench.running() == []
+        bench.spool.is_full = False
+        bench.pass_seconds(bench.executor.retry_in() or 0.0)
+        await bench.until(lambda: bench.spool.settled_ids == ["a"])
+        assert [event.task_id for event in bench.memory.of(TaskSettled)] == ["a"]
+        bench.pass_seconds(20)
+        assert bench.running() == ["b"]
+
+    run(tmp_path, StubSpool("a"), body)
