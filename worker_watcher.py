@@ -16,8 +16,6 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from watcher_config import load_watcher_config, process_environment, render_config
-
 from watcher import __version__
 from watcher.childproc import become_subreaper
 from watcher.clock import SystemClock
@@ -37,12 +35,12 @@ from watcher.spool.reading import ignore_lease_breaks
 from watcher.telemetry.heartbeat import Beats
 from watcher.telemetry.logs import EventLog, configure_logging, lines_dropped
 from watcher.worker import Parts, Worker, WorkerOptions
+from watcher_config import load_watcher_config, process_environment, render_config
 
 if TYPE_CHECKING:
-    from watcher_config import Loaded, WatcherConfig
-
     from watcher.telemetry.endpoint import MetricsEndpoint
     from watcher.telemetry.metrics import WorkerMetrics
+    from watcher_config import Loaded, WatcherConfig
 
 #: A folder that is taken away this often in a row is not coming back by itself.
 _MAX_INCARNATIONS = 10
@@ -83,7 +81,8 @@ class Service:
                 asyncio.run(self._serve())
                 return 0
             except LockLost as lost:
-                self.log.error("%s", lost, extra={"event": "worker.lock_lost"})
+                # Not `exception`: where it was noticed tells nobody anything, the message says what to do.
+                self.log.error("%s", lost, extra={"event": "worker.lock_lost"})  # noqa: TRY400
                 if self.stopping:
                     return 0
         return 4
@@ -267,18 +266,21 @@ def main(arguments: list[str] | None = None) -> int:
         if options.print_config:
             print(render_config(loaded, as_json=options.json))
             return 0
-        if options.worker is None or re.fullmatch(WORKER_PATTERN, options.worker) is None:
-            raise SettingError(
-                f"worker name {options.worker!r}: give one, of letters, digits, dot, dash, underscore: "
-                "python worker_watcher.py marie"
-            )
-        return Service(options.worker, loaded).run()
+        return Service(_checked(options.worker), loaded).run()
     except SettingError as error:
         print(f"worker_watcher: {error}", file=sys.stderr)
         return 2
     except NameTaken as error:
         print(f"worker_watcher: {error}", file=sys.stderr)
         return 3
+
+
+def _checked(name: str | None) -> str:
+    if name is None or re.fullmatch(WORKER_PATTERN, name) is None:
+        raise SettingError(
+            f"worker name {name!r}: give one, of letters, digits, dot, dash, underscore: python worker_watcher.py marie"
+        )
+    return name
 
 
 def _parser() -> argparse.ArgumentParser:

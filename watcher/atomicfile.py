@@ -49,7 +49,7 @@ class Folder:
     def is_current(self) -> bool:
         """Whether the path still leads to the folder that is held open (it may be deleted, replaced, unmounted)."""
         try:
-            there = os.stat(self.path)  # noqa: PTH116 - one call, no object
+            there = os.stat(self.path)
         except OSError:
             return False
         here = os.fstat(self.fd)

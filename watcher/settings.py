@@ -140,14 +140,10 @@ class WatcherConfig(BaseSettings):
     run by one. Raises SettingError with a line for each setting that is wrong.
     """
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", str_strip_whitespace=True, hide_input_in_errors=True
-    )
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, hide_input_in_errors=True)
 
     max_concurrent_tasks: int = Field(3, ge=1, le=1000, description="tasks that run at once")
-    task_timeout: float = Field(
-        600.0, ge=0.1, le=task.MAX_TIMEOUT_SECONDS, description="seconds one attempt may take"
-    )
+    task_timeout: float = Field(600.0, ge=0.1, le=task.MAX_TIMEOUT_SECONDS, description="seconds one attempt may take")
     heartbeat_interval: float = Field(10.0, ge=0.1, le=3600, description="seconds between two heartbeats")
 
     max_retries: int = Field(3, ge=0, le=100, description="attempts after the first one of a task")
@@ -156,9 +152,7 @@ class WatcherConfig(BaseSettings):
     max_retry_delay: float = Field(300.0, ge=0, le=_DAY, description="seconds before a retry, at most")
     retry_jitter: float = Field(0.1, ge=0, le=1, description="random share of a retry delay added, at most")
 
-    circuit_breaker_threshold: int = Field(
-        5, ge=1, le=10_000, description="failures in a row that stop a provider"
-    )
+    circuit_breaker_threshold: int = Field(5, ge=1, le=10_000, description="failures in a row that stop a provider")
     circuit_breaker_timeout: float = Field(
         60.0, ge=0.1, le=_DAY, description="seconds until a stopped provider is tried again"
     )
@@ -179,9 +173,7 @@ class WatcherConfig(BaseSettings):
     )
     enable_metrics: bool = Field(True, description="serve Prometheus metrics")
     metrics_port: int = Field(9090, ge=0, le=65_535, description="TCP port of the metrics; 0: a free one")
-    metrics_host: Annotated[str, _matches(_HOST)] = Field(
-        "127.0.0.1", description="address that the metrics listen on"
-    )
+    metrics_host: Annotated[str, _matches(_HOST)] = Field("127.0.0.1", description="address that the metrics listen on")
 
     provider: Annotated[str, _matches(cast(Text, task.FIELDS["provider"]))] = Field(
         "claude", description="provider of a task that names none"

@@ -81,9 +81,15 @@ def _put(folder: Folder, task_id: str, data: bytes) -> None:
         now = time.time_ns()
         os.utime(hidden, ns=(now, now), dir_fd=folder.fd)
         fsync_file(folder, hidden)
-        if not move_new(folder, hidden, folder, f"{task_id}.json"):
-            raise AlreadySubmitted(f"task {task_id!r} waits in {folder.path} already; choose another id")
+        is_there = not move_new(folder, hidden, folder, f"{task_id}.json")
     except BaseException:
-        with contextlib.suppress(OSError):
-            folder.remove(hidden)
+        _remove(folder, hidden)
         raise
+    if is_there:
+        _remove(folder, hidden)
+        raise AlreadySubmitted(f"task {task_id!r} waits in {folder.path} already; choose another id")
+
+
+def _remove(folder: Folder, name: str) -> None:
+    with contextlib.suppress(OSError):
+        folder.remove(name)

@@ -45,9 +45,27 @@ LIVES = {
     "kept": Life(lambda site: site.drop("a", "say 5000 escape"), ("task.settled",), (("MAX_OUTPUT_BYTES", 1000),)),
     "failed": Life(lambda site: site.drop("a", "fail 9", max_retries=1), ("task.settled",)),
     "refused": Life(lambda site: site.drop_raw("a.json", b'{"description": '), ("task.refused",)),
-    "duplicate": Life(lambda site: (site.drop("a", "say 1"), site.drop_again(site.submitted[("marie", "a")]))[0], ("task.settled",)),
+    "duplicate": Life(lambda site: _settle_and_drop_again(site), ("task.dropped",)),
+    "rescued": Life(lambda site: _leave_a_dead_worker(site), ("task.settled",)),
 }
 Point = tuple[str, int]
+
+
+def _settle_and_drop_again(site: Site) -> None:
+    task = site.drop("a", "say 1")
+    process = site.start()
+    site.wait_until_all_ended()
+    process.stop()
+    site.drop_again(task)
+
+
+def _leave_a_dead_worker(site: Site) -> None:
+    """One with a command in its middle and a helper of that in a session of its own."""
+    site.drop("a", "escape gate open")
+    process = site.start()
+    site.wait_for(site.runs, "a run")
+    process.kill()
+    site.open_gate("open")
 
 
 class Lab:
@@ -149,9 +167,8 @@ def changing(points: Iterable[Point]) -> list[Point]:
 
 
 def after_start(points: list[Point]) -> list[Point]:
-    """Without the start, which is the same in every life."""
-    first = next(number for number, (call, _) in enumerate(points) if call.endswith("/a.json"))
-    return points[first:]
+    """Without the start, which is the same in every life: from the rescue on."""
+    return points[points.index(("list tasks/marie/.claims", 1)) :]
 
 
 def run_all(work: Callable[[Point], str | None], points: list[Point], what: str) -> None:

@@ -1,4 +1,7 @@
-"""The receipt: `triggers/<worker>/<id>.json`, written when the worker takes a task. A hint; the folders are the truth."""
+"""The receipt: `triggers/<worker>/<id>.json`, written when the worker takes a task.
+
+A hint: the folders are the truth.
+"""
 
 from __future__ import annotations
 

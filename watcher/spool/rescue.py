@@ -98,7 +98,7 @@ def _is_settled(places: Places, folder: Folder, name: str, history: History) -> 
 
 
 def _clean_up(places: Places, dead: str) -> None:
-    """Remove what else the dead process had: outputs of its running attempts, temporary files, its folder, its locks."""
+    """Remove what else the dead process had: outputs of its attempts, temporary files, its folder, its locks."""
     claims = places.claims.path
     with contextlib.suppress(FileNotFoundError):
         for path in list((claims / dead).iterdir()):
