@@ -268,15 +268,14 @@ def _fields(options: argparse.Namespace) -> dict[str, Any]:
 
 def _text(given: str) -> str:
     """The task's text, from stdin when it is `-`. What is not UTF-8 is refused, not repaired."""
+    if given != "-":
+        return given
+    if sys.stdin.isatty():
+        _tell("reading the task from the keyboard; end it with Ctrl-D")
     try:
-        if given != "-":
-            given.encode()
-            return given
-        if sys.stdin.isatty():
-            _tell("reading the task from the keyboard; end it with Ctrl-D")
         return sys.stdin.buffer.read().decode()
-    except (UnicodeEncodeError, UnicodeDecodeError) as error:
-        raise InvalidTask("invalid_text", f"the text is not UTF-8: {error.reason}") from None
+    except UnicodeDecodeError as error:
+        raise InvalidTask("invalid_text", f"stdin is not UTF-8 at byte {error.start}") from None
 
 
 def _number_or_word(text: str | None) -> int | str | None:
@@ -454,7 +453,11 @@ _BELONGS = {
 
 
 def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Refuse options that their command does not know, and fill in what it needs."""
+    """Refuse options that their command does not know or that no file can hold, and fill in what it needs."""
+    for name, value in vars(options).items():
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(text, str) and not _is_utf8(text) for text in texts):
+            parser.error(f"--{name.replace('_', '-')}: the text is not UTF-8")
     for name, commands in _BELONGS.items():
         given = getattr(options, name) not in (None, False)
         if given and not any(getattr(options, command) for command in commands.split()):
@@ -464,6 +467,11 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
         parser.error("--batch needs --worker NAME")
     options.workers = options.workers or _DEFAULT_WORKERS
     options.text = _DEFAULT_TEXT if options.text is None else options.text
+
+
+def _is_utf8(text: str) -> bool:
+    """Bytes of the command line that are no UTF-8 come as halves of surrogate pairs (PEP 383)."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _seconds(text: str) -> float:

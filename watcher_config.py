@@ -25,9 +25,12 @@ from watcher.errors import SettingError
 if TYPE_CHECKING:
     from watcher.settings import (
         Loaded,
+        LoadedOrchestrator,
         MetricsConfig,
+        OrchestratorConfig,
         Setting,
         WatcherConfig,
+        load_orchestrator_config,
         load_watcher_config,
         render_config,
     )
@@ -37,10 +40,13 @@ __all__ = [
     "Given",
     "Layers",
     "Loaded",
+    "LoadedOrchestrator",
     "MetricsConfig",
+    "OrchestratorConfig",
     "Setting",
     "WatcherConfig",
     "folders",
+    "load_orchestrator_config",
     "load_watcher_config",
     "process_environment",
     "read_layers",
@@ -65,7 +71,7 @@ FOLDERS = {
     "CONTROL_DIR": "control",
 }
 
-#: Every setting there is, in the order in which people see them. `WatcherConfig` has the same, in lower case.
+#: Every setting of a worker, in the order in which people see them. `WatcherConfig` has the same, in lower case.
 SETTINGS = (
     "MAX_CONCURRENT_TASKS", "TASK_TIMEOUT", "HEARTBEAT_INTERVAL",
     "MAX_RETRIES", "RETRY_BACKOFF", "INITIAL_RETRY_DELAY", "MAX_RETRY_DELAY", "RETRY_JITTER",
@@ -78,6 +84,18 @@ SETTINGS = (
     "MAX_TASK_BYTES", "MAX_OUTPUT_BYTES", "DEPENDENCY_TIMEOUT", "MAX_WORKER_DEATHS",
     "SHUTDOWN_GRACE", "KILL_GRACE", "MIN_FREE_BYTES", "WATCHER_INSTANCE",
 )  # fmt: skip
+
+#: Every setting of the listener; `OrchestratorConfig` has the same, in lower case.
+LISTENER_SETTINGS = (
+    "WORKERS", "STATE_DIR", ROOT, *FOLDERS,
+    "LOG_LEVEL", "LOG_FORMAT", "ENABLE_METRICS", "METRICS_PORT", "METRICS_HOST",
+    "SCAN_INTERVAL", "POLL_INTERVAL", "SETTLE_SECONDS", "HEARTBEAT_INTERVAL", "TASK_TIMEOUT", "KILL_GRACE",
+    "PENDING_ALERT_AFTER", "BLOCKED_ALERT_AFTER", "BATCH_SETTLE_SECONDS", "REASSIGN", "REASSIGN_AFTER",
+    "TRIGGER_RETENTION", "RESULT_RETENTION", "DLQ_RETENTION",
+)  # fmt: skip
+
+#: Every setting there is.
+ALL_SETTINGS = tuple(dict.fromkeys((*SETTINGS, *LISTENER_SETTINGS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +190,7 @@ def read_layers(
     misspelt: list[Misspelt] = []
     present: set[str] = set()
     for source, values in sources:
-        for name in (*SETTINGS, ENV_FILE):
+        for name in (*ALL_SETTINGS, ENV_FILE):
             if name in values and _is_set(source, values[name]) and name not in present:
                 present.add(name)
                 given[name] = Given(values[name], source)
@@ -308,7 +326,7 @@ def _read_env_file(path: Path) -> dict[str, str]:
 
 # One word alone is never taken for a misspelling: MODE, MODELS or PROVIDERS are good names for another
 # program's variable. So are LOGLEVEL and LOG_LEVELS in the environment, where missing one costs little.
-_NEVER_MEANT = frozenset(name for name in SETTINGS if "_" not in name)
+_NEVER_MEANT = frozenset(name for name in ALL_SETTINGS if "_" not in name)
 _NEVER_MEANT_IN_ENVIRONMENT = frozenset({"LOG_LEVEL", "LOG_FORMAT"})
 
 
@@ -318,7 +336,7 @@ def _find_misspelt(source: Source, values: Mapping[str, str], present: set[str])
     Where the right name is there too, the near one belongs to somebody else; so a false alarm has a way out.
     """
     for name, value in values.items():
-        if name in SETTINGS or name == ENV_FILE or not _is_set(source, value):
+        if name in ALL_SETTINGS or name == ENV_FILE or not _is_set(source, value):
             continue
         meant = _nearest(name, source)
         if source == "flag" or (meant is not None and meant not in present):
@@ -327,7 +345,7 @@ def _find_misspelt(source: Source, values: Mapping[str, str], present: set[str])
 
 def _nearest(name: str, source: Source) -> str | None:
     upper = name.upper()
-    for setting in (*SETTINGS, ENV_FILE):
+    for setting in (*ALL_SETTINGS, ENV_FILE):
         if setting in _NEVER_MEANT or (source == "environment" and setting in _NEVER_MEANT_IN_ENVIRONMENT):
             continue
         if _is_near(upper, setting):
@@ -369,7 +387,10 @@ def _say(wrong: Misspelt) -> str:
     return f"{line}; did you mean {wrong.meant}?{way_out}"
 
 
-_TYPED = {"Loaded", "MetricsConfig", "Setting", "WatcherConfig", "load_watcher_config", "render_config"}
+_TYPED = {
+    "Loaded", "LoadedOrchestrator", "MetricsConfig", "OrchestratorConfig", "Setting", "WatcherConfig",
+    "load_orchestrator_config", "load_watcher_config", "render_config",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

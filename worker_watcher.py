@@ -2,24 +2,26 @@
 """Serve one named worker: `python worker_watcher.py marie`.
 
 Assembly only: settings in, parts chosen, run. Exit codes: 0 drained and stopped; 2 the command line or a setting is
-wrong; 3 the name is served by another process; 4 the worker's folders were taken away again and again.
+wrong; 3 the name is served by another process; 4 the worker's folders were taken away again and again; 5 the machine
+refused something at the start (a full disk, no descriptors): the same command may work later.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import re
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from watcher import __version__
 from watcher.childproc import become_subreaper
 from watcher.clock import SystemClock
-from watcher.errors import LockLost, NameTaken, SettingError
+from watcher.errors import LockLost, NameTaken, SettingError, WorkerTrouble
 from watcher.events import Bus
 from watcher.executor import Executor, ExecutorOptions
 from watcher.formats.task import WORKER_PATTERN
@@ -94,31 +96,35 @@ class Service:
         config = self.config
         folders = config.folders
         instance = config.watcher_instance or None
-        incarnation = Incarnation(folders.tasks / self.name, self.name, instance)
+        with _starting(self.name):
+            incarnation = Incarnation(folders.tasks / self.name, self.name, instance)
         places = gates = beats = None
         try:
-            places = Places(folders.tasks, folders.triggers, folders.results, folders.dlq, self.name, incarnation.id)
-            places.shared += [folders.heartbeats, folders.control / "holds", folders.control / self.name]
-            places.probe()
-            gates = Gates(
-                folders.control,
-                self.name,
-                incarnation.id,
-                config.circuit_breaker_threshold,
-                config.circuit_breaker_timeout,
-                self.clock,
-                self.bus.emit,
-            )
-            beats = Beats(
-                folders.heartbeats,
-                self.name,
-                instance,
-                incarnation.id,
-                config.heartbeat_interval,
-                self.clock,
-                lambda: self.endpoint.port if self.endpoint is not None else None,
-            )
-            self.worker = self._assemble(places, incarnation, gates, beats)
+            with _starting(self.name):
+                places = Places(
+                    folders.tasks, folders.triggers, folders.results, folders.dlq, self.name, incarnation.id
+                )
+                places.shared += [folders.heartbeats, folders.control / "holds", folders.control / self.name]
+                places.probe()
+                gates = Gates(
+                    folders.control,
+                    self.name,
+                    incarnation.id,
+                    config.circuit_breaker_threshold,
+                    config.circuit_breaker_timeout,
+                    self.clock,
+                    self.bus.emit,
+                )
+                beats = Beats(
+                    folders.heartbeats,
+                    self.name,
+                    instance,
+                    incarnation.id,
+                    config.heartbeat_interval,
+                    self.clock,
+                    lambda: self.endpoint.port if self.endpoint is not None else None,
+                )
+                self.worker = self._assemble(places, incarnation, gates, beats)
             gc.collect()
             gc.freeze()
             await self.worker.run()
@@ -258,6 +264,16 @@ class Service:
             self.worker.stop(reason)
 
 
+@contextlib.contextmanager
+def _starting(name: str) -> Iterator[None]:
+    """What the system refuses before the worker serves is told in one line."""
+    try:
+        yield
+    except OSError as error:
+        where = "" if error.filename is None else f" at {error.filename}"
+        raise WorkerTrouble(f"start worker {name!r}{where}", error) from error
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line and serve; returns the exit code."""
     options = _parser().parse_args(arguments)
@@ -273,6 +289,10 @@ def main(arguments: list[str] | None = None) -> int:
     except NameTaken as error:
         print(f"worker_watcher: {error}", file=sys.stderr)
         return 3
+    except WorkerTrouble as trouble:
+        cure = "nothing is lost; start it again when the machine has what was missing"
+        print(f"worker_watcher: {trouble}; {cure}", file=sys.stderr)
+        return 5
 
 
 def _checked(name: str | None) -> str:

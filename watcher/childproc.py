@@ -1,14 +1,14 @@
 """Start commands, wait for them, and end every process that they leave behind, in whatever session it hides.
 
-A command leads its own session and process group. It is waited for through a pidfd, so waiting and timeouts
-cost no thread and no polling, and it is reaped only under a lock, so no signal can hit a recycled pid. What
-escapes by `setsid` is caught in two ways: this process is a child subreaper, so orphans become children of
-its main thread, and every command carries WATCHER_MARK in its environment, which its descendants inherit.
+A command leads its own session and process group. It is waited for through a pidfd, so waiting and timeouts cost no
+thread and no polling, and it is reaped only under a lock, so no signal can hit a recycled pid. What escapes by
+`setsid` is caught in two ways: this process is a child subreaper, so orphans become children of its main thread, and
+every command carries WATCHER_MARK in its environment, which its descendants inherit.
 
-It assumes Linux for that; elsewhere only the process group is ended, and waiting falls back to short sleeps.
-It assumes that nobody else in this process starts a child that leaves this session: such a child would look
-adopted. `spawn` raises OSError as `subprocess.Popen` does. It decides nothing: what an exit code means is the
-runner's business.
+It assumes Linux for that; elsewhere only the process group is ended, and waiting falls back to short sleeps. It
+assumes that nobody else in this process starts a child that leaves this session: such a child would look adopted.
+`spawn` raises OSError as `subprocess.Popen` does. It decides nothing: what an exit code means is the runner's
+business.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ MARK = procfs.MARK
 EXIT_UNKNOWN = -255
 #: A process that outlived its command gets this long between TERM and KILL: its work is over.
 LEFTOVER_GRACE_SECONDS = 1.0
-#: KILL takes effect at once, except in an uninterruptible system call (a dead NFS server): then we stop
-#: waiting.
+#: KILL takes effect at once, except in an uninterruptible system call (a dead NFS server): then we stop waiting.
 UNKILLABLE_SECONDS = 10.0
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -54,12 +53,11 @@ def spawn(
     pass_fds: Collection[int] = (),
     executable: str | None = None,
 ) -> Child:
-    """Start a command as the leader of a new session, without a shell and without `preexec_fn`, so that vfork
-    is used.
+    """Start a command as the leader of a new session, without a shell and without `preexec_fn`, so that vfork is used.
 
-    `executable` is the program's absolute path: without it the search of PATH in `env` swaps the warning
-    filters, which two threads must not do at once. `stdin_fd` None gives an empty stdin. Every descriptor but
-    the standard ones and `pass_fds` is closed in the child.
+    `executable` is the program's absolute path: without it the search of PATH in `env` swaps the warning filters,
+    which two threads must not do at once. `stdin_fd` None gives an empty stdin. Every descriptor but the standard ones
+    and `pass_fds` is closed in the child.
     """
     process = subprocess.Popen(
         argv,
@@ -95,11 +93,10 @@ class Child:
         self._pidfd = _open_pidfd(pid)
 
     def wait(self, timeout_seconds: float | None = None) -> int | None:
-        """Block until the command has ended and return its exit code, or None when `timeout_seconds` are over
-        first.
+        """Block until the command has ended and return its exit code, or None when `timeout_seconds` are over first.
 
-        A negative code is the signal that killed it. When `end` was called, before or meanwhile, from
-        whatever thread, this sends the KILL as soon as the grace is over.
+        A negative code is the signal that killed it. When `end` was called, before or meanwhile, from whatever thread,
+        this sends the KILL as soon as the grace is over.
         """
         if self._code is not None:
             return self._code
@@ -123,11 +120,10 @@ class Child:
                 _give_waker_back(waker, nudged)
 
     def end(self, grace_seconds: float) -> bool:
-        """Ask the command's whole group to end (TERM, and CONT so that a stopped one hears it), and return at
-        once.
+        """Ask the command's whole group to end (TERM, and CONT so that a stopped one hears it), and return at once.
 
-        KILL follows `grace_seconds` later, sent by the thread in `wait`; a second call can only bring it
-        forward. Returns False when the command had already ended by itself, so that what it did still counts.
+        KILL follows `grace_seconds` later, sent by the thread in `wait`; a second call can only bring it forward.
+        Returns False when the command had already ended by itself, so that what it did still counts.
         """
         with self._lock:
             if self._code is not None or self._has_exited():
@@ -165,9 +161,7 @@ class Child:
                 return None
 
     def _wait_in_steps(self, deadline: float | None) -> int | None:
-        """Without a pidfd (Linux before 5.3, another system, no descriptor left) sleeps of 1 to 50 ms must
-        do.
-        """
+        """Without a pidfd (Linux before 5.3, another system, no descriptor left) sleeps of 1 to 50 ms must do."""
         step = 0.001
         while True:
             with self._lock:
@@ -226,8 +220,8 @@ class Child:
 def become_subreaper() -> bool:
     """Adopt the orphans of commands from now on, so that none can escape. Call it once, in the main thread.
 
-    Also undoes an inherited `SIGCHLD` = ignore, with which the kernel would throw exit codes away. Returns
-    whether orphans can be adopted here; where not, every attempt's end costs a scan of /proc.
+    Also undoes an inherited `SIGCHLD` = ignore, with which the kernel would throw exit codes away. Returns whether
+    orphans can be adopted here; where not, every attempt's end costs a scan of /proc.
     """
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -248,8 +242,8 @@ def attempt_began(mark: str) -> None:
 def attempt_over(child: Child | None, mark: str) -> int:
     """End everything that an attempt left behind; its command has ended and was waited for, or never started.
 
-    First the rest of its group, then what escaped. Returns how many processes that were. When nothing was
-    left, which is nearly always, this is one `kill` and one read of /proc.
+    First the rest of its group, then what escaped. Returns how many processes that were. When nothing was left, which
+    is nearly always, this is one `kill` and one read of /proc.
     """
     count = 0
     if child is not None and _group_exists(child.pid):
@@ -277,8 +271,8 @@ def sweep() -> int:
 def kill_marked(prefix: str) -> int:
     """Kill every process of this host whose mark starts with `prefix` (an incarnation), until none is found.
 
-    For commands of a worker that died; never kills this process. Returns how many were killed. Raises
-    ValueError for a prefix so short that it could be anybody's.
+    For commands of a worker that died; never kills this process. Returns how many were killed. Raises ValueError for a
+    prefix so short that it could be anybody's.
     """
     if len(prefix) < 8:
         raise ValueError(f"a mark's prefix must have at least 8 characters, not {prefix!r}")
@@ -287,11 +281,10 @@ def kill_marked(prefix: str) -> int:
 
 
 def kill_holders(lock_path: str | os.PathLike[str]) -> int:
-    """Kill every process of this host, but this one, that holds the lock file `lock_path` open, until none is
-    found.
+    """Kill every process of this host, but this one, that holds the lock file `lock_path` open, until none is found.
 
-    It finds commands that cleared their environment: they inherited the descriptor all the same. Returns how
-    many were killed.
+    It finds commands that cleared their environment: they inherited the descriptor all the same. Returns how many were
+    killed.
     """
     if not procfs.IS_THERE:
         return 0
@@ -307,11 +300,10 @@ def kill_holders(lock_path: str | os.PathLike[str]) -> int:
 class _Family:
     """What this process started and what it adopted. There is one, because a process has one set of children.
 
-    The kernel gives an orphan to the first living thread of the subreaper, which is the main one, while a
-    child stays with the thread that started it (`find_new_reaper` in kernel/exit.c). So the main thread's
-    list in /proc holds the adopted ones alone when commands are started by other threads. Those that the main
-    thread starts, or inherits from a slot's thread that ended, are told apart by `started` and by their
-    session.
+    The kernel gives an orphan to the first living thread of the subreaper, which is the main one, while a child stays
+    with the thread that started it (`find_new_reaper` in kernel/exit.c). So the main thread's list in /proc holds the
+    adopted ones alone when commands are started by other threads. Those that the main thread starts, or inherits from
+    a slot's thread that ended, are told apart by `started` and by their session.
     """
 
     def __init__(self) -> None:
@@ -346,8 +338,7 @@ class _Family:
     def reap_and_list(self) -> list[int]:
         """Adopted processes that live; the dead ones are reaped.
 
-        Under one lock, because a number that another thread has just reaped may already belong to a new
-        command.
+        Under one lock, because a number that another thread has just reaped may already belong to a new command.
         """
         living = []
         with self._lock:
@@ -375,8 +366,8 @@ class _Family:
     def _is_unmarked_left_over(self, pid: int, facts: procfs.Facts) -> bool:
         """It cleared its environment, so only its age tells: an attempt cannot have started what is older than itself.
 
-        Pid 1 also gets orphans that none of us started (`docker exec`): of those without a mark, ours are the ones that
-        hold a descriptor which we passed on.
+        Pid 1 also gets orphans that none of us started (`docker exec`): of those without a mark, ours are the ones
+        that hold a descriptor which we passed on.
         """
         if os.getpid() == 1 and not any(_holds_ours(pid, fd) for fd in list(self.passed)):
             return False
@@ -498,11 +489,10 @@ def _end_marked(is_theirs: Callable[[bytes], bool], grace_seconds: float) -> int
 def _end_all(
     candidates: Callable[[], list[int]], belongs: Callable[[int], bool], grace_seconds: float, scans: int = 1
 ) -> int:
-    """TERM, then KILL, until `scans` looks in a row find nothing that belongs; returns how many processes it
-    were.
+    """TERM, then KILL, until `scans` looks in a row find nothing that belongs; returns how many processes it were.
 
-    A process may start another between the look and the signal: hence the loop. One look can miss a process
-    that is just executing a program, whose environment cannot be read in that instant: hence `scans`.
+    A process may start another between the look and the signal: hence the loop. One look can miss a process that is
+    just executing a program, whose environment cannot be read in that instant: hence `scans`.
     """
     kill_at = time.monotonic() + grace_seconds
     give_up_at = kill_at + UNKILLABLE_SECONDS
@@ -537,8 +527,7 @@ def _end_all(
 
 #: A process for ever: its number may come again, its number with its start time does not.
 _Identity = tuple[int, float]
-#: Processes that took no signal from us (another user's, or stuck in the kernel): asking again would only
-#: cost time.
+#: Processes that took no signal from us (another user's, or stuck in the kernel): asking again would only cost time.
 _beyond_us: set[_Identity] = set()
 
 

@@ -1,26 +1,19 @@
 """One claim from start to settlement: claim, run, decide, settle.
 
-Three kinds of thread meet here. The loop thread claims, decides and keeps the books. A slot thread runs one attempt at
-a time. The committing thread makes outcomes durable, all that are finished at that moment in one go, so that the cost
-of durability is shared. Hand-overs are queues and `call_soon_threadsafe`, nothing else is shared.
-
-Promise: whatever an attempt does, its claim ends in exactly one of settle, retry or release; trouble of the machine
-keeps the claim and the outcome until they can be stored, and burns no attempt.
+Everything here is the loop thread's; the crew runs attempts and stores outcomes on threads of its own and tells the
+loop. Promise: whatever an attempt does, its claim ends in exactly one of settle, retry or release; trouble of the
+machine keeps the claim and the outcome until they can be stored, and burns no attempt.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import queue
-import threading
-import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from watcher.clock import Clock
+from watcher.crew import LARGEST_BATCH, Callbacks, Crew, Running
 from watcher.errors import WorkerTrouble
 from watcher.events import (
     AttemptEnded,
@@ -40,11 +33,11 @@ from watcher.formats.result import Result
 from watcher.gates import Gates
 from watcher.policy.disposition import Ending, Failure, HoldProvider, Retry, Settle, decide
 from watcher.policy.retry import RetryDelays
-from watcher.runner.interface import Attempt, Outcome, Output, Runner
+from watcher.runner.interface import Attempt, Outcome, Runner
 from watcher.spool.interface import Claim, Settlement, Spool
 
 #: Finished attempts that may wait for the disk before nothing new is started.
-_MAX_UNSTORED = 256
+_MAX_UNSTORED = LARGEST_BATCH
 #: Attempts that usually take less than this are claimed ahead.
 _SHORT_SECONDS = 0.05
 _TROUBLE_PAUSE_SECONDS = (0.25, 15.0)
@@ -67,15 +60,6 @@ class ExecutorOptions:
     probe_seconds: float
     min_free_bytes: int
     model: str | None = None
-
-
-@dataclass(slots=True)
-class Running:
-    """A task that is being run now."""
-
-    claim: Claim
-    attempt: Attempt
-    started_at: float
 
 
 @dataclass(slots=True)
@@ -114,28 +98,20 @@ class Executor:
         self._options = options
         self._clock = clock
         self._emit = emit
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._books = _Books()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._starts: queue.SimpleQueue[Running | None] = queue.SimpleQueue()
-        self._endings: queue.SimpleQueue[Settlement | None] = queue.SimpleQueue()
-        self._slots: list[threading.Thread] = []
-        self._arrived: deque[tuple[Callable[..., None], tuple[object, ...]]] = deque()
-        self._waking = False
+        self._crew = Crew(spool, runner, options.max_concurrent, clock)
         self._marks = itertools.count(1)
         self._usual_seconds = _SHORT_SECONDS
-        self._committer: threading.Thread | None = None
         self._on_change: Callable[[], None] = lambda: None
 
     # --- the loop thread's calls
 
     def start(self, loop: asyncio.AbstractEventLoop, on_change: Callable[[], None]) -> None:
         """Begin to work; `on_change` is called on the loop after attempts and outcomes: `retry_in` may be another."""
-        self._loop = loop
         self._on_change = on_change
-        self._committer = threading.Thread(target=self._commit, name="committer", daemon=True)
-        self._committer.start()
+        self._crew.start(loop, Callbacks(self._ended, self._stored, self._turn))
 
     def fill(self) -> None:
         """Claim and start as much as the limits allow."""
@@ -178,13 +154,7 @@ class Executor:
     def drain(self) -> None:
         """Claim nothing more; what was claimed ahead and does not run yet goes back."""
         self._books.draining = True
-        waiting: list[Running] = []
-        while not self._starts.empty():
-            with contextlib.suppress(queue.Empty):
-                running = self._starts.get_nowait()
-                if running is not None:
-                    waiting.append(running)
-        for running in waiting:
+        for running in self._crew.take_back():
             del self._books.running[running.attempt.mark]
             self._gates.told_nothing(running.claim.provider)
             self._give_back(running.claim, "worker_stopping")
@@ -211,12 +181,7 @@ class Executor:
 
     def close(self) -> None:
         """End the threads; nothing runs any more."""
-        for _ in self._slots:
-            self._starts.put(None)
-        self._endings.put(None)
-        for thread in (*self._slots, *([self._committer] if self._committer else [])):
-            thread.join()
-        self._slots.clear()
+        self._crew.close()
 
     def _room(self) -> int:
         books = self._books
@@ -255,11 +220,7 @@ class Executor:
             self._books.trouble.is_tried = True
         self._idle.clear()
         self._gates.started(claim.provider)
-        self._starts.put(running)
-        if len(self._slots) < min(len(self._books.running), self._options.max_concurrent):
-            thread = threading.Thread(target=self._slot, name=f"slot-{len(self._slots) + 1}", daemon=True)
-            self._slots.append(thread)
-            thread.start()
+        self._crew.run(running, len(self._books.running))
         self._emit(TaskClaimed(task.task_id, claim.provider, claim.attempt, claim.latency_seconds))
         self._emit(AttemptStarted(task.task_id, claim.provider, claim.attempt))
         try:
@@ -403,7 +364,7 @@ class Executor:
     def _store(self, settlement: Settlement) -> None:
         self._books.unstored += 1
         self._idle.clear()
-        self._endings.put(settlement)
+        self._crew.store(settlement)
 
     def _stored(self, batch: list[Settlement], events: list[Event | None], error: OSError | None) -> None:
         """The committing thread is done with a batch."""
@@ -416,6 +377,12 @@ class Executor:
             self._emit(event)
         if error is not None:
             self._begin_trouble(f"store results: {error.strerror or error}")
+
+    def _turn(self) -> None:
+        """After attempts that ended and outcomes that were stored."""
+        self.fill()
+        self._check_idle()
+        self._on_change()
 
     def _check_idle(self) -> None:
         books = self._books
@@ -477,58 +444,9 @@ class Executor:
             books.trouble.retry_at = self._clock.monotonic() + books.trouble.pause
             self._idle.clear()
             for settlement in stuck:
-                self._endings.put(settlement)
+                self._crew.store(settlement)
             return False
         return not books.given_back and books.unstored == 0
-
-    # --- the other threads
-
-    def _slot(self) -> None:
-        while (running := self._starts.get()) is not None:
-            outcome = self._run(running.attempt)
-            self._hand_over(self._ended, running, outcome)
-
-    def _run(self, attempt: Attempt) -> Outcome:
-        started_at, began = self._clock.wall(), time.monotonic()
-        try:
-            return self._runner.run(attempt)
-        except Exception as error:  # noqa: BLE001 - a defect in a runner must cost one attempt, not the worker
-            ending = Ending(Failure.TRANSIENT, "runner_defect", f"{type(error).__name__}: {error}")
-            took = time.monotonic() - began
-            return Outcome(ending, None, Output(), Output(), started_at, took)
-
-    def _commit(self) -> None:
-        while (first := self._endings.get()) is not None:
-            batch = [first]
-            over = False
-            while len(batch) < _MAX_UNSTORED and not self._endings.empty():
-                more = self._endings.get()
-                if more is None:
-                    over = True
-                    break
-                batch.append(more)
-            events, error = self._spool.settle(batch)
-            self._hand_over(self._stored, batch, events, error)
-            if over:
-                return
-
-    def _hand_over(self, callback: Callable[..., None], *args: object) -> None:
-        """From a thread to the loop. Many that come together cost one wake-up: the second finds the flag set."""
-        self._arrived.append((callback, args))
-        if not self._waking:
-            self._waking = True
-            assert self._loop is not None  # threads start after the loop is known
-            self._loop.call_soon_threadsafe(self._receive)
-
-    def _receive(self) -> None:
-        # First the flag: what is appended after the queue was found empty makes a wake-up of its own.
-        self._waking = False
-        while self._arrived:
-            callback, args = self._arrived.popleft()
-            callback(*args)
-        self.fill()
-        self._check_idle()
-        self._on_change()
 
 
 def _dead_letter(claim: Claim, result: Result) -> bytes:

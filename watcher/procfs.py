@@ -12,8 +12,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-#: The environment variable that says to which attempt a process belongs; its value starts with the
-#: incarnation.
+#: The environment variable that says to which attempt a process belongs; its value starts with the incarnation.
 MARK = "WATCHER_MARK"
 _MARK_BYTES = b"\0" + MARK.encode() + b"="
 #: Above the most that the kernel takes at an exec (a quarter of the stack limit, usually 2 MiB).
@@ -59,11 +58,9 @@ def facts_of(pid: int) -> Facts | None:
 
 
 def mark_of(pid: int, after_seconds: float = 0.0) -> bytes:
-    """The mark in a process's environment as it was when its program started; b"" when there is none to be
-    read.
+    """The mark in a process's environment as it was when its program started; b"" when there is none to be read.
 
-    In the instant in which a process executes a program there is none: a second look, a moment later, finds
-    it.
+    In the instant in which a process executes a program there is none: a second look, a moment later, finds it.
     """
     if after_seconds:
         time.sleep(after_seconds)

@@ -14,9 +14,10 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast, get_args, get_origin
 
 from annotated_types import Ge, Le
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
@@ -31,8 +32,11 @@ from pydantic_settings import (
 from watcher.formats import task
 from watcher.formats.fields import Text
 from watcher_config import (
+    ALL_SETTINGS,
     FOLDERS,
+    LISTENER_SETTINGS,
     ROOT,
+    SETTINGS,
     Folders,
     Given,
     Layers,
@@ -92,6 +96,31 @@ def _split_folders(value: object) -> object:
     return tuple(Path(os.path.abspath(path)) for path in paths)
 
 
+def _split_workers(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+    if not all(re.fullmatch(task.WORKER_PATTERN, name) for name in names):
+        raise ValueError("must be names of workers with commas between: letters, digits, dot, dash, underscore")
+    return names
+
+
+def _split_substitutes(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    pairs = tuple(pair.strip() for pair in value.split(",") if pair.strip())
+    names = [pair.split(":") for pair in pairs]
+    good = all(len(pair) == 2 and all(re.fullmatch(task.WORKER_PATTERN, n) for n in pair) for pair in names)
+    if not good or any(pair[0] == pair[1] for pair in names) or len({pair[0] for pair in names}) < len(names):
+        raise ValueError("must say who stands in for whom, each worker once: marie:anga,fabien:anga")
+    return pairs
+
+
+def _same(name: str) -> Any:
+    """A setting that the listener shares with a worker."""
+    return copy(WatcherConfig.model_fields[name])
+
+
 def _matches(kind: Text, optional: bool = False) -> AfterValidator:
     """The rule of a field of the wire format; with `optional`, or nothing at all."""
     return AfterValidator(lambda value: value if optional and not value else kind.check(value))
@@ -121,9 +150,16 @@ class _LayersSource(PydanticBaseSettingsSource):
     def __init__(self, settings_cls: type[BaseSettings], layers: Layers) -> None:
         super().__init__(settings_cls)
         found, _ = resolve_folders(layers)
-        self._values: dict[str, object] = {name.lower(): given.value for name, given in layers.given.items()}
+        known = settings_cls.model_fields
+        self._values: dict[str, object] = {
+            name.lower(): given.value for name, given in layers.given.items() if name.lower() in known
+        }
         self._values[ROOT.lower()] = found.root
         self._values.update({name.lower(): getattr(found, attribute) for name, attribute in FOLDERS.items()})
+        if "state_dir" in known:
+            given = layers.given.get("STATE_DIR")
+            text = str(found.root / "state") if given is None else given.value
+            self._values["state_dir"] = Path(os.path.abspath(os.path.expanduser(text)))
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         return self._values.get(field_name), field_name, False
@@ -132,7 +168,53 @@ class _LayersSource(PydanticBaseSettingsSource):
         return dict(self._values)
 
 
-class WatcherConfig(BaseSettings):
+class _LayeredConfig(BaseSettings):
+    """How a config is made of layers; what is in it stands in the classes below."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, hide_input_in_errors=True)
+    names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, layers: Layers | None = None, **values: object) -> None:
+        layers = _with_keywords(type(self), read_layers() if layers is None else layers, values)
+        _, problems = resolve_folders(layers)
+        problems = layers.misspellings(self.names) + problems
+        try:
+            super().__init__(layers=layers)
+        except ValidationError as error:
+            problems += _explain(type(self), error, layers)
+        refuse(problems)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only the layers: the sources of pydantic-settings would read the environment by their own rules."""
+        layers = cast(InitSettingsSource, init_settings).init_kwargs["layers"]
+        return (_LayersSource(settings_cls, layers),)
+
+    @property
+    def folders(self) -> Folders:
+        """The folders in one record."""
+        return Folders(
+            root=getattr(self, ROOT.lower()),
+            **{attribute: getattr(self, name.lower()) for name, attribute in FOLDERS.items()},
+        )
+
+    @property
+    def metrics(self) -> MetricsConfig:
+        """What the metrics endpoint needs."""
+        return MetricsConfig(
+            **{name: getattr(self, name) for name in ("enable_metrics", "metrics_host", "metrics_port")},
+            port_was_set="metrics_port" in self.model_fields_set,
+        )
+
+
+class WatcherConfig(_LayeredConfig):
     """Every setting of a worker, valid. The attribute is the setting's name in lower case.
 
     `WatcherConfig()` reads the layers itself, without flags; `WatcherConfig(layers)` takes what was read
@@ -140,7 +222,7 @@ class WatcherConfig(BaseSettings):
     run by one. Raises SettingError with a line for each setting that is wrong.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, hide_input_in_errors=True)
+    names: ClassVar[tuple[str, ...]] = SETTINGS
 
     max_concurrent_tasks: int = Field(3, ge=1, le=1000, description="tasks that run at once")
     task_timeout: float = Field(600.0, ge=0.1, le=task.MAX_TIMEOUT_SECONDS, description="seconds one attempt may take")
@@ -228,27 +310,7 @@ class WatcherConfig(BaseSettings):
     )
 
     def __init__(self, layers: Layers | None = None, **values: object) -> None:
-        layers = _with_keywords(read_layers() if layers is None else layers, values)
-        _, problems = resolve_folders(layers)
-        problems = layers.misspellings() + problems
-        try:
-            super().__init__(layers=layers)
-        except ValidationError as error:
-            problems += _explain(error, layers)
-        refuse(problems)
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only the layers: the sources of pydantic-settings would read the environment by their own rules."""
-        layers = cast(InitSettingsSource, init_settings).init_kwargs["layers"]
-        return (_LayersSource(settings_cls, layers),)
+        super().__init__(layers, **values)
 
     @model_validator(mode="after")
     def _has_the_command_it_names(self) -> WatcherConfig:
@@ -256,23 +318,59 @@ class WatcherConfig(BaseSettings):
             raise ValueError("AGENT_COMMAND is not set: PROVIDER=command needs the command to run")
         return self
 
-    @property
-    def folders(self) -> Folders:
-        """The folders in one record."""
-        return Folders(
-            root=self.watcher_root,
-            **{attribute: getattr(self, name.lower()) for name, attribute in FOLDERS.items()},
-        )
 
-    @property
-    def metrics(self) -> MetricsConfig:
-        """What the metrics endpoint needs."""
-        return MetricsConfig(
-            enable_metrics=self.enable_metrics,
-            metrics_host=self.metrics_host,
-            metrics_port=self.metrics_port,
-            port_was_set="metrics_port" in self.model_fields_set,
-        )
+class OrchestratorConfig(_LayeredConfig):
+    """Every setting of the listener, valid; what it shares with a worker has the same name, range and default."""
+
+    names: ClassVar[tuple[str, ...]] = LISTENER_SETTINGS
+
+    workers: Annotated[tuple[str, ...], BeforeValidator(_split_workers)] = Field(
+        (), description="workers to listen to, commas between; empty: all, as they appear"
+    )
+    state_dir: Path = Field(description="folder of the listener's database, which may be deleted")
+    watcher_root: Path = _same("watcher_root")
+    task_dir: Path = _same("task_dir")
+    trigger_dir: Path = _same("trigger_dir")
+    result_dir: Path = _same("result_dir")
+    heartbeat_dir: Path = _same("heartbeat_dir")
+    dlq_dir: Path = _same("dlq_dir")
+    control_dir: Path = _same("control_dir")
+    log_level: _LogLevel = _same("log_level")
+    log_format: _LogFormat = _same("log_format")
+    enable_metrics: bool = _same("enable_metrics")
+    metrics_port: int = _same("metrics_port")
+    metrics_host: str = _same("metrics_host")
+    scan_interval: float = _same("scan_interval")
+    poll_interval: float = _same("poll_interval")
+    settle_seconds: float = _same("settle_seconds")
+    heartbeat_interval: float = _same("heartbeat_interval")
+    task_timeout: float = _same("task_timeout")
+    kill_grace: float = _same("kill_grace")
+    pending_alert_after: float = Field(
+        900.0, ge=0, le=31 * _DAY, description="seconds a task may wait until a notice says so; 0: never"
+    )
+    blocked_alert_after: float = Field(
+        60.0, ge=0, le=31 * _DAY, description="the same for a task whose dependency nobody has submitted"
+    )
+    batch_settle_seconds: float = Field(
+        1.0, ge=0, le=3600, description="seconds a batch must have been complete until a notice says so"
+    )
+    reassign: Annotated[tuple[str, ...], BeforeValidator(_split_substitutes)] = Field(
+        (), description="who gets the pending tasks of a dead worker: marie:anga,fabien:anga; empty: nobody"
+    )
+    reassign_after: float = Field(
+        300.0, ge=0, le=31 * _DAY, description="seconds a worker must have been dead until its tasks move"
+    )
+    trigger_retention: float = Field(
+        _DAY, ge=0, le=3650 * _DAY, description="seconds that receipts and notices are kept; 0: for ever"
+    )
+    result_retention: float = Field(0.0, ge=0, le=3650 * _DAY, description="seconds that results are kept; 0: for ever")
+    dlq_retention: float = Field(
+        0.0, ge=0, le=3650 * _DAY, description="seconds that dead letters are kept; 0: for ever"
+    )
+
+    def __init__(self, layers: Layers | None = None, **values: object) -> None:
+        super().__init__(layers, **values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +393,15 @@ class Loaded:
     env_file: Path | None
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedOrchestrator:
+    """The same for the listener."""
+
+    config: OrchestratorConfig
+    settings: tuple[Setting, ...]
+    env_file: Path | None
+
+
 def load_watcher_config(
     flags: Mapping[str, str] | None = None,
     environ: Mapping[str, str] | None = None,
@@ -306,7 +413,22 @@ def load_watcher_config(
     """
     layers = read_layers(flags, environ, env_file)
     config = WatcherConfig(layers)
-    settings = tuple(
+    return Loaded(config, _in_force(config, layers), layers.env_file)
+
+
+def load_orchestrator_config(
+    flags: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    env_file: Path | str | None = None,
+) -> LoadedOrchestrator:
+    """The same for the listener."""
+    layers = read_layers(flags, environ, env_file)
+    config = OrchestratorConfig(layers)
+    return LoadedOrchestrator(config, _in_force(config, layers), layers.env_file)
+
+
+def _in_force(config: _LayeredConfig, layers: Layers) -> tuple[Setting, ...]:
+    return tuple(
         Setting(
             name=field_name.upper(),
             value=_as_text(field_name, getattr(config, field_name)),
@@ -314,12 +436,11 @@ def load_watcher_config(
             meaning=field.description or "",
             allowed=_allowed(field),
         )
-        for field_name, field in WatcherConfig.model_fields.items()
+        for field_name, field in type(config).model_fields.items()
     )
-    return Loaded(config, settings, layers.env_file)
 
 
-def render_config(loaded: Loaded, as_json: bool = False) -> str:
+def render_config(loaded: Loaded | LoadedOrchestrator, as_json: bool = False) -> str:
     """The settings in force for people: a table, or one JSON object. What looks like a secret is hidden."""
     if as_json:
         rows = [
@@ -341,20 +462,20 @@ def render_config(loaded: Loaded, as_json: bool = False) -> str:
     return "\n".join(lines) + ("" if loaded.env_file is None else f"\n\n.env is {loaded.env_file.absolute()}")
 
 
-def _with_keywords(layers: Layers, values: Mapping[str, object]) -> Layers:
+def _with_keywords(kind: type[_LayeredConfig], layers: Layers, values: Mapping[str, object]) -> Layers:
     """Keywords as flags; a name that is no setting is kept, to be refused with the rest."""
     if not values:
         return layers
-    fields = WatcherConfig.model_fields
+    fields = kind.model_fields
     unknown = tuple(Misspelt(name, "flag", None) for name in values if name not in fields)
     given = dict(layers.given)
     for name, value in values.items():
         given[name.upper()] = Given(_as_text(name, value), "flag")
-    given = {name: found for name, found in given.items() if name.lower() in fields}
+    given = {name: found for name, found in given.items() if name in ALL_SETTINGS}
     return Layers(given, layers.misspelt + unknown, layers.env_file)
 
 
-def _explain(error: ValidationError, layers: Layers) -> list[str]:
+def _explain(kind: type[_LayeredConfig], error: ValidationError, layers: Layers) -> list[str]:
     """A line for each thing that pydantic found; its own words name types, ours name what to write."""
     lines = []
     for wrong in error.errors(include_url=False, include_input=False):
@@ -365,7 +486,7 @@ def _explain(error: ValidationError, layers: Layers) -> list[str]:
         if wrong["type"] == "value_error":
             what = str(wrong["ctx"]["error"])
         else:
-            what = "must be " + _allowed(WatcherConfig.model_fields[field_name])
+            what = "must be " + _allowed(kind.model_fields[field_name])
         lines.append(layers.problem(field_name.upper(), what + _service_link(layers, field_name)))
     return lines
 
@@ -401,6 +522,6 @@ def _as_text(field_name: str, value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        between = {"agent_env": ",", "allowed_cwd": os.pathsep}.get(field_name)
+        between = {"agent_env": ",", "workers": ",", "reassign": ",", "allowed_cwd": os.pathsep}.get(field_name)
         return shlex.join(value) if between is None else between.join(map(str, value))
     return _number(value) if isinstance(value, float) else str(value)

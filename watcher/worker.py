@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from watcher.clock import Clock
+from watcher.crew import Running
 from watcher.errors import LockLost, WorkerTrouble
 from watcher.events import (
     Emit,
@@ -27,7 +28,7 @@ from watcher.events import (
     WorkerStarted,
     WorkerStopped,
 )
-from watcher.executor import Executor, Running
+from watcher.executor import Executor
 from watcher.formats.heartbeat import ActiveTask, HeartbeatStatus
 from watcher.gates import Gates
 from watcher.policy.breaker import BreakerState
@@ -102,8 +103,7 @@ class Worker:
         parts.executor.start(loop, self._rearm)
         try:
             self._emit(WorkerStarted(parts.incarnation.id, os.getpid(), self._options.about))
-            self._check_provider()
-            parts.spool.rescue()
+            self._try_to_look_around()
             self._watch_inbox()
             await self._scan()
             while not self._stops:
@@ -121,7 +121,9 @@ class Worker:
             # A defect of ours: end what runs, so that a fresh process can take over, and let people see it.
             parts.executor.drain()
             parts.executor.stop_running()
-            await parts.executor.idle()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._options.shutdown_grace):
+                    await parts.executor.idle()
             raise
         finally:
             self._finish()
@@ -277,10 +279,7 @@ class Worker:
 
     def _beat(self, status: HeartbeatStatus | None = None) -> None:
         parts = self._parts
-        try:
-            self._look_around(status is None)
-        except (WorkerTrouble, OSError) as trouble:  # no descriptors: what is left undone is done at a later beat
-            self._tell_scan_trouble(str(trouble))
+        self._try_to_look_around(is_serving=status is None)
         try:
             parts.beats.beat(self._pulse(status))
             self._beat_trouble = None
@@ -289,6 +288,12 @@ class Worker:
             if self._beat_trouble != detail:
                 self._emit(HintFailed("", detail))
             self._beat_trouble = detail
+
+    def _try_to_look_around(self, is_serving: bool = True) -> None:
+        try:
+            self._look_around(is_serving)
+        except (WorkerTrouble, OSError) as trouble:  # no descriptors: what is left undone is done at a later beat
+            self._tell_scan_trouble(str(trouble))
 
     def _look_around(self, is_serving: bool) -> None:
         """What needs no event and no hurry: leftovers, holds that others wrote, the provider, dead processes."""

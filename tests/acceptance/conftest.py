@@ -22,7 +22,7 @@ Json = dict[str, Any]
 
 #: Short times, so that a test waits for what happens and not for a default. A test overrides what it is about.
 FAST = {
-    "PROVIDER": "command", "AGENT_COMMAND": "cat", "ENABLE_METRICS": "false", "HEARTBEAT_INTERVAL": "0.2",
+    "PROVIDER": "command", "AGENT_COMMAND": "cat", "ENABLE_METRICS": "false", "HEARTBEAT_INTERVAL": "0.1",
     "SCAN_INTERVAL": "0.5", "SETTLE_SECONDS": "0.5", "INITIAL_RETRY_DELAY": "0.05", "RETRY_JITTER": "0",
     "KILL_GRACE": "0.3", "SHUTDOWN_GRACE": "10",
 }  # fmt: skip
@@ -237,7 +237,8 @@ class Site:
         for path in self.root.rglob("*"):
             parts = path.relative_to(self.root).parts
             inside = {".claims", ".retry", ".tmp"} & set(parts[:-1])
-            if (inside or path.name.endswith((".tmp", ".new"))) and path.name != "name.lock":
+            is_temporary = path.is_file() and path.name.endswith((".tmp", ".new"))
+            if (inside or is_temporary) and path.name != "name.lock":
                 found.append("/".join(parts))
         return [name for name in found if not Path(name).name.startswith("instance-")]
 
@@ -267,6 +268,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     It scans once a minute: what is picked up sooner was told by an event.
     """
     made = Site(tmp_path_factory.mktemp("shared"))
-    made.start("marie", SCAN_INTERVAL="60", SETTLE_SECONDS="1")
+    made.start("marie", SCAN_INTERVAL="60")
     yield made
     made.close()

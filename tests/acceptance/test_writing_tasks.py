@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Site, names
+from tests.acceptance.conftest import Site, names, wait_for
 
 RAW = b'{"description": "a rather long description"}'
 
@@ -25,11 +25,11 @@ def settled(site: Site, stem: str, text: str = "a rather long description") -> N
 
 def test_file_written_slowly_by_a_redirect_runs_when_it_is_closed_and_not_before(shared: Site) -> None:
     path = shared.inbox() / "slow.json"
-    writer = subprocess.Popen(["sh", "-c", 'cat > "$0"', str(path)], stdin=subprocess.PIPE)
+    writer = subprocess.Popen(["/bin/sh", "-c", 'cat > "$0"', str(path)], stdin=subprocess.PIPE)
     assert writer.stdin is not None
     writer.stdin.write(RAW[:20])
     writer.stdin.flush()
-    shared.pass_beats(7)  # SETTLE_SECONDS is 1: whoever took it for garbage would have thrown it away by now
+    shared.pass_beats(8)  # longer than SETTLE_SECONDS: whoever took it for garbage would have thrown it away by now
     assert path.exists() and shared.results().count("slow") == shared.dead_letters().count("slow") == 0
     writer.stdin.write(RAW[20:])
     writer.stdin.flush()
@@ -43,7 +43,7 @@ def test_file_written_slowly_by_a_redirect_runs_when_it_is_closed_and_not_before
 def test_file_that_is_moved_in_runs(shared: Site, tmp_path: Path) -> None:
     source = tmp_path / "outside.json"
     source.write_bytes(RAW)
-    subprocess.run(["mv", str(source), str(shared.inbox() / "moved.json")], check=True)
+    subprocess.run(["/bin/mv", str(source), str(shared.inbox() / "moved.json")], check=True)
     settled(shared, "moved")
 
 
@@ -52,7 +52,7 @@ def test_file_that_is_moved_in_from_another_file_system_runs(shared: Site) -> No
     if not source.parent.is_dir():
         pytest.skip("needs /dev/shm as another file system")
     source.write_bytes(RAW)
-    subprocess.run(["mv", str(source), str(shared.inbox() / "copied.json")], check=True)
+    subprocess.run(["/bin/mv", str(source), str(shared.inbox() / "copied.json")], check=True)
     settled(shared, "copied")
 
 
@@ -82,7 +82,7 @@ def test_waiting_task_that_an_editor_replaces_runs_as_it_is_then(shared: Site) -
     path = shared.inbox() / "replaced.json"
     path.write_text(json.dumps({"description": "old", "not_before": time.time() + 3600}))
     shared.beat_that(lambda beat: beat["queue_size"] >= 1, what="with a waiting task")
-    subprocess.run(["sed", "-i", "-e", 's/"old", .*/"new"}/', str(path)], check=True)
+    subprocess.run(["/bin/sed", "-i", "-e", 's/"old", .*/"new"}/', str(path)], check=True)
     settled(shared, "replaced", "new")
 
 
@@ -96,7 +96,7 @@ def test_file_that_was_closed_half_written_and_is_completed_soon_runs_as_a_whole
 
 def test_file_whose_writer_died_halfway_is_a_dead_letter_with_all_its_bytes(shared: Site) -> None:
     path = shared.inbox() / "cut.json"
-    writer = subprocess.Popen(["sh", "-c", 'exec cat > "$0"', str(path)], stdin=subprocess.PIPE)
+    writer = subprocess.Popen(["/bin/sh", "-c", 'exec cat > "$0"', str(path)], stdin=subprocess.PIPE)
     assert writer.stdin is not None
     writer.stdin.write(RAW[:20])
     writer.stdin.flush()
@@ -119,6 +119,18 @@ def test_file_without_an_event_is_found_by_the_scan(site: Site, tmp_path: Path) 
     source.unlink()
     settled(site, "linked")
     assert time.monotonic() - began < 5
+
+
+def test_file_whose_name_is_no_id_is_a_dead_letter_and_one_that_is_no_json_is_left_alone(site: Site) -> None:
+    (site.inbox() / "no id.json").write_bytes(RAW)
+    (site.inbox() / "readme.txt").write_text("hello")
+    worker = site.start()
+    [stem] = wait_for("the bad name", site.dead_letters)
+    letter = site.dead_letter(stem)
+    assert letter["dlq_reason"] == "bad_name" and "no id.json" in letter["dlq_detail"]
+    assert (site.root / "dlq" / "marie" / letter["dlq_original"]).read_bytes() == RAW
+    wait_for("a word about readme.txt", lambda: worker.lines("file.ignored"))
+    assert names(site.inbox()) == ["readme.txt"]
 
 
 def test_tasks_that_waited_before_the_worker_came_run(site: Site) -> None:

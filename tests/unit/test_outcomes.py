@@ -23,8 +23,8 @@ def places(tmp_path: Path) -> Folders:
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Time that passes only by sleeping; the pauses in order."""
     pauses: list[float] = []
-    monkeypatch.setattr(outcomes.time, "monotonic", lambda: sum(pauses))
-    monkeypatch.setattr(outcomes.time, "sleep", pauses.append)
+    monkeypatch.setattr("watcher.outcomes.time.monotonic", lambda: sum(pauses))
+    monkeypatch.setattr("watcher.outcomes.time.sleep", pauses.append)
     return pauses
 
 

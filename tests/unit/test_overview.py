@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from tests.doubles import HandClock
-from watcher import overview, presence
 from watcher.clock import rfc3339
 from watcher.errors import WorkerTrouble
 from watcher.formats.heartbeat import ActiveTask, Heartbeat, Stats
+from watcher.formats.result import status_in_head
 from watcher.overview import Lookout, Overview, WorkerOverview
 from watcher.presence import Process
 from watcher_config import Folders, folders, read_layers
@@ -217,7 +217,8 @@ def test_process_whose_lock_was_cleaned_away_by_a_rescuer_is_dead(world: World) 
 
 def test_process_that_said_goodbye_is_stopped(world: World) -> None:
     world.beat(age=120.0, status="stopped", reason="SIGTERM")
-    assert (world.worker().state, world.worker().for_seconds) == ("stopped", pytest.approx(120.0))
+    assert world.worker().state == "stopped"
+    assert world.worker().for_seconds == pytest.approx(120.0)
 
 
 def test_process_that_writes_its_last_beat_is_still_draining(world: World) -> None:
@@ -447,8 +448,12 @@ def test_file_that_could_not_be_read_is_tried_again(world: World) -> None:
 
 def test_each_result_is_read_once_however_often_one_looks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
-    real = overview.status_in_head
-    monkeypatch.setattr(overview, "status_in_head", lambda head: reads.append(head) or real(head))
+
+    def count(head: bytes) -> str | None:
+        reads.append(head)
+        return status_in_head(head)
+
+    monkeypatch.setattr("watcher.overview.status_in_head", count)
     lookout = Lookout(world.folders, world.clock)
     for number in range(5):
         world.result(f"marie/t{number}", "completed")
@@ -488,7 +493,7 @@ def test_folder_that_may_not_be_listed_is_told_and_the_rest_is_shown(
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return real(path)
 
-    monkeypatch.setattr(presence.os, "listdir", refuse)
+    monkeypatch.setattr("watcher.presence.os.listdir", refuse)
     seen = world.look()
     assert seen.workers[0].pending == 1
     assert [problem for problem in seen.problems if "dlq" in problem and "Permission denied" in problem]
@@ -500,7 +505,7 @@ def test_shortage_of_descriptors_is_an_error_and_no_number(world: World, monkeyp
     def none_left(*_: Any, **__: Any) -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(overview.os, "open", none_left)
+    monkeypatch.setattr("watcher.overview.os.open", none_left)
     with pytest.raises(WorkerTrouble, match="EMFILE"):
         world.look()
 

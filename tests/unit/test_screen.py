@@ -14,7 +14,7 @@ import pytest
 from watcher import screen
 from watcher.formats.task import parse_task
 from watcher.overview import Overview, RunningTask, WorkerOverview
-from watcher.presence import Process
+from watcher.presence import Process, State
 from watcher.screen import Look, Tally
 from watcher_config import folders, read_layers
 
@@ -39,7 +39,7 @@ def row_of(lines: list[str], name: str) -> list[str]:
     return re.split(r"\s{2,}", line.strip())
 
 
-def served(state: str, **changes: Any) -> WorkerOverview:
+def served(state: State, **changes: Any) -> WorkerOverview:
     """Marie with one process in this state."""
     process = replace(ALIVE, state=state, **{k: v for k, v in changes.items() if k in ("reason", "held_until")})
     rest = {k: v for k, v in changes.items() if k not in ("reason", "held_until")}
@@ -74,7 +74,7 @@ def test_counts_stand_right_under_their_titles_however_large_they_are() -> None:
         ("unknown", 3.0, "unknown"),
     ],
 )
-def test_state_says_how_it_is_and_for_how_long(state: str, seconds: float | None, text: str) -> None:
+def test_state_says_how_it_is_and_for_how_long(state: State, seconds: float | None, text: str) -> None:
     assert row_of(lines_of(replace(MARIE, state=state, for_seconds=seconds)), "marie")[1] == text
 
 

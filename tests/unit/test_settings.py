@@ -13,7 +13,7 @@ import pytest
 import watcher_config
 from watcher.errors import SettingError
 from watcher.settings import Loaded, Setting, WatcherConfig, load_watcher_config, render_config
-from watcher_config import FOLDERS, SETTINGS, folders, read_layers
+from watcher_config import ALL_SETTINGS, FOLDERS, SETTINGS, folders, read_layers
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -591,7 +591,7 @@ def test_names_in_config_and_in_reader_are_the_same_and_in_the_same_order() -> N
 def test_env_example_shows_every_setting_with_its_default(own_folder: Path) -> None:
     lines = (REPOSITORY / ".env.example").read_text().splitlines()
     shown = [line[1:] for line in lines if line[:1] == "#" and line[1:2].isupper()]
-    assert sorted(line.split("=")[0] for line in shown) == sorted(SETTINGS)
+    assert sorted(line.split("=")[0] for line in shown) == sorted(ALL_SETTINGS)
     (own_folder / "all.env").write_text("\n".join(shown))
     from_file = load(env={"WATCHER_ENV_FILE": "all.env"})
     assert [(s.name, s.value) for s in from_file.settings] == [(s.name, s.value) for s in load().settings]

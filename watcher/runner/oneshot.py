@@ -1,16 +1,14 @@
-"""Run each attempt as a process of its own: prompt in, output onto files, everything ended when `run`
-returns.
+"""Run each attempt as a process of its own: prompt in, output onto files, everything ended when `run` returns.
 
-The prompt is a file without a name on stdin, at its beginning and closed after it, so that no command can
-wait for more and none can block us by not reading. stdout and stderr are files in the claim folder: no pipe
-can fill, the size does not matter, and `tail -f` works. A slot keeps its two files and empties them for the
-next attempt, unless a process of the last one had to be killed, which may have shared them, or the file is
-`kept`: then it belongs to the caller, who moves or removes it. A crash leaves the files in the claim folder,
-which rescuers clear.
+The prompt is a file without a name on stdin, at its beginning and closed after it, so that no command can wait for
+more and none can block us by not reading. stdout and stderr are files in the claim folder: no pipe can fill, the size
+does not matter, and `tail -f` works. A slot keeps its two files and empties them for the next attempt, unless a
+process of the last one had to be killed, which may have shared them, or the file is `kept`: then it belongs to the
+caller, who moves or removes it. A crash leaves the files in the claim folder, which rescuers clear.
 
-Nothing here raises for what a command does: each way to fail is an Ending. Two that might surprise: a command
-that is missing ends as AUTH, because that holds the provider and counts no attempt; an attempt that the
-machine could not start (no memory, no descriptors) ends as TROUBLE.
+Nothing here raises for what a command does: each way to fail is an Ending. Two that might surprise: a command that is
+missing ends as AUTH, because that holds the provider and counts no attempt; an attempt that the machine could not
+start (no memory, no descriptors) ends as TROUBLE.
 
 Used by many threads at once, none of which should be the main one (see `childproc`).
 """
@@ -58,9 +56,8 @@ _LOOK_EVERY_SECONDS = 5.0
 class OneShotSettings:
     """What all attempts have in common.
 
-    `folder` is this incarnation's claim folder; `busy_fd` the descriptor of its `.busy` lock, which every
-    command inherits. Of `environ` (the worker's own) a command sees what its provider and `more_environment`
-    (globs) allow.
+    `folder` is this incarnation's claim folder; `busy_fd` the descriptor of its `.busy` lock, which every command
+    inherits. Of `environ` (the worker's own) a command sees what its provider and `more_environment` (globs) allow.
     """
 
     folder: Path
@@ -123,9 +120,7 @@ class OneShotRunner:
         self._numbers = itertools.count(1)
 
     def problem(self, provider: str) -> Ending | None:
-        """Why attempts of this provider cannot run at all now, or None. Cheap: it looks again every few
-        seconds.
-        """
+        """Why attempts of this provider cannot run at all now, or None. Cheap: it looks again every few seconds."""
         prepared = self._prepare(provider)
         if isinstance(prepared, Ending):
             return prepared
@@ -431,9 +426,7 @@ def _environment(prepared: _Prepared, attempt: Attempt) -> dict[bytes, bytes]:
 
 
 def _printed(slot: Slot, reading: Reading | None) -> str:
-    """What the words of a failure are looked for in. Not in events: there an agent quotes whatever it has
-    read.
-    """
+    """What the words of a failure are looked for in. Not in events: there an agent quotes whatever it has read."""
     stdout, _ = bounded_text(slot.stdout.fd, slot.stdout.size(), _PRINTED_BYTES)
     stderr, _ = bounded_text(slot.stderr.fd, slot.stderr.size(), _PRINTED_BYTES)
     if reading is None:

@@ -1,21 +1,19 @@
 """The agent CLIs as data: command line, where the prompt goes, how output is read, what a failure means.
 
-A provider is a record; adding one (codex, opencode, qwen) is adding a record and, when its output has a shape
-of its own, a reader in `reading`. Success is: we did not end it, exit code 0 and, where its output is
-machine-readable, a final event without an error flag. Exit 0 alone proves nothing: gemini killed by our TERM
-exits 0.
+A provider is a record; adding one (codex, opencode, qwen) is adding a record and, when its output has a shape of its
+own, a reader in `reading`. Success is: we did not end it, exit code 0 and, where its output is machine-readable, a
+final event without an error flag. Exit 0 alone proves nothing: gemini killed by our TERM exits 0.
 
-A failure is classed by the first rule that fits: facts from events before exit codes, exit codes before
-words. Words are only looked for at the start of a line, so that an agent that writes about a failure does not
-cause one. What no rule knows is transient.
+A failure is classed by the first rule that fits: facts from events before exit codes, exit codes before words. Words
+are only looked for at the start of a line, so that an agent that writes about a failure does not cause one. What no
+rule knows is transient.
 
-What makes every task of a provider fail alike is AUTH, also when the login is fine: a command that is
-missing, or that refuses to run as root. Its action (hold the provider, count no attempt) is the right one;
-dead letters for the whole queue are not.
+What makes every task of a provider fail alike is AUTH, also when the login is fine: a command that is missing, or that
+refuses to run as root. Its action (hold the provider, count no attempt) is the right one; dead letters for the whole
+queue are not.
 
-Argv, exit codes and texts: recorded from claude 2.1.330 and gemini 0.61.0; cursor-agent is from its
-documentation (https://cursor.com/docs/cli/headless) and is in no package registry: what is called so there is
-something else.
+Argv, exit codes and texts: recorded from claude 2.1.330 and gemini 0.61.0; cursor-agent is from its documentation
+(https://cursor.com/docs/cli/headless) and is in no package registry: what is called so there is something else.
 """
 
 from __future__ import annotations
@@ -59,8 +57,8 @@ _NAMES_OF_SIGNALS = {number.value: number.name for number in signal.Signals}
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One way to fail. It fits when each condition that it has fits: one of `signs` (`kind:value`), one of
-    `exit_codes`, `pattern` somewhere in what was printed. The pattern's groups `epoch` or `after` (`8h44m7s`)
-    give the time when a limit ends.
+    `exit_codes`, `pattern` somewhere in what was printed. The pattern's groups `epoch` or `after` (`8h44m7s`) give the
+    time when a limit ends.
     """
 
     failure: Failure
@@ -82,12 +80,10 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """One agent CLI. `command` is how people start it (a wrapper may stand before it); `arguments` is what we
-    add.
+    """One agent CLI. `command` is how people start it (a wrapper may stand before it); `arguments` is what we add.
 
-    `other_names` are tried when the program is not found. `variables` are set unless the worker's environment
-    has them. `refuses_root_without` names variables of which one must be "1" for the program itself to run as
-    root.
+    `other_names` are tried when the program is not found. `variables` are set unless the worker's environment has
+    them. `refuses_root_without` names variables of which one must be "1" for the program itself to run as root.
     """
 
     name: str
@@ -132,11 +128,10 @@ class Provider:
 
 
 def built_in(commands: Mapping[str, Sequence[str]] | None = None, prompt: Prompt = "stdin") -> dict[str, Provider]:
-    """The providers by name. `commands` gives some of them another command, as words (`shlex.split` for a
-    text).
+    """The providers by name. `commands` gives some of them another command, as words (`shlex.split` for a text).
 
-    The name `command` is any program: the prompt goes where `prompt` says, its output is text, exit 0 is
-    success. It is there only when `commands` has it. So is any other name that is not built in.
+    The name `command` is any program: the prompt goes where `prompt` says, its output is text, exit 0 is success. It
+    is there only when `commands` has it. So is any other name that is not built in.
     """
     out = dict(_BUILT_IN)
     for name, words in (commands or {}).items():
@@ -152,8 +147,7 @@ def built_in(commands: Mapping[str, Sequence[str]] | None = None, prompt: Prompt
 
 
 def environment_for(provider: Provider, environ: Mapping[str, str], more: Iterable[str] = ()) -> dict[str, str]:
-    """What a command of this provider may see of `environ`: the common names, the provider's, and `more`
-    (globs).
+    """What a command of this provider may see of `environ`: the common names, the provider's, and `more` (globs).
 
     Another provider's keys are none of its business.
     """
@@ -168,9 +162,7 @@ def environment_for(provider: Provider, environ: Mapping[str, str], more: Iterab
 
 
 def find_program(provider: Provider, path: str) -> str | None:
-    """The absolute path of the program that the provider's command starts, looked for as the command itself
-    would.
-    """
+    """The absolute path of the program that the provider's command starts, looked for as the command itself would."""
     for name in (provider.command[0], *provider.other_names):
         found = shutil.which(name, path=path)
         if found is not None:
@@ -207,9 +199,7 @@ def missing_problem(provider: Provider, path: str, now: float) -> Ending:
 def judge(
     provider: Provider, exit_code: int, reading: Reading | None, printed: Callable[[], str], now: float
 ) -> Ending:
-    """What an attempt came to that ended by itself. `printed` gives the text to look for words in, when
-    needed.
-    """
+    """What an attempt came to that ended by itself. `printed` gives the text to look for words in, when needed."""
     if exit_code < 0:
         name = _NAMES_OF_SIGNALS.get(-exit_code, f"signal {-exit_code}")
         hint = " (somebody else sent it; when memory is short, the kernel does)" if name == "SIGKILL" else ""

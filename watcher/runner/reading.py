@@ -1,9 +1,9 @@
 """Read what a command printed: a bounded text of it, and what its machine-readable output says.
 
-Everything is read from a file by position, in pieces, so that 10 GB of output cost no more memory than 10 MB.
-Bytes that are no UTF-8, NUL characters and lone surrogates become U+FFFD: a result must be storable anywhere.
-A reader of events never raises for what it reads; what it cannot understand it leaves out. It decides
-nothing: `providers.judge` does, from the Reading.
+Everything is read from a file by position, in pieces, so that 10 GB of output cost no more memory than 10 MB. Bytes
+that are no UTF-8, NUL characters and lone surrogates become U+FFFD: a result must be storable anywhere. A reader of
+events never raises for what it reads; what it cannot understand it leaves out. It decides nothing: `providers.judge`
+does, from the Reading.
 
 The shapes were recorded from claude 2.1.330 and gemini 0.61.0; cursor-agent's is documented at
 https://cursor.com/docs/cli/reference/output-format.
@@ -21,8 +21,7 @@ from typing import Any
 
 from watcher.formats.result import Usage
 
-#: Of a larger machine-readable output only the beginning and the end are read: the final event stands at the
-#: end.
+#: Of a larger machine-readable output only the beginning and the end are read: the final event stands at the end.
 READ_AT_MOST_BYTES = 16 << 20
 _HEAD_BYTES = 1 << 20
 #: A longer line (a tool that returned a film) is skipped, not parsed.
@@ -39,9 +38,8 @@ Event = dict[str, Any]
 class Reading:
     """What machine-readable output says. `signs` are facts as `kind -> value` for the rules of a provider:
 
-    `error` (claude's word for an API error), `status` (HTTP), `terminal` (why a turn ended), `subtype` (of
-    the final event), `limit` (`rejected` when a usage limit is reached; `resets_at` is then wall seconds, if
-    told).
+    `error` (claude's word for an API error), `status` (HTTP), `terminal` (why a turn ended), `subtype` (of the final
+    event), `limit` (`rejected` when a usage limit is reached; `resets_at` is then wall seconds, if told).
     """
 
     answer: str | None = None
@@ -79,11 +77,9 @@ def harmless(text: str) -> str:
 
 
 def events(fd: int, size: int, output: str, mentions: tuple[bytes, ...] = ()) -> Iterator[Event]:
-    """The JSON objects that a command printed: one a line for `stream-json`, one or a list of them for
-    `json`.
+    """The JSON objects that a command printed: one a line for `stream-json`, one or a list of them for `json`.
 
-    Of a stream only the lines that mention one of `mentions` are parsed, when there are any: most are tool
-    output.
+    Of a stream only the lines that mention one of `mentions` are parsed, when there are any: most are tool output.
     """
     if output == "json":
         yield from _objects_in(_document(_read(fd, max(0, size - READ_AT_MOST_BYTES), size)))
@@ -169,9 +165,7 @@ def _read_claude_limit(info: object, out: Reading) -> None:
 
 
 def _claude_usage(event: Event) -> Usage | None:
-    """Anthropic counts input that came from or went into the cache apart from `input_tokens`; a person means
-    all.
-    """
+    """Anthropic counts input that came from or went into the cache apart from `input_tokens`; a person means all."""
     usage = event.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     inputs = [

@@ -114,6 +114,9 @@ class DirectorySpool:
         history = History(claim.task.task_id, claim.attempt - 1, claim.deaths)
         try:
             name = self._put_back(claim.handle, history)
+        except FileNotFoundError:
+            self._forget(claim.task.task_id, claim.lane)  # somebody took the claim away; it is his to give back
+            return
         except OSError as error:
             raise WorkerTrouble(f"release {claim.task.task_id}", error) from error
         self._back_in_line(claim, name, 0.0)
@@ -264,8 +267,11 @@ class DirectorySpool:
         if not others:
             return False
         prefix = f"{stem}~"
-        return any(self._is_claimed_by(other, stem) for other in others) or any(
-            n.startswith(prefix) and n != name for n in self._places.retry.names()
+        return (
+            any(self._is_claimed_by(other, stem) for other in others)
+            or any(n.startswith(prefix) and n != name for n in self._places.retry.names())
+            # Once more: it may have gone from `.retry` into a claim between the two looks.
+            or any(self._is_claimed_by(other, stem) for other in others)
         )
 
     def _other_incarnations(self) -> list[str]:

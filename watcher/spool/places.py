@@ -78,14 +78,16 @@ class Places:
         self.shared: list[Path] = []
 
     def leave(self) -> None:
-        """Remove this incarnation's claim folder with its outputs. Claims that are still in it stay for a rescuer."""
-        with contextlib.suppress(FileNotFoundError):
-            names = self.mine.names()
-            for name in names:
-                if "~" not in name and not name.endswith("!.json"):
-                    self.mine.remove(name)
+        """Remove this incarnation's claim folder with its outputs.
+
+        Claims that are still in it stay for a rescuer, and so does what cannot be removed now.
+        """
         with contextlib.suppress(OSError):
             self.sweep(self.incarnation)
+        with contextlib.suppress(OSError):
+            for name in self.mine.names():
+                if "~" not in name and not name.endswith("!.json"):
+                    self.mine.remove(name)
             os.rmdir(self.incarnation, dir_fd=self.claims.fd)
 
     def close(self) -> None:

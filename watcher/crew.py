@@ -1,0 +1,146 @@
+"""The threads of a worker: slots that run attempts, one that makes outcomes durable, and the way back to the loop.
+
+A slot thread runs one attempt at a time. The committing thread stores all outcomes that are finished at that moment in
+one go, so that the cost of durability is shared. Hand-overs are queues and one wake-up of the loop; nothing else is
+shared. Callbacks run on the loop thread. No thread is made before it is needed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from watcher.clock import Clock
+from watcher.events import Event
+from watcher.policy.disposition import Ending, Failure
+from watcher.runner.interface import Attempt, Outcome, Output, Runner
+from watcher.spool.interface import Claim, Settlement, Spool
+
+#: Outcomes that are stored in one go, at most.
+LARGEST_BATCH = 256
+
+
+@dataclass(slots=True)
+class Running:
+    """A task that is being run now."""
+
+    claim: Claim
+    attempt: Attempt
+    started_at: float
+
+
+@dataclass(slots=True)
+class Callbacks:
+    """Whom to tell, on the loop thread: `turn` follows after one or more of the others."""
+
+    ended: Callable[[Running, Outcome], None]
+    stored: Callable[[list[Settlement], list[Event | None], OSError | None], None]
+    turn: Callable[[], None]
+
+
+class Crew:
+    """Runs attempts on at most `slots` threads and stores outcomes on one more."""
+
+    def __init__(self, spool: Spool, runner: Runner, slots: int, clock: Clock) -> None:
+        self._spool = spool
+        self._runner = runner
+        self._limit = slots
+        self._clock = clock
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._callbacks: Callbacks | None = None
+        self._starts: queue.SimpleQueue[Running | None] = queue.SimpleQueue()
+        self._endings: queue.SimpleQueue[Settlement | None] = queue.SimpleQueue()
+        self._slots: list[threading.Thread] = []
+        self._committer: threading.Thread | None = None
+        self._arrived: deque[tuple[Callable[..., None], tuple[object, ...]]] = deque()
+        self._is_waking = False
+
+    def start(self, loop: asyncio.AbstractEventLoop, callbacks: Callbacks) -> None:
+        """Loop thread: from now on things may be handed over."""
+        self._loop = loop
+        self._callbacks = callbacks
+        self._committer = threading.Thread(target=self._commit, name="committer", daemon=True)
+        self._committer.start()
+
+    def run(self, running: Running, under_way: int) -> None:
+        """Have it run by the next free slot; `under_way` is how many are handed over now, this one included."""
+        self._starts.put(running)
+        if len(self._slots) < min(under_way, self._limit):
+            thread = threading.Thread(target=self._slot, name=f"slot-{len(self._slots) + 1}", daemon=True)
+            self._slots.append(thread)
+            thread.start()
+
+    def take_back(self) -> list[Running]:
+        """Those that no slot has begun."""
+        waiting: list[Running] = []
+        while not self._starts.empty():
+            with contextlib.suppress(queue.Empty):
+                running = self._starts.get_nowait()
+                if running is not None:
+                    waiting.append(running)
+        return waiting
+
+    def store(self, settlement: Settlement) -> None:
+        """Have it stored with whatever else is finished then."""
+        self._endings.put(settlement)
+
+    def close(self) -> None:
+        """End the threads; nothing runs any more. Blocks."""
+        for _ in self._slots:
+            self._starts.put(None)
+        self._endings.put(None)
+        for thread in (*self._slots, *([self._committer] if self._committer else [])):
+            thread.join()
+        self._slots.clear()
+
+    # --- the threads
+
+    def _slot(self) -> None:
+        assert self._callbacks is not None  # slots begin after `start`
+        while (running := self._starts.get()) is not None:
+            self._hand_over(self._callbacks.ended, running, self._outcome(running.attempt))
+
+    def _outcome(self, attempt: Attempt) -> Outcome:
+        started_at, began = self._clock.wall(), time.monotonic()
+        try:
+            return self._runner.run(attempt)
+        except Exception as error:  # noqa: BLE001 - a defect in a runner must cost one attempt, not the worker
+            ending = Ending(Failure.TRANSIENT, "runner_defect", f"{type(error).__name__}: {error}")
+            return Outcome(ending, None, Output(), Output(), started_at, time.monotonic() - began)
+
+    def _commit(self) -> None:
+        assert self._callbacks is not None  # set before the thread starts
+        is_over = False
+        while not is_over and (first := self._endings.get()) is not None:
+            batch = [first]
+            while len(batch) < LARGEST_BATCH and not self._endings.empty():
+                more = self._endings.get()
+                if more is None:
+                    is_over = True
+                    break
+                batch.append(more)
+            events, error = self._spool.settle(batch)
+            self._hand_over(self._callbacks.stored, batch, events, error)
+
+    def _hand_over(self, callback: Callable[..., None], *args: object) -> None:
+        """From a thread to the loop. Many that come together cost one wake-up: the second finds the flag set."""
+        self._arrived.append((callback, args))
+        if not self._is_waking:
+            self._is_waking = True
+            assert self._loop is not None  # threads start after the loop is known
+            self._loop.call_soon_threadsafe(self._receive)
+
+    def _receive(self) -> None:
+        # First the flag: what is appended after the queue was found empty makes a wake-up of its own.
+        self._is_waking = False
+        while self._arrived:
+            callback, args = self._arrived.popleft()
+            callback(*args)
+        assert self._callbacks is not None  # nothing arrives before `start`
+        self._callbacks.turn()
