@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from watcher import __version__
 from watcher.childproc import become_subreaper
 from watcher.clock import SystemClock
-from watcher.errors import LockLost, NameTaken, SettingError, WorkerTrouble
+from watcher.errors import LockLost, NameTaken, SettingError, WorkerTrouble, is_trouble
 from watcher.events import Bus
 from watcher.executor import Executor, ExecutorOptions
 from watcher.formats.task import WORKER_PATTERN
@@ -271,6 +271,9 @@ def _starting(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         where = "" if error.filename is None else f" at {error.filename}"
+        if not is_trouble(error):
+            cure = "set the folders to some that this user may make or write in"
+            raise SettingError(f"start worker {name!r}{where}: {error.strerror or error}; {cure}") from error
         raise WorkerTrouble(f"start worker {name!r}{where}", error) from error
 
 

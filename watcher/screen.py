@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ _STATE_COLOURS = {
 #: What a person can take in at a look; `--json` has all of them.
 _RUNNING_AT_MOST = 15
 _NAME_WIDTH = 24
+_ADVICE_LINES = 3
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -66,7 +68,7 @@ def status_lines(overview: Overview, look: Look) -> list[str]:
         lines += ["", *running]
     advice = _advice(overview)
     if advice:
-        lines += ["", *(cut(line, look.width) for line in advice)]
+        lines += ["", *(part for line in advice for part in wrap(line, look.width))]
     return lines
 
 
@@ -142,7 +144,7 @@ def _running_lines(running: Sequence[RunningTask], look: Look) -> list[str]:
             cut(task.worker if task.instance is None else f"{task.worker}@{task.instance}", _NAME_WIDTH),
             str(task.attempt),
             "-" if task.for_seconds is None else duration(task.for_seconds),
-            "none yet" if task.output_age_seconds is None else f"{duration(task.output_age_seconds)} ago",
+            "-" if task.output_age_seconds is None else f"{duration(task.output_age_seconds)} ago",
         ]
         for task in running[:_RUNNING_AT_MOST]
     ]
@@ -180,8 +182,8 @@ def _about_tasks(worker: WorkerOverview) -> list[str]:
         if worker.orphaned:
             out.append(f"{worker.worker}: {count(worker.orphaned, 'task')} of a killed process will be taken back soon")
     elif worker.orphaned:
-        text = f"{count(worker.orphaned, 'task')} orphaned by a killed process, {worker.pending} waiting"
-        out.append(f"{worker.worker}: {text}; nothing is lost, start it again: {start}")
+        text = f"{count(worker.orphaned, 'task')} orphaned by a killed process, {worker.pending} waiting, none lost"
+        out.append(f"{worker.worker}: {text}; start it again: {start}")
     elif worker.pending:
         out.append(f"{worker.worker}: {count(worker.pending, 'task')} waiting and nobody serves them: {start}")
     if worker.unread:
@@ -432,6 +434,12 @@ def cut(text: str, width: int) -> str:
             break
         kept += character
     return f"{kept}.."[: max(0, width)]
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """This text on as many lines as it needs, at most a few; commands stand at its end, so it is not simply cut."""
+    lines = textwrap.wrap(text, max(20, width), subsequent_indent="  ", max_lines=_ADVICE_LINES, placeholder=" ..")
+    return [cut(line, width) for line in lines]
 
 
 def _cells(character: str) -> int:

@@ -215,7 +215,7 @@ class Worker:
                 await asyncio.sleep(0)
             self._tell_scan_trouble(None)
         except (WorkerTrouble, OSError) as trouble:
-            self._tell_scan_trouble(str(trouble))
+            self._tell_scan_trouble(_words_of(trouble))
         self._keep_watching()
         now = self._clock.monotonic()
         self._last_scan = now
@@ -293,7 +293,7 @@ class Worker:
         try:
             self._look_around(is_serving)
         except (WorkerTrouble, OSError) as trouble:  # no descriptors: what is left undone is done at a later beat
-            self._tell_scan_trouble(str(trouble))
+            self._tell_scan_trouble(_words_of(trouble))
 
     def _look_around(self, is_serving: bool) -> None:
         """What needs no event and no hurry: leftovers, holds that others wrote, the provider, dead processes."""
@@ -387,3 +387,7 @@ class Worker:
         self._emit(WorkerStopped(self._stop_reason or "error", self._released))
         self._stops = max(self._stops, 1)
         self._beat("stopped")
+
+
+def _words_of(trouble: WorkerTrouble | OSError) -> str:
+    return str(WorkerTrouble("look at the folders", trouble) if isinstance(trouble, OSError) else trouble)

@@ -554,7 +554,7 @@ def test_demo_that_is_ended_in_the_middle_leaves_no_worker(desk: Desk, tmp_path:
     root = tmp_path / "show"
     process = desk.start("--demo", "--demo-root", str(root))
     wait_for("the first result", lambda: list((root / "results").glob("*/*.json")))
-    assert len(processes_of(root)) == 3
+    assert len(processes_of(root)) >= 3  # a command that is just starting shows the environment of its worker
     process.send_signal(number)
     _, complaint = process.communicate(timeout=PATIENCE_SECONDS)
     if number == signal.SIGKILL:

@@ -123,7 +123,7 @@ def test_open_breaker_survives_a_restart(site: Site) -> None:
 
 
 def test_usage_limit_holds_the_provider_until_its_time_over_a_restart_and_costs_no_attempt(site: Site) -> None:
-    until = int(time.time()) + 4
+    until = int(time.time()) + 5
     final = '{"type":"result","subtype":"success","is_error":false,"result":"at last"}'
     site.script(
         f'cat > /dev/null; echo "$WATCHER_TASK_ID $WATCHER_ATTEMPT" >> "$SITE/notes"\n'

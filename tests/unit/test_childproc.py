@@ -330,17 +330,17 @@ busy = os.dup2(os.open(sys.argv[1], os.O_RDWR | os.O_CREAT), 99)
 said, says = os.pipe()
 hears, go_on = os.pipe()
 environment = {b"PATH": os.environb[b"PATH"], b"WATCHER_MARK": b"m" * 32}
-escape = "env -i setsid sh -c 'echo $$; exec sleep 600' &\\n"
+escape = "env -i setsid sh -c 'echo WHO $$; exec sleep 600' &\\n"
 def slot():
     childproc.attempt_began("m" * 32)
-    script = ["/bin/bash", "-c", escape + "exec 99>&-\\n" + escape + "read line"]
-    child = childproc.spawn(script, environment, None, hears, says, 2, (busy,))
+    script = escape.replace("WHO", "a") + "exec 99>&-\\n" + escape.replace("WHO", "b") + "read line"
+    child = childproc.spawn(["/bin/bash", "-c", script], environment, None, hears, says, 2, (busy,))
     lines = os.fdopen(said)
-    pids = [int(lines.readline()), int(lines.readline())]  # both are in sessions of their own now
+    said_pids = sorted(lines.readline().split() for _ in "ab")  # both are in sessions of their own now
     os.write(go_on, b"now\\n")
     child.wait()
     count = childproc.attempt_over(child, "m" * 32)
-    print(os.getpid(), count, [os.path.exists(f"/proc/{pid}") for pid in pids])
+    print(os.getpid(), count, [os.path.exists(f"/proc/{pid}") for _, pid in said_pids])
 thread = threading.Thread(target=slot)
 thread.start()
 thread.join()

@@ -125,7 +125,7 @@ def test_colour_is_only_ever_added() -> None:
 def test_running_tasks_show_since_when_and_when_they_last_wrote() -> None:
     lines = lines_of(MARIE, running=(RUNNING, replace(RUNNING, task_id="y", instance="2", output_age_seconds=None)))
     assert row_of(lines, "brief-1") == ["brief-1", "marie", "2", "75 s", "3.0 s ago"]
-    assert row_of(lines, "y") == ["y", "marie@2", "2", "75 s", "none yet"]
+    assert row_of(lines, "y") == ["y", "marie@2", "2", "75 s", "-"]
 
 
 def test_long_list_of_running_tasks_is_cut_and_says_so() -> None:
@@ -150,9 +150,15 @@ def test_tasks_that_nobody_serves_come_with_the_command_that_helps() -> None:
 
 def test_tasks_of_a_killed_process_are_not_lost_and_the_person_hears_it() -> None:
     (line,) = (line for line in lines_of(served("dead", orphaned=2)) if "orphaned" in line)
-    assert "nothing is lost" in line
+    assert "none lost" in line
     assert "python worker_watcher.py marie" in line
     assert any("will be taken back soon" in line for line in lines_of(replace(MARIE, orphaned=1)))
+
+
+def test_advice_is_wrapped_so_that_its_command_can_be_read() -> None:
+    lines = lines_of(served("dead", orphaned=2), look=Look(width=50))
+    assert len(lines) > 4
+    assert "python worker_watcher.py marie" in " ".join(line.strip() for line in lines)
 
 
 def test_frozen_process_is_told_without_being_called_dead() -> None:

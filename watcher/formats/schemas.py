@@ -18,6 +18,7 @@ def all_schemas() -> dict[str, dict[str, Any]]:
         "dead-letter": deadletter.schema(),
         "heartbeat": heartbeat.schema(),
         "receipt": notice.schema(),
+        "notice": notice.notice_schema(),
     }
 
 

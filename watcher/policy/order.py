@@ -25,6 +25,7 @@ class Waiting:
     """One waiting task: a key that orders it and what decides whether it may start.
 
     `name` identifies it (the file's name); `arrived_at` is wall seconds, `due` monotonic seconds, 0 for now.
+    `is_deferred` is the Lineup's.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Waiting:
     provider: str
     lane: str | None = None
     due: float = 0.0
+    is_deferred: bool = False
 
     def entry(self) -> _Entry:
         """What a heap holds: one flat tuple, compared in C; a million of them must fit in memory."""
@@ -47,15 +49,13 @@ _Entry = tuple[int, float, str, Waiting]
 
 
 class _Lane:
-    """Tasks that must run one at a time. `offered` is the head that stands in a front now, `deferred` the head that
-    was last put off until its time."""
+    """Tasks that must run one at a time. `offered` is the head that stands in a front now."""
 
-    __slots__ = ("deferred", "heap", "offered", "running")
+    __slots__ = ("heap", "offered", "running")
 
     def __init__(self) -> None:
         self.heap: list[_Entry] = []
         self.offered: Waiting | None = None
-        self.deferred: Waiting | None = None
         self.running: str | None = None
 
 
@@ -143,7 +143,7 @@ class Lineup:
     def next_due(self) -> float | None:
         """Monotonic seconds at which a task becomes due by itself, or None."""
         while self._later and not self._is_current(self._later[0][2]):
-            heapq.heappop(self._later)
+            heapq.heappop(self._later)[2].is_deferred = False
         return self._later[0][0] if self._later else None
 
     def deferred(self) -> list[str]:
@@ -175,6 +175,9 @@ class Lineup:
         heapq.heappush(self._fronts.setdefault(task.provider, []), task.entry())
 
     def _defer(self, task: Waiting) -> None:
+        if task.is_deferred:  # the head of a lane: each one that comes behind it asks again
+            return
+        task.is_deferred = True
         self._count += 1
         heapq.heappush(self._later, (task.due, self._count, task))
 
@@ -200,9 +203,7 @@ class Lineup:
             return
         lane.offered = None
         if head.due > now:
-            if lane.deferred is not head:  # each one that comes behind it asks again
-                lane.deferred = head
-                self._defer(head)
+            self._defer(head)
         else:
             lane.offered = head
             self._offer(head)
@@ -211,6 +212,7 @@ class Lineup:
         """Tasks whose time has come get in line. `take` does it too; who has no room yet does it to sleep on."""
         while self._later and self._later[0][0] <= now:
             task = heapq.heappop(self._later)[2]
+            task.is_deferred = False
             if not self._is_current(task):
                 continue
             if task.lane is None:

@@ -117,6 +117,17 @@ _SENTENCES: dict[type[events.Event], str] = {
     events.TroubleEnded: "trouble is over after {seconds:.3f} s",
     events.HintFailed: "a receipt or notice for {task_id} could not be written",
     events.WakeDegraded: "file events are not complete, scanning instead",
+    events.ListenerStarted: "listener started, pid {pid}",
+    events.ListenerStopped: "listener stopped",
+    events.NoticePublished: "notice {file} published",
+    events.WorkerJudged: "a process is {state}, was {was}",
+    events.BatchEnded: "batch {batch_id} ended, tasks: {tasks}, not completed: {not_completed}",
+    events.TaskLate: "{of_worker}/{task_id} is late",
+    events.TasksReassigned: "tasks of {from_worker} went to {to_worker}: {tasks}",
+    events.FolderLost: "folder {folder} is lost",
+    events.FolderFound: "folder {folder} is back",
+    events.LedgerRebuilt: "the listener's database is made anew",
+    events.FilesPruned: "old files removed",
 }
 
 

@@ -1,0 +1,1 @@
+"""What goes on beside the tasks themselves: the listener's services, which watch, count, tell and clean up."""

@@ -1,0 +1,81 @@
+"""The right to be the listener: one for the folder of the notices, one for the database.
+
+Both locks end with the process. The notes beside them say who holds them, for people.
+Raises NameTaken when somebody else listens, LockLost when a lock file was deleted or replaced under us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from watcher.errors import LockLost, NameTaken, SettingError
+from watcher.spool.incarnation import try_lock
+
+LOCK_NAME = ".listener.lock"
+
+
+class Seat:
+    """Held from the start until `close`."""
+
+    def __init__(self, *folders: Path) -> None:
+        self._held: list[tuple[Path, FileLock, int]] = []
+        try:
+            for folder in folders:
+                self._take(folder)
+        except BaseException:
+            self.close()
+            raise
+
+    def check(self) -> None:
+        """Raises LockLost when a lock file is no longer the one that is held."""
+        for path, _, inode in self._held:
+            try:
+                found = path.stat().st_ino
+            except OSError:
+                found = -1
+            if found != inode:
+                raise LockLost(f"the lock file {path} was deleted or replaced; stopping before two listeners tell twice")
+
+    def close(self) -> None:
+        while self._held:
+            _, lock, _ = self._held.pop()
+            lock.release(force=True)
+
+    def _take(self, folder: Path) -> None:
+        path = folder / LOCK_NAME
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = try_lock(path)
+        except OSError as error:
+            raise SettingError(f"cannot lock {path}: {error.strerror or error}; the folder must be writable") from error
+        if lock is None:
+            raise NameTaken(f"{folder} has a listener already: {_describe(notes(folder))}; stop it first")
+        self._held.append((path, lock, path.stat().st_ino))
+        about = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        # The lock file itself holds the notes: whoever may ask for the lock may read who has it.
+        path.write_text(json.dumps(about) + "\n")
+
+
+def notes(folder: Path) -> dict[str, Any]:
+    """Who holds, or held, the lock of this folder; nothing when that cannot be told."""
+    with contextlib.suppress(OSError, ValueError):
+        value = json.loads((folder / LOCK_NAME).read_text())
+        if isinstance(value, dict):
+            return value
+    return {}
+
+
+def _describe(about: dict[str, Any]) -> str:
+    return f"pid {about.get('pid')} on {about.get('host')} since {about.get('started_at')}" if about else "another process"
