@@ -250,7 +250,7 @@ class Service:
             alive=lambda: self.worker.is_alive() if self.worker is not None else (True, "starting"),
         )
         self.endpoint.start()
-        if self.endpoint.port != wanted.metrics_port:
+        if self.endpoint.port != wanted.metrics_port != 0:
             self.log.warning(
                 "port %d is taken; metrics are on port %d",
                 wanted.metrics_port,

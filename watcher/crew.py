@@ -60,6 +60,8 @@ class Crew:
         self._committer: threading.Thread | None = None
         self._arrived: deque[tuple[Callable[..., None], tuple[object, ...]]] = deque()
         self._is_waking = False
+        #: Moves whenever a slot begins something; only its change means anything.
+        self.begun = 0
 
     def start(self, loop: asyncio.AbstractEventLoop, callbacks: Callbacks) -> None:
         """Loop thread: from now on things may be handed over."""
@@ -75,6 +77,10 @@ class Crew:
             thread = threading.Thread(target=self._slot, name=f"slot-{len(self._slots) + 1}", daemon=True)
             self._slots.append(thread)
             thread.start()
+
+    def has_waiting(self) -> bool:
+        """Whether something handed over is not begun yet."""
+        return not self._starts.empty()
 
     def take_back(self) -> list[Running]:
         """Those that no slot has begun."""
@@ -104,6 +110,7 @@ class Crew:
     def _slot(self) -> None:
         assert self._callbacks is not None  # slots begin after `start`
         while (running := self._starts.get()) is not None:
+            self.begun += 1
             self._hand_over(self._callbacks.ended, running, self._outcome(running.attempt))
 
     def _outcome(self, attempt: Attempt) -> Outcome:

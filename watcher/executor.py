@@ -40,6 +40,8 @@ from watcher.spool.interface import Claim, Settlement, Spool
 _MAX_UNSTORED = LARGEST_BATCH
 #: Attempts that usually take less than this are claimed ahead.
 _SHORT_SECONDS = 0.05
+#: What was claimed ahead goes back when no slot has begun anything for this long.
+_AHEAD_SECONDS = 0.25
 _TROUBLE_PAUSE_SECONDS = (0.25, 15.0)
 #: A claim that trouble kept here and that goes back with its attempt counted.
 _RETRY = "retry"
@@ -104,6 +106,8 @@ class Executor:
         self._crew = Crew(spool, runner, options.max_concurrent, clock)
         self._marks = itertools.count(1)
         self._usual_seconds = _SHORT_SECONDS
+        self._ahead_until: float | None = None
+        self._begun = 0
         self._on_change: Callable[[], None] = lambda: None
 
     # --- the loop thread's calls
@@ -115,8 +119,12 @@ class Executor:
 
     def fill(self) -> None:
         """Claim and start as much as the limits allow."""
-        if not self._is_well() or self._books.draining:
-            return
+        self._look_ahead()
+        if self._is_well() and not self._books.draining:
+            self._claim()
+            self._look_ahead()
+
+    def _claim(self) -> None:
         try:
             while (room := self._room()) > 0:
                 excluded, probing = self._gates.closed_to()
@@ -147,17 +155,15 @@ class Executor:
         return self._books.trouble.detail if self._books.trouble is not None else None
 
     def retry_in(self) -> float | None:
-        """Seconds until `fill` should be called again because of trouble; None when there is none."""
+        """Seconds until `fill` should be called again although nothing happens; None when that is not needed."""
         trouble = self._books.trouble
-        return None if trouble is None else max(0.0, trouble.retry_at - self._clock.monotonic())
+        times = [t for t in (trouble.retry_at if trouble is not None else None, self._ahead_until) if t is not None]
+        return max(0.0, min(times) - self._clock.monotonic()) if times else None
 
     def drain(self) -> None:
         """Claim nothing more; what was claimed ahead and does not run yet goes back."""
         self._books.draining = True
-        for running in self._crew.take_back():
-            del self._books.running[running.attempt.mark]
-            self._gates.told_nothing(running.claim.provider)
-            self._give_back(running.claim, "worker_stopping")
+        self._take_back("worker_stopping")
         self._check_idle()
 
     def stop_running(self) -> int:
@@ -182,6 +188,26 @@ class Executor:
     def close(self) -> None:
         """End the threads; nothing runs any more."""
         self._crew.close()
+
+    def _take_back(self, reason: str) -> None:
+        """What was claimed ahead and does not run yet goes back untouched."""
+        for running in self._crew.take_back():
+            del self._books.running[running.attempt.mark]
+            self._gates.told_nothing(running.claim.provider)
+            self._give_back(running.claim, reason)
+
+    def _look_ahead(self) -> None:
+        """Give back what was claimed ahead when no slot begins anything: it waits behind a task that takes long."""
+        now = self._clock.monotonic()
+        if not self._crew.has_waiting():
+            self._ahead_until = None
+        elif self._ahead_until is None or self._crew.begun != self._begun:
+            self._begun = self._crew.begun
+            self._ahead_until = now + _AHEAD_SECONDS
+        elif now >= self._ahead_until:
+            self._ahead_until = None
+            self._usual_seconds = max(self._usual_seconds, 1.0)
+            self._take_back("claimed_too_early")
 
     def _room(self) -> int:
         books = self._books

@@ -23,7 +23,14 @@ from watcher.formats.task import ID_PATTERN, WORKER_PATTERN, task_from_fields
 
 
 class AlreadySubmitted(WatcherError):
-    """A task of this id waits in that inbox already. Reaction: choose another id, or do nothing."""
+    """A task of this id waits in that inbox already. Reaction: choose another id, or do nothing.
+
+    `accepted` are the ids of the same call that came before it: they are in, durably.
+    """
+
+    def __init__(self, message: str, accepted: list[str]) -> None:
+        super().__init__(message)
+        self.accepted = accepted
 
 
 def new_task_id() -> str:
@@ -42,18 +49,25 @@ def submit(tasks: Path, worker: str, fields: dict[str, Any]) -> str:
 
 
 def submit_many(tasks: Path, worker: str, many: list[dict[str, Any]]) -> list[str]:
-    """Put several tasks in, in this order; returns their ids when all are durable."""
+    """Put several tasks in, in this order; returns their ids when all are durable.
+
+    All are checked before the first is put in. AlreadySubmitted stops at the task it names.
+    """
     if re.fullmatch(WORKER_PATTERN, worker) is None:
         raise InvalidTask("bad_worker", f"{worker!r} is no worker name: use letters, digits, dot, dash, underscore")
     ready = [_prepare(worker, fields) for fields in many]
     folder = Folder(tasks / worker)
+    accepted: list[str] = []
     try:
         for task_id, data in ready:
-            _put(folder, task_id, data)
-        os.fsync(folder.fd)
+            if not _put(folder, task_id, data):
+                text = f"task {task_id!r} waits in {folder.path} already; choose another id"
+                raise AlreadySubmitted(text, accepted)
+            accepted.append(task_id)
     finally:
+        os.fsync(folder.fd)
         folder.close()
-    return [task_id for task_id, _ in ready]
+    return accepted
 
 
 def _prepare(worker: str, fields: dict[str, Any]) -> tuple[str, bytes]:
@@ -66,30 +80,26 @@ def _prepare(worker: str, fields: dict[str, Any]) -> tuple[str, bytes]:
         )
     whole = {"task_id": task_id, "worker": worker, **fields}
     try:
-        data = strictjson.dumps(whole)
+        data = strictjson.dumps(whole, errors="strict")
         task_from_fields(strictjson.loads(data), task_id, worker)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InvalidTask("invalid_json", str(error)) from None
     return task_id, data
 
 
-def _put(folder: Folder, task_id: str, data: bytes) -> None:
+def _put(folder: Folder, task_id: str, data: bytes) -> bool:
+    """Returns False when a task of that id is there."""
     hidden = f".submit-{secrets.token_hex(8)}.tmp"
     folder.write_new(hidden, data)
+    is_in = False
     try:
         # The kernel stamps files in steps of some milliseconds; the order of submits must survive finer than that.
         now = time.time_ns()
         os.utime(hidden, ns=(now, now), dir_fd=folder.fd)
         fsync_file(folder, hidden)
-        is_there = not move_new(folder, hidden, folder, f"{task_id}.json")
-    except BaseException:
-        _remove(folder, hidden)
-        raise
-    if is_there:
-        _remove(folder, hidden)
-        raise AlreadySubmitted(f"task {task_id!r} waits in {folder.path} already; choose another id")
-
-
-def _remove(folder: Folder, name: str) -> None:
-    with contextlib.suppress(OSError):
-        folder.remove(name)
+        is_in = move_new(folder, hidden, folder, f"{task_id}.json")
+    finally:
+        if not is_in:
+            with contextlib.suppress(OSError):
+                folder.remove(hidden)
+    return is_in

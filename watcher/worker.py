@@ -14,6 +14,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from watcher import childproc
 from watcher.clock import Clock
 from watcher.crew import Running
 from watcher.errors import LockLost, WorkerTrouble
@@ -38,7 +39,8 @@ from watcher.spool.incarnation import Incarnation
 from watcher.telemetry.heartbeat import Beats, Pulse
 from watcher.wake import Waker
 
-_INBOX = "inbox"
+#: The key of the inbox among the watched folders; the others are workers' names, which are never empty.
+_INBOX = ""
 #: A scan may take this share of the time at most; a folder with a million files is scanned less often.
 _SCAN_SHARE = 0.05
 #: A scan or beat that is due this soon is made now: one wake-up instead of two.
@@ -133,7 +135,7 @@ class Worker:
         self._stops += 1
         self._stop_reason = self._stop_reason or reason
         if self._stops >= 2:
-            self._parts.executor.stop_running()
+            self._released = max(self._released, self._parts.executor.stop_running())
         if self._waker is not None:
             self._waker.flag.set()
 
@@ -201,6 +203,7 @@ class Worker:
                 self._parts.spool.notice_result(key, name)
         if inbox:
             self._parts.spool.notice(inbox)
+            self._watch_results()
         if lost:
             self._emit(WakeDegraded("events were lost; scanning"))
         if lost or self._clock.monotonic() >= self._scan_due - _TOGETHER_SECONDS:
@@ -255,14 +258,22 @@ class Worker:
         assert self._waker is not None
         if not self._waker.is_watching(_INBOX):
             self._watch_inbox()
-        for worker in self._parts.spool.watched_results():
-            path = self._options.results_root / worker
-            if not self._waker.is_watching(worker) and worker != _INBOX and path.is_dir():
-                self._waker.watch(worker, path)
+        self._watch_results()
         if self._waker.problem != self._wake_problem:
             self._wake_problem = self._waker.problem
             if self._wake_problem is not None:
                 self._emit(WakeDegraded(self._wake_problem))
+
+    def _watch_results(self) -> None:
+        """Watch where the dependencies of blocked tasks will appear, and miss none that came just before."""
+        assert self._waker is not None
+        new = False
+        for worker in self._parts.spool.watched_results():
+            path = self._options.results_root / worker
+            if not self._waker.is_watching(worker) and path.is_dir():
+                new = self._waker.watch(worker, path) or new
+        if new:
+            self._parts.spool.look_at_blocked()
 
     # --- how it is
 
@@ -355,7 +366,7 @@ class Worker:
         self._emit(WorkerDraining(self._stop_reason, executor.active()))
         if self._stops < 2:
             await self._settle_down(self._options.shutdown_grace)
-        self._released = executor.stop_running()
+        self._released = max(self._released, executor.stop_running())
         # What was told to stop ends within the kill grace of the runner; a disk that is still full may cost outcomes.
         await self._settle_down(self._options.shutdown_grace if executor.stuck() else None)
 
@@ -381,9 +392,11 @@ class Worker:
         parts.executor.close()
         if self._waker is not None:
             self._waker.close()
-        killed = parts.runner.sweep()
+        # The last look is by the mark: it finds also what no sweep of children can see.
+        killed = parts.runner.sweep() + childproc.kill_marked(parts.incarnation.id)
         if killed:
             self._emit(LeftoversKilled("", killed))
+        parts.runner.close()
         self._emit(WorkerStopped(self._stop_reason or "error", self._released))
         self._stops = max(self._stops, 1)
         self._beat("stopped")

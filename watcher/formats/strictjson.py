@@ -43,9 +43,12 @@ def loads(raw: bytes) -> Any:
     return value
 
 
-def dumps(value: Any) -> bytes:
-    """Write compact UTF-8 JSON with a newline at the end; raises ValueError rather than write NaN."""
-    return _ENCODER.encode(value).encode("utf-8", "replace") + b"\n"
+def dumps(value: Any, errors: str = "replace") -> bytes:
+    """Write compact UTF-8 JSON with a newline at the end; raises ValueError rather than write NaN.
+
+    Half a surrogate pair becomes a question mark, so that no outcome is lost for it; with `errors="strict"` it raises.
+    """
+    return _ENCODER.encode(value).encode("utf-8", errors) + b"\n"
 
 
 def _walk(root: Any) -> None:

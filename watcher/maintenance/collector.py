@@ -11,6 +11,7 @@ Raises WorkerTrouble when the machine is short of descriptors or memory: then no
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -22,7 +23,7 @@ from typing import Any
 
 from watcher.atomicfile import Folder, read_up_to
 from watcher.clock import Clock, parse_rfc3339, rfc3339
-from watcher.errors import WorkerTrouble, is_trouble
+from watcher.errors import WorkerTrouble
 from watcher.events import Emit, FileIgnored, FolderFound, FolderLost
 from watcher.formats import result as result_format
 from watcher.formats import strictjson
@@ -37,6 +38,8 @@ FOLDERS = ("results", "dlq")
 _LETTER_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})(?:~(\d{1,5}))?\.json")
 _MAX_BYTES = 160 << 20  # a result holds two streams of up to 64 MiB
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+#: No single file is at fault for these; anything else is a fact about that file.
+_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 #: A folder whose time stamp has not moved is listed all the same once in so many seconds: stamps are coarse on some
 #: file systems, and cached by the clients of others.
 _LIST_ANYWAY_SECONDS = 60.0
@@ -53,6 +56,7 @@ class _Place:
     stamp: int = -1
     listed_at: float = float("-inf")
     was_there: bool = False
+    is_lost: bool = False
 
 
 class Collector:
@@ -111,7 +115,7 @@ class Collector:
             try:
                 inode = self._read(key, news)
             except OSError as error:
-                if is_trouble(error):
+                if error.errno in _SHORTAGES:
                     raise WorkerTrouble(f"read {key[1]}/{key[0]}/{key[2]}", error) from error
                 inode = self._report(key, (0, 0), "unreadable", error.strerror or str(error), news)
             done.append((key, inode))
@@ -180,23 +184,23 @@ class Collector:
             try:
                 place.folder = Folder(place.path, create=False)
             except OSError as error:
-                if is_trouble(error):
+                if error.errno in _SHORTAGES:
                     raise WorkerTrouble(f"open {place.path}", error) from error
                 if place.was_there or not isinstance(error, FileNotFoundError):
                     self._lose(place, error.strerror or str(error))
                 return False
-            if place.was_there is False and place.listed_at == float("-inf") and place.stamp == -2:
+            if place.is_lost:
                 self._emit(FolderFound(str(place.path)))
-            place.was_there, place.stamp = True, -1
+            place.was_there, place.is_lost, place.stamp = True, False, -1
         return True
 
     def _lose(self, place: _Place, why: str) -> None:
-        if place.stamp != -2:
+        """What is known in it stays known: the same files may come back with it."""
+        if not place.is_lost:
             self._emit(FolderLost(str(place.path), why))
         if place.folder is not None:
             place.folder.close()
-            place.folder = None
-        place.was_there, place.stamp, place.listed_at = False, -2, float("-inf")
+        place.folder, place.is_lost, place.stamp = None, True, -1
 
     def _ignore(self, worker: str, folder: str, name: str, inode: int) -> None:
         """Say once that something lies there that is none of ours."""

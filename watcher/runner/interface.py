@@ -77,5 +77,9 @@ class Runner(Protocol):
         """End what escaped from attempts that are over; returns how many processes that were."""
         ...
 
+    def close(self) -> None:
+        """Remove what is kept between attempts; nothing runs any more."""
+        ...
+
 
 __all__ = ["Attempt", "Ending", "Failure", "Outcome", "Output", "Runner", "Usage"]

@@ -74,6 +74,10 @@ class DirectorySpool:
         """How many tasks wait for dependencies."""
         return self._lookout.blocked()
 
+    def look_at_blocked(self) -> None:
+        """Ask the folders again what tasks wait for."""
+        self._lookout.look_at_blocked()
+
     def watched_results(self) -> list[str]:
         """Workers whose results some task here waits for."""
         return self._lookout.watched_results()

@@ -145,6 +145,12 @@ class Lookout:
         self.lineup.wake_due(self._clock.monotonic())
         self._look_at_unsettled(everything=False)
 
+    def look_at_blocked(self) -> None:
+        """Ask the folders again what blocked tasks wait for."""
+        self.results.refresh()
+        for waiting in self._blocked.look_again():
+            self.index(waiting)
+
     def watched_results(self) -> list[str]:
         """Workers whose results somebody here waits for."""
         return self.results.workers() if self._blocked else []

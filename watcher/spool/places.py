@@ -163,10 +163,10 @@ def bad_name_handle(folder: Folder, name: str) -> str | None:
 
 
 def original_name(folder: Folder, handle: str) -> str:
-    """The name of a refused file in `.originals`. Its inode makes it unique, and the same after a crash between the
-    dead letter and the move."""
-    inode = os.stat(handle, dir_fd=folder.fd, follow_symlinks=False).st_ino
-    return f"{handle.partition('~')[0].removesuffix('!.json')}.{inode}"
+    """The name of a refused file in `.originals`: the same after a crash between the dead letter and the move, and
+    another one for every other file. Its inode alone would not do: the next file may get that number again."""
+    found = os.stat(handle, dir_fd=folder.fd, follow_symlinks=False)
+    return f"{handle.partition('~')[0].removesuffix('!.json')}.{found.st_ino}-{found.st_mtime_ns}"
 
 
 def _open(path: Path, undo: contextlib.ExitStack) -> Folder:

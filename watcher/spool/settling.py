@@ -62,7 +62,8 @@ class Settler:
                 # The dead letter is safe by now, so a crash before this line shows it and keeps the file.
                 if work.settlement.keep_original:
                     _keep_original(self._places, work.settlement)
-                self._places.mine.remove(work.settlement.handle)
+                else:
+                    self._places.mine.remove(work.settlement.handle)
                 work.event = work.event or work.settlement.event
         except OSError as caught:
             error = caught
@@ -168,15 +169,16 @@ def _identity(folder: Folder, name: str) -> tuple[object, ...] | None:
 
 
 def _keep_original(places: Places, settlement: Settlement) -> None:
-    """Put the refused file itself beside its dead letter, whatever it is; it is never opened."""
-    if places.mine.has(settlement.handle):
-        target = original_name(places.mine, settlement.handle)
-        try:
-            move_new(places.mine, settlement.handle, places.originals, target)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
-            _copy_across(places.mine, settlement.handle, places.originals, target)
+    """Put the refused file itself beside its dead letter, whatever it is; it is never opened. Its claim is gone then."""
+    target = original_name(places.mine, settlement.handle)
+    try:
+        if not move_new(places.mine, settlement.handle, places.originals, target):
+            places.mine.remove(settlement.handle)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _copy_across(places.mine, settlement.handle, places.originals, target)
+        places.mine.remove(settlement.handle)
 
 
 def _move_across(source: Folder, name: str, target: Folder, new_name: str) -> None:

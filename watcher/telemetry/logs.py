@@ -273,6 +273,8 @@ class TextLines(logging.Formatter):
             level,
             self._worker,
             f"{what:<20}" if what else _printable(record.getMessage()),
+            # An event's fields say all; anything else that names itself an event brought its words as the message.
+            *([_printable(record.getMessage())] if what and not extras else ()),
             *(f"{name}={_word(value)}" for name, value in extras.items()),
         ]
         line = " ".join(words).rstrip()
