@@ -130,6 +130,10 @@ class Graphs:
                     self._edges.add(edge)
                     news.entry.edges.append(edge)
 
+    @property
+    def is_any(self) -> bool:
+        return bool(self._edges)
+
     def add(self, edges: Iterable[tuple[str, str, str]]) -> None:
         self._edges.update(edges)
 
@@ -143,7 +147,7 @@ class Graphs:
         for members in self._components(find):
             first = members[0]
             outcomes = [find(*name.split("/", 1)) for name in members]
-            if None in outcomes or any(_key(name) in sight.tasks for name in members):
+            if None in outcomes:
                 self._complete.pop(first, None)
                 continue
             there = [outcome for outcome in outcomes if outcome is not None]
@@ -192,7 +196,9 @@ class Graphs:
         counts = Counter(outcome.status for outcome in outcomes)
         stem = f"graph_done~{_slug(first)}-{digest}"
         told = _summary(outcomes, counts)
-        news.notices.append((Notice("graph_done", stem, f"graph_done/{first}/{digest}", self._clock.wall(), told), None))
+        news.notices.append(
+            (Notice("graph_done", stem, f"graph_done/{first}/{digest}", self._clock.wall(), told), None)
+        )
 
 
 def _summary(outcomes: list[Outcome], counts: Counter[str]) -> dict[str, Any]:
@@ -214,11 +220,6 @@ def _resolve(worker: str, needs: str, workers: list[str], find: Callable[[str, s
         if other is not None:
             return f"{other}/{needs}"
     return f"{worker}/{needs}"
-
-
-def _key(name: str) -> tuple[str, str]:
-    worker, _, task_id = name.partition("/")
-    return worker, task_id
 
 
 def _slug(text: str) -> str:

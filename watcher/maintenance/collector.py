@@ -50,6 +50,7 @@ _STAMP_SETTLES_NS = 2_000_000_000
 class _Place:
     """One folder of one worker: what is known in it, and its time stamp at the last listing."""
 
+    key: tuple[str, str]
     path: Path
     known: dict[str, int]
     folder: Folder | None = None
@@ -73,6 +74,7 @@ class Collector:
         self._places: dict[tuple[str, str], _Place] = {}
         self._found: dict[Key, None] = {}
         self._unsettled: dict[Key, float] = {}
+        self._replaced: set[tuple[str, str]] = set()
         self._ignored: set[tuple[str, str, str, int]] = set()
         for worker, folder, name, inode in ledger.known():
             self._place(worker, folder).known[name] = inode
@@ -88,6 +90,11 @@ class Collector:
             worker, folder, name = next(iter(self._found))
             return (self._folders[folder] / worker / name).lstat().st_mtime
         return None
+
+    def replaced(self) -> set[tuple[str, str]]:
+        """Places (worker, folder) that are other folders now than when they were opened, since the last call."""
+        found, self._replaced = self._replaced, set()
+        return found
 
     def known_count(self) -> int:
         return sum(len(place.known) for place in self._places.values())
@@ -133,7 +140,7 @@ class Collector:
     def _place(self, worker: str, folder: str) -> _Place:
         place = self._places.get((worker, folder))
         if place is None:
-            place = self._places[(worker, folder)] = _Place(self._folders[folder] / worker, {})
+            place = self._places[(worker, folder)] = _Place((worker, folder), self._folders[folder] / worker, {})
         return place
 
     def _scan(self, worker: str, folder: str) -> Iterator[None]:
@@ -178,6 +185,7 @@ class Collector:
 
     def _open(self, place: _Place) -> bool:
         if place.folder is not None and not place.folder.is_current():
+            self._replaced.add(place.key)
             place.folder.close()
             place.folder, place.stamp = None, -1
         if place.folder is None:

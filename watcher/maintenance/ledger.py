@@ -238,7 +238,7 @@ class Ledger:
         return db
 
     def _put_aside(self) -> None:
-        os.replace(self.path, self.path.with_suffix(".old"))  # noqa: PTH105 - beside the calls for its helpers
+        os.replace(self.path, self.path.with_suffix(".old"))
         for suffix in ("-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{self.path}{suffix}")

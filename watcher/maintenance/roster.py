@@ -202,6 +202,8 @@ class Roster:
             says_stopped=member.beat.get("status") == "stopped",
             has_moved=member.has_moved,
         )
+        if member.health is Health.DEAD and member.told == "dead" and is_silent(signs) and not signs.says_stopped:
+            return  # only a new beat can change that
         claims: list[presence.Claims] = []
         if not signs.says_stopped and (is_silent(signs) or not member.has_moved):
             claims = presence.read_claims(self._tasks / member.worker, [])

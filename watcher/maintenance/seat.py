@@ -42,7 +42,9 @@ class Seat:
             except OSError:
                 found = -1
             if found != inode:
-                raise LockLost(f"the lock file {path} was deleted or replaced; stopping before two listeners tell twice")
+                raise LockLost(
+                    f"the lock file {path} was deleted or replaced; stopping before two listeners tell twice"
+                )
 
     def close(self) -> None:
         while self._held:
@@ -78,4 +80,6 @@ def notes(folder: Path) -> dict[str, Any]:
 
 
 def _describe(about: dict[str, Any]) -> str:
-    return f"pid {about.get('pid')} on {about.get('host')} since {about.get('started_at')}" if about else "another process"
+    return (
+        f"pid {about.get('pid')} on {about.get('host')} since {about.get('started_at')}" if about else "another process"
+    )

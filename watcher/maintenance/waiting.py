@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from watcher.atomicfile import read_up_to
 from watcher.clock import Clock
 from watcher.formats import strictjson
 from watcher.formats import task as task_format
 from watcher.formats.fields import FieldError
 from watcher.formats.task import TASK_FILE_NAME
-from watcher.atomicfile import read_up_to
 from watcher.spool.places import CLAIMS, RETRY, History
 
 _INCARNATION = re.compile(r"[0-9a-f]{32}")

@@ -98,11 +98,7 @@ class DirectorySpool:
         out = Claimed()
         try:
             while self._lookout.endings:
-                folder, name, why = self._lookout.endings[0]
-                ending = self._end_without_running(folder, name, why)
-                self._lookout.endings.popleft()
-                if ending is not None:
-                    out.endings.append(ending)
+                self._end_next(out)
             while len(out.claims) < limit:
                 waiting = self._lineup.take(self._clock.monotonic(), excluded)
                 if waiting is None:
@@ -253,7 +249,12 @@ class DirectorySpool:
         handle = taken.claimed()
         if not move(self._lookout.folder_of(name), name, self._places.mine, handle):
             return None
-        if file_state(self._places.mine, handle) != state:
+        try:
+            is_same = file_state(self._places.mine, handle) == state
+        except OSError:
+            self._put_back(handle, history)
+            raise
+        if not is_same:
             # Written to or replaced between the look and the rename: give it back and judge what it is now.
             self._put_back(handle, history)
             self._lookout.look_again_later(name)
@@ -291,6 +292,17 @@ class DirectorySpool:
             if history is not None and history.stem == stem:
                 return True
         return False
+
+    def _end_next(self, out: Claimed) -> None:
+        name, (folder, why) = next(iter(self._lookout.endings.items()))
+        del self._lookout.endings[name]
+        try:
+            ending = self._end_without_running(folder, name, why)
+        except WorkerTrouble:
+            self._lookout.endings[name] = (folder, why)
+            raise
+        if ending is not None:
+            out.endings.append(ending)
 
     def _end_without_running(self, folder: Folder, name: str, why: InvalidTask) -> Settlement | None:
         """Claim a file that will not run and say how it ends. None when it is gone or has changed."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
@@ -62,7 +61,7 @@ class _Unsettled:
 class Lookout:
     """Knows every task that waits for one worker and what it waits for.
 
-    `lineup` holds those that may be taken, `endings` the files (folder, name, why) that will never be.
+    `lineup` holds those that may be taken, `endings` the files that will never be: name -> folder and why.
     """
 
     def __init__(self, places: Places, options: SpoolOptions, clock: Clock, emit: Emit) -> None:
@@ -72,7 +71,7 @@ class Lookout:
         self._emit = emit
         self.lineup = Lineup(options.fifo_mode)
         self.results = Results(places.results_root, places.worker)
-        self.endings: deque[tuple[Folder, str, InvalidTask]] = deque()
+        self.endings: dict[str, tuple[Folder, InvalidTask]] = {}
         self._blocked = Blocked(places, self.results, options, clock)
         self._unsettled: dict[str, _Unsettled] = {}
         # Complete files whose writer was found at work at the claim; they are in line or unsettled, in turns.
@@ -109,7 +108,7 @@ class Lookout:
         step = 0
         for names, is_known_name in ((retry, _has_history), (inbox, _is_task_name)):
             for name in names:
-                if name in known or name in self._blocked or name in self._unsettled:
+                if name in known or name in self._blocked or name in self._unsettled or name in self.endings:
                     continue
                 if is_known_name(name):
                     self.index(name)
@@ -225,7 +224,7 @@ class Lookout:
         if task.dependencies and not history.attempts:
             broken = self._blocked.add(name, task)
             if broken is not None:
-                self.endings.append((self.folder_of(name), name, broken))
+                self.endings[name] = (self.folder_of(name), broken)
                 return
             if name in self._blocked:
                 return
@@ -261,7 +260,7 @@ class Lookout:
         if not settling or (now - entry.since >= self._options.settle_seconds and not being_written):
             del self._unsettled[name]
             self.lineup.discard(name, self._clock.monotonic())
-            self.endings.append((self.folder_of(name), name, error))
+            self.endings[name] = (self.folder_of(name), error)
             return
         self.lineup.discard(name, self._clock.monotonic())
         self._pause(entry, now)
@@ -308,7 +307,7 @@ class Lookout:
             return
         if name.endswith(".json"):
             text = "a task file is named like its id: letters, digits, dot, dash, underscore, at most 128, then .json"
-            self.endings.append((self._places.inbox, name, InvalidTask("bad_name", text)))
+            self.endings[name] = (self._places.inbox, InvalidTask("bad_name", text))
         else:
             self._emit(FileIgnored(ascii(name), "not a task: its name does not end in .json"))
         self._ignored.add(name)

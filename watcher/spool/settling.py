@@ -169,7 +169,7 @@ def _identity(folder: Folder, name: str) -> tuple[object, ...] | None:
 
 
 def _keep_original(places: Places, settlement: Settlement) -> None:
-    """Put the refused file itself beside its dead letter, whatever it is; it is never opened. Its claim is gone then."""
+    """Put the refused file itself beside its dead letter, whatever it is, so that its claim is gone; never open it."""
     target = original_name(places.mine, settlement.handle)
     try:
         if not move_new(places.mine, settlement.handle, places.originals, target):

@@ -1,0 +1,200 @@
+#!/usr/bin/env python3
+"""Listen to all workers: `python orchestrator_listener.py`. Says once what became of each task, and who is dead.
+
+Assembly only: settings in, parts chosen, run. Exit codes: 0 stopped, or with --once everything was read and told;
+2 the command line or a setting is wrong; 3 another listener is there; 4 its lock was taken away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from watcher import __version__
+from watcher.clock import SystemClock
+from watcher.errors import LockLost, NameTaken, SettingError
+from watcher.events import Bus, LedgerRebuilt
+from watcher.maintenance.batches import Batches, Graphs
+from watcher.maintenance.collector import Collector
+from watcher.maintenance.lateness import Lateness
+from watcher.maintenance.ledger import Ledger
+from watcher.maintenance.pruner import Pruner, Retention
+from watcher.maintenance.reassign import Reassigner
+from watcher.maintenance.recorder import NOTICES, Recorder
+from watcher.maintenance.roster import Roster
+from watcher.maintenance.seat import Seat
+from watcher.maintenance.waiting import WaitingTasks
+from watcher.orchestrator import ListenerOptions, Orchestrator, Services
+from watcher.policy.overdue import Limits
+from watcher.telemetry.logs import EventLog, configure_logging
+from watcher_config import load_orchestrator_config, render_config
+
+if TYPE_CHECKING:
+    from watcher.telemetry.endpoint import MetricsEndpoint
+    from watcher.telemetry.listener import ListenerMetrics
+    from watcher_config import LoadedOrchestrator
+
+_FLAGS = {
+    "workers": "WORKERS",
+    "log_level": "LOG_LEVEL",
+    "log_format": "LOG_FORMAT",
+    "metrics_port": "METRICS_PORT",
+    "reassign": "REASSIGN",
+}
+
+
+class Service:
+    """Everything of the one listener."""
+
+    def __init__(self, loaded: LoadedOrchestrator) -> None:
+        self.config = loaded.config
+        self.clock = SystemClock()
+        self.bus = Bus()
+        self.log = configure_logging(self.config.log_level, self.config.log_format, NOTICES)
+        self.bus.join(EventLog(self.log))
+        self.orchestrator: Orchestrator | None = None
+        self.metrics: ListenerMetrics | None = None
+        self.endpoint: MetricsEndpoint | None = None
+
+    def run(self, once: bool) -> int:
+        """Listen until told to stop; returns the exit code."""
+        config = self.config
+        seat = Seat(config.folders.triggers / NOTICES, config.state_dir)
+        ledger = None
+        try:
+            silent_before = self.clock.wall() - config.trigger_retention if config.trigger_retention else 0.0
+            ledger = Ledger(config.state_dir, silent_before)
+            if ledger.rebuilt is not None:
+                self.bus.emit(LedgerRebuilt(f"{ledger.path}: {ledger.rebuilt}"))
+            if config.enable_metrics and not once:
+                self._start_metrics()
+            self.orchestrator = self._assemble(seat, ledger)
+            asyncio.run(self._listen(self.orchestrator, once))
+            return 0
+        except LockLost as lost:
+            self.log.error("%s", lost, extra={"event": "listener.lock_lost"})
+            return 4
+        finally:
+            if ledger is not None:
+                ledger.close()
+            seat.close()
+
+    async def _listen(self, orchestrator: Orchestrator, once: bool) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, orchestrator.stop, signal.Signals(number).name)
+        await orchestrator.run(once)
+
+    def _assemble(self, seat: Seat, ledger: Ledger) -> Orchestrator:
+        config, clock, emit, places = self.config, self.clock, self.bus.emit, self.config.folders
+        folders = {"tasks": places.tasks, "triggers": places.triggers, "results": places.results, "dlq": places.dlq}
+        services = Services(
+            seat=seat,
+            ledger=ledger,
+            recorder=Recorder(places.triggers, ledger, clock, emit),
+            collector=Collector(folders, ledger, clock, emit, config.settle_seconds),
+            roster=Roster(
+                places.heartbeats, places.tasks, config.workers, ledger, clock, emit, config.heartbeat_interval
+            ),
+            waiting=WaitingTasks(places.tasks, clock),
+            batches=Batches(ledger, clock, emit, config.batch_settle_seconds),
+            graphs=Graphs(ledger, clock, config.batch_settle_seconds),
+            lateness=Lateness(
+                ledger,
+                clock,
+                emit,
+                Limits(config.pending_alert_after, config.blocked_alert_after, config.kill_grace + 5.0),
+                config.task_timeout,
+                ledger.has_outcome,
+            ),
+            pruner=Pruner(
+                folders,
+                Retention(config.trigger_retention, config.result_retention, config.dlq_retention),
+                clock,
+                emit,
+            ),
+            reassigner=Reassigner(places.tasks, places.results, config.reassign, config.reassign_after, clock, emit),
+        )
+        options = ListenerOptions(
+            folders=folders,
+            state=config.state_dir,
+            workers=config.workers,
+            scan_interval=config.scan_interval,
+            poll_interval=config.poll_interval,
+            about=self._about(),
+        )
+        orchestrator = Orchestrator(options, services, clock, emit, self.metrics)
+        return orchestrator
+
+    def _about(self) -> str:
+        who = ", ".join(self.config.workers) or "all workers"
+        metrics = f", metrics on port {self.endpoint.port}" if self.endpoint is not None else ""
+        return f"version {__version__}, {who} below {self.config.watcher_root}{metrics}"
+
+    def _start_metrics(self) -> None:
+        from watcher.telemetry.endpoint import MetricsEndpoint
+        from watcher.telemetry.listener import ListenerMetrics
+
+        wanted = self.config.metrics
+        self.metrics = ListenerMetrics(
+            lambda: self.orchestrator.oldest_unread_age() if self.orchestrator is not None else 0.0,
+            lambda: self.orchestrator.oldest_notice_age() if self.orchestrator is not None else 0.0,
+            lambda: self.orchestrator.last_scan_age() if self.orchestrator is not None else 0.0,
+        )
+        self.endpoint = MetricsEndpoint(
+            self.metrics.registry,
+            wanted.metrics_host,
+            wanted.metrics_port,
+            wanted.port_was_set,
+            ready=lambda: self.orchestrator.is_ready() if self.orchestrator is not None else (False, "starting"),
+            alive=lambda: self.orchestrator.is_alive() if self.orchestrator is not None else (True, "starting"),
+        )
+        self.endpoint.start()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Read the command line and listen; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        loaded = load_orchestrator_config(_given(options))
+        if options.print_config:
+            print(render_config(loaded, as_json=options.json))
+            return 0
+        return Service(loaded).run(options.once)
+    except SettingError as error:
+        print(f"orchestrator_listener: {error}", file=sys.stderr)
+        return 2
+    except NameTaken as error:
+        print(f"orchestrator_listener: {error}", file=sys.stderr)
+        return 3
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="orchestrator_listener.py",
+        description="Say once what became of each task, how every worker is, and when one is dead.",
+        epilog="Every flag is also a setting in the environment and in .env; --print-config shows all of them.",
+    )
+    parser.add_argument("--workers", metavar="A,B", help="listen to these only; else to all, as they appear (WORKERS)")
+    parser.add_argument("--log-level", metavar="L", help="DEBUG, INFO, WARNING, ERROR or CRITICAL (LOG_LEVEL)")
+    parser.add_argument("--log-format", metavar="F", help="json or text (LOG_FORMAT)")
+    parser.add_argument("--metrics-port", metavar="P", help="port of the metrics, 0 for a free one (METRICS_PORT)")
+    parser.add_argument("--reassign", metavar="A:B", help="give the pending tasks of dead worker A to B (REASSIGN)")
+    parser.add_argument("--once", action="store_true", help="read and tell what is there now, then end")
+    parser.add_argument("--print-config", action="store_true", help="show every setting and where it came from")
+    parser.add_argument("--json", action="store_true", help="with --print-config: as JSON")
+    parser.add_argument("--version", action="version", version=f"watcher {__version__}")
+    return parser
+
+
+def _given(options: argparse.Namespace) -> Mapping[str, str]:
+    pairs: list[tuple[str, str | None]] = [(name, getattr(options, flag)) for flag, name in _FLAGS.items()]
+    return {name: value for name, value in pairs if value is not None}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

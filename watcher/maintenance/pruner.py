@@ -1,0 +1,99 @@
+"""Remove what is older than its retention: receipts and notices, and, only when a retention is set, results and dead
+letters.
+
+Ages are by the files' time of modification against a clock that never runs ahead: wall time at our start plus what our
+monotonic clock has counted, or wall time if that is less. A clock that jumps a day forward removes nothing. A result
+goes only when it was noticed and no task on its way names it as a dependency.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from watcher.clock import Clock
+from watcher.events import Emit, FilesPruned
+from watcher.maintenance.recorder import NOTICES
+from watcher.spool.places import ORIGINALS, OUTPUT
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Seconds; 0 keeps for ever."""
+
+    triggers: float
+    results: float
+    dead_letters: float
+
+
+class Pruner:
+    """`keep(worker, id)` says that a result must stay whatever its age."""
+
+    def __init__(self, folders: dict[str, Path], retention: Retention, clock: Clock, emit: Emit) -> None:
+        self._folders = folders
+        self._retention = retention
+        self._clock = clock
+        self._emit = emit
+        self._offset = clock.wall() - clock.monotonic()
+
+    def now(self) -> float:
+        """Wall seconds, never ahead of what has really passed since the start."""
+        return min(self._clock.wall(), self._offset + self._clock.monotonic())
+
+    def prune(self, keep: Callable[[str, str], bool]) -> Iterator[None]:
+        """Go through everything once; yields often. Errors of single files are left for the next time."""
+        removed = {"receipts": 0, "notices": 0, "results": 0, "dead_letters": 0}
+        retention, folders = self._retention, self._folders
+        for worker in _folders_in(folders["triggers"]):
+            what = "notices" if worker == NOTICES else "receipts"
+            for place, name in self._old(folders["triggers"] / worker, retention.triggers):
+                removed[what] += _remove(place / name)
+                yield
+        for worker in _folders_in(folders["results"]):
+            for place, name in self._old(folders["results"] / worker, retention.results):
+                if not keep(worker, name[:-5]):
+                    removed["results"] += _remove(place / name)
+                    for stream in ("stdout", "stderr"):
+                        _remove(place / OUTPUT / f"{name[:-5]}.{stream}")
+                yield
+        for worker in _folders_in(folders["dlq"]):
+            for place, name in self._old(folders["dlq"] / worker, retention.dead_letters):
+                removed["dead_letters"] += _remove(place / name)
+                yield
+            for _, name in self._old(folders["dlq"] / worker / ORIGINALS, retention.dead_letters, any_name=True):
+                _remove(folders["dlq"] / worker / ORIGINALS / name)
+                yield
+        if any(removed.values()):
+            self._emit(FilesPruned(**removed))
+
+    def _old(self, place: Path, seconds: float, any_name: bool = False) -> Iterator[tuple[Path, str]]:
+        if seconds <= 0:
+            return
+        limit = self.now() - seconds
+        with contextlib.suppress(OSError):
+            names = os.listdir(place)
+            for name in names:
+                if name.startswith(".") or not (any_name or name.endswith(".json")):
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    if os.lstat(place / name).st_mtime < limit:
+                        yield place, name
+
+
+def _folders_in(place: Path) -> list[str]:
+    try:
+        with os.scandir(place) as entries:
+            return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
+
+
+def _remove(path: Path) -> int:
+    try:
+        path.unlink()
+    except OSError:
+        return 0
+    return 1
