@@ -76,7 +76,7 @@ class Service:
             asyncio.run(self._listen(self.orchestrator, once))
             return 0
         except LockLost as lost:
-            self.log.error("%s", lost, extra={"event": "listener.lock_lost"})
+            self.log.error("%s", lost, extra={"event": "listener.lock_lost"})  # noqa: TRY400 - it says it all
             return 4
         finally:
             if ledger is not None:
@@ -127,8 +127,7 @@ class Service:
             poll_interval=config.poll_interval,
             about=self._about(),
         )
-        orchestrator = Orchestrator(options, services, clock, emit, self.metrics)
-        return orchestrator
+        return Orchestrator(options, services, clock, emit, self.metrics)
 
     def _about(self) -> str:
         who = ", ".join(self.config.workers) or "all workers"

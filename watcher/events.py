@@ -343,7 +343,6 @@ class LedgerRebuilt(Event):
     """The database was not there, or could not be used; it is made anew from the folders."""
 
     name: ClassVar[str] = "ledger.rebuilt"
-    level: ClassVar[str] = "warning"
     detail: str
 
 

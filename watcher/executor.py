@@ -223,9 +223,10 @@ class Executor:
     def _is_short(self) -> bool:
         """Whether tasks end so fast that a slot would idle while the next one is claimed.
 
-        Only then are some claimed ahead: a long task in a queue of ours could run at another instance.
+        Only then are some claimed ahead: a long task in a queue of ours could run at another instance. And only
+        while none fails: what is claimed ahead would still run, and burn, when the breaker opens.
         """
-        return self._usual_seconds < _SHORT_SECONDS
+        return self._usual_seconds < _SHORT_SECONDS and not self._gates.are_failures_pending()
 
     def _begin(self, claim: Claim) -> None:
         task = claim.task

@@ -133,6 +133,10 @@ class Gates:
                 return state
         return BreakerState.CLOSED
 
+    def are_failures_pending(self) -> bool:
+        """Whether the last attempt of some provider failed."""
+        return any(gate.breaker.failures for gate in self._gates.values())
+
     def due_in(self, since: float) -> float | None:
         """Seconds until some gate opens by itself that was closed at `since` (monotonic seconds).
 

@@ -316,10 +316,10 @@ class Orchestrator:
         assert self._waker is not None
         for folder in ("results", "dlq"):
             path = self._options.folders[folder] / worker
-            if not self._waker.is_watching(f"{folder}/{worker}") and path.is_dir():
-                if self._waker.watch(f"{folder}/{worker}", path):
-                    self._watch_is_new = True
-                    self._scan_due = 0.0  # what came before the watch
+            is_new = not self._waker.is_watching(f"{folder}/{worker}") and path.is_dir()
+            if is_new and self._waker.watch(f"{folder}/{worker}", path):
+                self._watch_is_new = True
+                self._scan_due = 0.0  # what came before the watch
 
     def _keep_watching(self) -> None:
         assert self._waker is not None

@@ -265,9 +265,9 @@ def site(tmp_path: Path) -> Iterator[Site]:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """One site for all tests of a module, with a worker marie that runs `cat`: for tests that change no setting.
 
-    It scans once a minute: what is picked up sooner was told by an event.
+    It looks at its inbox all the time, so that it meets every file in every state.
     """
     made = Site(tmp_path_factory.mktemp("shared"))
-    made.start("marie", SCAN_INTERVAL="60")
+    made.start("marie", SCAN_INTERVAL="0.1")
     yield made
     made.close()

@@ -83,7 +83,7 @@ def test_task_that_takes_longer_than_the_grace_goes_back_untouched_and_runs_agai
 
 
 def test_second_signal_stops_now(site: Site) -> None:
-    worker = site.start(AGENT_COMMAND=site.script(STUBBORN), SHUTDOWN_GRACE="60")
+    worker = site.start(AGENT_COMMAND=site.script(STUBBORN), SHUTDOWN_GRACE="60", HEARTBEAT_INTERVAL="30")
     raw = site.drop("long")
     all_started(site)
     worker.signal(signal.SIGINT)

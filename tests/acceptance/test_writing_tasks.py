@@ -155,13 +155,18 @@ def test_worker_whose_inbox_was_taken_away_serves_the_new_one(site: Site, how: s
     assert worker.popen.poll() is None
 
 
-def test_root_behind_a_symbolic_link_is_served_by_events(site: Site) -> None:
+def test_events_alone_tell_of_every_way_to_write_also_behind_a_symbolic_link(site: Site) -> None:
     (site.home / "real").mkdir()
     site.root.symlink_to(site.home / "real")
     site.start(SCAN_INTERVAL="60")
-    site.drop("linked-root")
-    settled(site, "linked-root", "do linked-root")
-    assert names(site.home / "real" / "results" / "marie") == ["linked-root.json"]
+    site.drop("renamed")
+    settled(site, "renamed", "do renamed")
+    (site.inbox() / "written.json").write_bytes(RAW)
+    settled(site, "written")
+    (site.home / "outside.json").write_bytes(RAW)
+    subprocess.run(["/bin/mv", str(site.home / "outside.json"), str(site.inbox() / "moved.json")], check=True)
+    settled(site, "moved")
+    assert names(site.home / "real" / "results" / "marie") == ["moved.json", "renamed.json", "written.json"]
 
 
 def test_hostile_number_costs_its_task_and_not_the_worker(shared: Site) -> None:

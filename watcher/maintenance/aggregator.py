@@ -45,7 +45,7 @@ class Outcome:
     output_tokens: int = 0
     cost_nano: int = 0
 
-    def keys(self) -> Iterator[tuple[str, str]]:
+    def belongs_to(self) -> Iterator[tuple[str, str]]:
         """Every total that this outcome belongs to."""
         yield "all", ""
         yield "worker", self.worker
@@ -156,7 +156,7 @@ class Totals:
     def add(self, outcome: Outcome, sign: int = 1) -> None:
         if outcome.status not in COUNTED:
             return
-        for key in outcome.keys():
+        for key in outcome.belongs_to():
             tally = self.changes.get(key)
             if tally is None:
                 tally = self.changes[key] = Tally()

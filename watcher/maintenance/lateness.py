@@ -28,7 +28,7 @@ class Lateness:
         self._limits = limits
         self._timeout = default_timeout
         self._has_outcome = has_outcome
-        self._told = {key: value for key, value in ledger.told("late:").items()}
+        self._told = ledger.told("late:")
 
     def check(self, sight: Sight, workers: set[str]) -> News:
         """What this look says."""

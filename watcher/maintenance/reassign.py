@@ -62,18 +62,12 @@ class Reassigner:
 
     def _move_all(self, worker: str, substitute: str, is_dead: bool, news: News) -> None:
         moved: list[str] = []
-        with _name_lock(self._tasks / worker) as is_ours:
-            if not is_ours or any(claim.lives is not False for claim in claims_of(self._tasks, worker)):
-                return  # something of it lives: its own processes take care of its tasks
-            inbox = Folder(self._tasks / worker, create=False)
-            try:
-                if is_dead:
-                    self._hold(inbox, worker, substitute)
-                moved += self._finish(worker)
-            except OSError as error:
-                self._emit(HintFailed("", f"tasks of {worker} could not be moved to {substitute}: {error}"))
-            finally:
-                inbox.close()
+        try:
+            if is_dead:
+                self._hold_all(worker, substitute)
+            self._finish(worker, moved)  # also what a killed listener left held, whoever lives by now
+        except OSError as error:
+            self._emit(HintFailed("", f"tasks of {worker} could not be moved to {substitute}: {error}"))
         if moved:
             self._emit(TasksReassigned(worker, substitute, len(moved)))
             token = secrets.token_hex(6)
@@ -83,6 +77,17 @@ class Reassigner:
             stem = f"tasks_reassigned~{worker}~{token}"
             notice_id = f"tasks_reassigned/{worker}/{token}"
             news.notices.append((Notice("tasks_reassigned", stem, notice_id, self._clock.wall(), told), None))
+
+    def _hold_all(self, worker: str, substitute: str) -> None:
+        """Take the pending tasks out of the inbox, unless anything of the worker lives: it takes care of them."""
+        with _name_lock(self._tasks / worker) as is_ours:
+            if not is_ours or any(claim.lives is not False for claim in claims_of(self._tasks, worker)):
+                return
+            inbox = Folder(self._tasks / worker, create=False)
+            try:
+                self._hold(inbox, worker, substitute)
+            finally:
+                inbox.close()
 
     def _hold(self, inbox: Folder, worker: str, substitute: str) -> None:
         """Take out of the inbox what the substitute has no task of the same id for."""
@@ -99,9 +104,8 @@ class Reassigner:
         finally:
             held.close()
 
-    def _finish(self, worker: str) -> list[str]:
-        """Publish everything that is held, then remove it."""
-        moved: list[str] = []
+    def _finish(self, worker: str, moved: list[str]) -> None:
+        """Publish everything that is held, then remove it; `moved` gets what has arrived."""
         for place in _folders_in(self._tasks / worker / HELD):
             held, target = Folder(place, create=False), Folder(self._tasks / place.name)
             try:
@@ -120,7 +124,6 @@ class Reassigner:
                 place.rmdir()
         with contextlib.suppress(OSError):
             (self._tasks / worker / HELD).rmdir()
-        return moved
 
     def _publish(self, held: Folder, name: str, target: Folder, worker: str, together: set[str]) -> None:
         raw = held.read(name, _MAX_BYTES)

@@ -51,7 +51,7 @@ def overdue(task: TaskState, limits: Limits) -> Overdue | None:
         return Overdue(
             "running",
             f"running {task.attempt}",
-            f"attempt {task.attempt} runs for {task.age_seconds:.0f} s; its timeout of {task.timeout_seconds:g} s is over",
+            f"attempt {task.attempt} runs for {task.age_seconds:.0f} s; its timeout is {task.timeout_seconds:g} s",
         )
     if task.missing and 0 < limits.blocked_alert_after < task.age_seconds:
         names = ", ".join(task.missing[:10])

@@ -308,6 +308,8 @@ class DirectorySpool:
         """Claim a file that will not run and say how it ends. None when it is gone or has changed."""
         try:
             handle = self._endings.take(folder, name)
+            # After an error here the claim stays, and `take` finds it again.
+            ending = None if handle is None else self._endings.refused(handle, name, why)
         except OSError as error:
             if self._is_stuck(folder, name, error):
                 return None
@@ -315,7 +317,6 @@ class DirectorySpool:
         self._lookout.refused(name)
         if handle is None:
             return None
-        ending = self._endings.refused(handle, name, why)
         history = History.of(name)
         if ending is None and history is not None:
             self._lookout.index(self._put_back(handle, history))

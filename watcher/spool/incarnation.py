@@ -70,7 +70,10 @@ class Incarnation:
 
     def close(self) -> None:
         """Give up the locks and remove their files; the claim folder must be gone or left to rescuers by now."""
-        keep = (self._claims / self.id).exists()
+        try:
+            keep = (self._claims / self.id).exists()
+        except OSError:
+            keep = True
         for kind in ("json", "busy", "lock"):
             if not keep:
                 with contextlib.suppress(OSError):
