@@ -18,7 +18,7 @@ import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from watcher.errors import InvalidTask, SettingError, WatcherError
-from watcher_config import folders, read_layers
+from watcher_config import folders, read_layers, state_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,7 +71,8 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     if options.demo:
         return _demo(options)
     commands = {
-        "setup": _setup, "task": _task, "batch": _batch, "status": _status, "watch": _watch, "examples": _examples,
+        "setup": _setup, "task": _task, "batch": _batch, "status": _status, "watch": _watch, "report": _report,
+        "examples": _examples,
     }  # fmt: skip
     chosen = next((run for name, run in commands.items() if getattr(options, name)), None)
     if chosen is None:
@@ -184,14 +185,37 @@ def _batch(options: argparse.Namespace, places: Folders) -> int:
 
 
 def _status(options: argparse.Namespace, places: Folders) -> int:
+    from watcher.listenerview import is_running, listener_lines, read_status
     from watcher.overview import look
     from watcher.screen import status_lines
 
+    state = state_folder(read_layers(), places.root)
     overview = look(places)
     if options.json:
-        _say_json(overview.as_json())
+        _say_json(overview.as_json() | {"listener": {"is_running": is_running(state), "status": read_status(state)}})
     else:
-        print("\n".join(status_lines(overview, _look())))
+        print("\n".join([*status_lines(overview, _look()), "", *listener_lines(state)]))
+    return 0
+
+
+def _report(options: argparse.Namespace, places: Folders) -> int:
+    from pathlib import Path
+
+    from watcher.listenerview import read_points, read_view
+    from watcher.report import report_html, report_text
+
+    state = state_folder(read_layers(), places.root)
+    view = read_view(state)
+    if view is None:
+        _tell(f"no listener has counted anything in {state}; run: python orchestrator_listener.py --once")
+        return 1
+    if options.json:
+        _say_json(view.as_json())
+    elif options.html is None:
+        print(report_text(view))
+    else:
+        Path(options.html).write_text(report_html(view, read_points(state), str(places.root)), encoding="utf-8")
+        print(options.html)
     return 0
 
 
@@ -417,6 +441,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_argument("--batch", type=_batch_size, metavar="N", help="submit N tasks and show how far they are")
     commands.add_argument("--status", action="store_true", help="show all workers and what runs now")
     commands.add_argument("--watch", action="store_true", help="the same, redrawn every second until Ctrl-C")
+    commands.add_argument("--report", action="store_true", help="what the listener has counted: totals, times, cost")
     commands.add_argument("--examples", action="store_true", help="things to paste into a shell")
     commands.add_argument("--demo", action="store_true", help="the whole show: three workers, a dozen tasks, 20 s")
     one = parser.add_argument_group("with --task")
@@ -438,7 +463,8 @@ def _parser() -> argparse.ArgumentParser:
     more.add_argument("--worker", metavar="W", help="with --batch: who gets the tasks")
     more.add_argument("--text", metavar="T", help="with --batch: the text; {n} and {total} are replaced")
     more.add_argument("--no-wait", action="store_true", help="with --batch: only submit")
-    more.add_argument("--json", action="store_true", help="with --task, --status, --watch: for programs")
+    more.add_argument("--json", action="store_true", help="with --task, --status, --watch, --report: for programs")
+    more.add_argument("--html", metavar="FILE", help="with --report: write one page with plots")
     more.add_argument("--demo-root", metavar="DIR", help="with --demo: an empty or new folder")
     return parser
 
@@ -448,7 +474,8 @@ _BELONGS = {
     "id": "task", "after": "task", "wait": "task batch", "priority": "task batch", "timeout": "task batch",
     "agent": "task batch", "batch_id": "task batch", "meta": "task batch", "provider": "task batch",
     "model": "task batch", "cwd": "task batch", "workers": "setup", "worker": "batch", "text": "batch",
-    "no_wait": "batch", "json": "task status watch", "demo_root": "demo",
+    "no_wait": "batch", "json": "task status watch report", "demo_root": "demo",
+    "html": "report",
 }  # fmt: skip
 
 

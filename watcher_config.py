@@ -51,6 +51,7 @@ __all__ = [
     "process_environment",
     "read_layers",
     "render_config",
+    "state_folder",
 ]
 
 Source = Literal["flag", "environment", ".env", "default"]
@@ -207,6 +208,13 @@ def folders(layers: Layers) -> Folders:
     found, problems = resolve_folders(layers)
     refuse(layers.misspellings((ROOT, *FOLDERS)) + problems)
     return found
+
+
+def state_folder(layers: Layers, root: Path) -> Path:
+    """The folder of the listener's database, absolute."""
+    given = layers.given.get("STATE_DIR")
+    text = str(root / "state") if given is None else given.value
+    return Path(os.path.abspath(os.path.expanduser(text)))
 
 
 def resolve_folders(layers: Layers) -> tuple[Folders, list[str]]:

@@ -11,6 +11,7 @@ and waited out: nothing is remembered that was not told.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import sqlite3
@@ -41,7 +42,7 @@ from watcher.wake import Waker
 
 STATUS_FILE = "listener.json"
 #: Files read and told in one step: enough to share the flush, few enough to judge heartbeats in between.
-_PORTION = 256
+_PORTION = 1000
 #: Scans and looks may take this share of the time at most.
 _SHARE = 0.02
 _FIRST_LOOK_SECONDS = 0.2
@@ -428,6 +429,8 @@ class Orchestrator:
             self._trouble = None
 
     def _finish(self) -> None:
+        with contextlib.suppress(OSError):
+            self._write_status()
         if self._waker is not None:
             self._waker.close()
         self._emit(ListenerStopped(self._stop_reason or "all was read"))

@@ -176,7 +176,7 @@ def read_claims(inbox: Path, problems: list[str]) -> list[Claims]:
     out = []
     for incarnation in sorted(found):
         names = [name for name in list_names(place / incarnation, problems) if has_history(name)]
-        out.append(Claims(incarnation, _is_locked(place / f"{incarnation}.lock"), names, place / incarnation))
+        out.append(Claims(incarnation, is_locked(place / f"{incarnation}.lock"), names, place / incarnation))
     return out
 
 
@@ -224,7 +224,7 @@ def _without_beat(worker: str, claim: Claims, now: float) -> Process:
     )
 
 
-def _is_locked(path: Path) -> bool | None:
+def is_locked(path: Path) -> bool | None:
     """Whether somebody holds this lock; None when that cannot be told.
 
     Asks for a shared lock, for a moment: two readers never take each other for the owner, and no right to write is

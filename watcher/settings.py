@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, cast, get_args, get_origin
 
 from annotated_types import Ge, Le
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
@@ -46,6 +46,7 @@ from watcher_config import (
     refuse,
     resolve_folders,
     shown,
+    state_folder,
 )
 
 _DAY = 86_400.0
@@ -157,9 +158,7 @@ class _LayersSource(PydanticBaseSettingsSource):
         self._values[ROOT.lower()] = found.root
         self._values.update({name.lower(): getattr(found, attribute) for name, attribute in FOLDERS.items()})
         if "state_dir" in known:
-            given = layers.given.get("STATE_DIR")
-            text = str(found.root / "state") if given is None else given.value
-            self._values["state_dir"] = Path(os.path.abspath(os.path.expanduser(text)))
+            self._values["state_dir"] = state_folder(layers, found.root)
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         return self._values.get(field_name), field_name, False

@@ -82,7 +82,7 @@ def test_breaker_opens_burns_nothing_lets_one_probe_through_and_closes(site: Sit
     (site.home / "broken").touch()
     worker = site.start(
         AGENT_COMMAND=site.script(FRAGILE), CIRCUIT_BREAKER_THRESHOLD="3", CIRCUIT_BREAKER_TIMEOUT="1",
-        MAX_RETRIES="0", MAX_CONCURRENT_TASKS="1", QUEUE_SIZE="0",
+        MAX_RETRIES="0", MAX_CONCURRENT_TASKS="1",
     )  # fmt: skip
     raw = {stem: site.drop(stem) for stem in ("t1", "t2", "t3", "t4", "t5", "t6")}
     beat = site.beat_that(lambda beat: beat["circuit_breaker_state"] == "open", what="with an open breaker")
@@ -105,7 +105,7 @@ def test_breaker_opens_burns_nothing_lets_one_probe_through_and_closes(site: Sit
 def test_open_breaker_survives_a_restart(site: Site) -> None:
     (site.home / "broken").touch()
     settings = {
-        "AGENT_COMMAND": site.script(FRAGILE), "CIRCUIT_BREAKER_THRESHOLD": "1", "MAX_RETRIES": "0", "QUEUE_SIZE": "0",
+        "AGENT_COMMAND": site.script(FRAGILE), "CIRCUIT_BREAKER_THRESHOLD": "1", "MAX_RETRIES": "0",
         "MAX_CONCURRENT_TASKS": "1",
     }  # fmt: skip
     first = site.start(CIRCUIT_BREAKER_TIMEOUT="2.5", **settings)

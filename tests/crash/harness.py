@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import os
 import re
@@ -23,7 +24,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,9 +60,9 @@ def _compiled(source: str, target: str, *options: str) -> Path | None:
 
 
 def agent_program() -> Path:
-    """The agent: in C where there is a compiler, else the same as a shell script."""
+    """The agent: in C where there is a compiler, else (or with CRASH_AGENT=sh) the same as a shell script."""
     found = _compiled("agent.c", "agent", "-static") or _compiled("agent.c", "agent")
-    if found is not None:
+    if found is not None and os.environ.get("CRASH_AGENT") != "sh":
         return found
     script = _build_folder() / "agent.sh"
     shutil.copyfile(HERE / "agent.sh", script)
@@ -392,8 +393,9 @@ class Site:
         for process in self.processes[-3:]:
             parts.append(f"--- pid {process.pid}, {process.fate}, exit code {process.popen.poll()}")
             parts += process.text().splitlines()[-15:]
-        listing = sorted(str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file())
-        parts.append(f"--- {len(listing)} files: {[n for n in listing if not n.startswith(('results/', 'triggers/'))][:40]}")
+        names = sorted(str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file())
+        told = [name for name in names if not name.startswith(("results/", "triggers/"))]
+        parts.append(f"--- {len(names)} files: {told[:40]}")
         return "\n".join(parts)
 
     @staticmethod
@@ -472,8 +474,9 @@ def _dead_letters(site: Site, worker: str, task_id: str) -> dict[str, dict[str, 
 
 def _broken_runs(site: Site) -> Iterator[str]:
     """Never two runs of a task at once, never one after its result, and a second only with a reason."""
-    dead = {i for process in site.processes if process.fate == "killed" for i in process.incarnations()}
-    gone = {i for process in site.processes if process.fate != "running" for i in process.incarnations()}
+    # A process that lost its locks goes on as a new incarnation; the ones before are as dead as killed ones.
+    dead = {i for p in site.processes for i in (p.incarnations() if p.fate == "killed" else p.incarnations()[:-1])}
+    gone = dead | {i for process in site.processes if process.fate != "running" for i in process.incarnations()}
     by_task: dict[str, list[Run]] = defaultdict(list)
     for run in site.runs():
         by_task[run.task_id].append(run)
@@ -485,7 +488,7 @@ def _broken_runs(site: Site) -> Iterator[str]:
     for task_id, runs in by_task.items():
         if task_id not in known:
             yield f"{task_id}: was run and never submitted"
-        for first, second in zip(runs, runs[1:], strict=False):
+        for first, second in itertools.pairwise(runs):
             if first.end is not None and second.start < first.end:
                 yield f"{task_id}: runs {first.pid} and {second.pid} overlap"
             failed = first.code is not None and first.code != 0

@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from watcher.errors import LockLost, NameTaken, SettingError
-from watcher.spool.incarnation import try_lock
+from watcher.spool.incarnation import open_lock
 
 LOCK_NAME = ".listener.lock"
 
@@ -55,7 +55,7 @@ class Seat:
         path = folder / LOCK_NAME
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = try_lock(path)
+            lock = _take_soon(path)
         except OSError as error:
             raise SettingError(f"cannot lock {path}: {error.strerror or error}; the folder must be writable") from error
         if lock is None:
@@ -68,6 +68,16 @@ class Seat:
         }
         # The lock file itself holds the notes: whoever may ask for the lock may read who has it.
         path.write_text(json.dumps(about) + "\n")
+
+
+def _take_soon(path: Path) -> FileLock | None:
+    """The lock, or None when another process keeps it: a reader that asks whether it is held has it for a moment."""
+    lock = open_lock(path)
+    try:
+        lock.acquire(timeout=0.3, poll_interval=0.05)
+    except Timeout:
+        return None
+    return lock
 
 
 def notes(folder: Path) -> dict[str, Any]:
