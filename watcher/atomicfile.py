@@ -49,11 +49,24 @@ class Folder:
     def is_current(self) -> bool:
         """Whether the path still leads to the folder that is held open (it may be deleted, replaced, unmounted)."""
         try:
-            there = os.stat(self.path)
+            there, here = os.stat(self.path), os.fstat(self.fd)
         except OSError:
             return False
-        here = os.fstat(self.fd)
         return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
+
+    def mend(self) -> bool:
+        """Make and open the folder anew if it was deleted or replaced; returns whether it was. Raises OSError.
+
+        The descriptor keeps its number and changes in one step, so that other threads may go on using it.
+        """
+        if self.is_current():
+            return False
+        new = Folder(self.path)
+        try:
+            os.dup2(new.fd, self.fd, inheritable=False)
+        finally:
+            new.close()
+        return True
 
     def names(self) -> list[str]:
         """All names, in no order."""

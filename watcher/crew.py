@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import queue
 import threading
 import time
@@ -71,12 +72,25 @@ class Crew:
         self._committer.start()
 
     def run(self, running: Running, under_way: int) -> None:
-        """Have it run by the next free slot; `under_way` is how many are handed over now, this one included."""
-        self._starts.put(running)
+        """Have it run by the next free slot; `under_way` is how many are handed over now, this one included.
+
+        Where no thread can be made, and there is none yet, it ends as TROUBLE.
+        """
         if len(self._slots) < min(under_way, self._limit):
-            thread = threading.Thread(target=self._slot, name=f"slot-{len(self._slots) + 1}", daemon=True)
-            self._slots.append(thread)
+            self._add_slot()
+        if self._slots:
+            self._starts.put(running)
+            return
+        assert self._callbacks is not None  # nothing runs before `start`
+        ending = Ending(Failure.TROUBLE, "worker_trouble", "start a thread: EAGAIN; too many threads or processes")
+        outcome = Outcome(ending, None, Output(), Output(), self._clock.wall(), 0.0)
+        self._hand_over(self._callbacks.ended, running, outcome)
+
+    def _add_slot(self) -> None:
+        thread = threading.Thread(target=self._slot, name=f"slot-{len(self._slots) + 1}", daemon=True)
+        with contextlib.suppress(RuntimeError):  # pthread_create(3): EAGAIN. Those that are there do the work.
             thread.start()
+            self._slots.append(thread)
 
     def has_waiting(self) -> bool:
         """Whether something handed over is not begun yet."""
@@ -132,8 +146,14 @@ class Crew:
                     is_over = True
                     break
                 batch.append(more)
-            events, error = self._spool.settle(batch)
+            events, error = self._settle(batch)
             self._hand_over(self._callbacks.stored, batch, events, error)
+
+    def _settle(self, batch: list[Settlement]) -> tuple[list[Event | None], OSError | None]:
+        try:
+            return self._spool.settle(batch)
+        except Exception as error:  # noqa: BLE001 - a silent end of this thread would keep every outcome for ever
+            return [None] * len(batch), OSError(errno.EIO, f"defect while storing: {type(error).__name__}: {error}")
 
     def _hand_over(self, callback: Callable[..., None], *args: object) -> None:
         """From a thread to the loop. Many that come together cost one wake-up: the second finds the flag set."""

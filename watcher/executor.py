@@ -182,8 +182,8 @@ class Executor:
         await self._idle.wait()
 
     def stuck(self) -> int:
-        """Finished attempts whose outcome cannot be stored now."""
-        return len(self._books.stuck)
+        """Finished attempts whose outcome cannot be stored now, and claims that cannot be given back."""
+        return len(self._books.stuck) + len(self._books.given_back)
 
     def close(self) -> None:
         """End the threads; nothing runs any more."""

@@ -105,6 +105,8 @@ class Gates:
 
     def refresh(self) -> None:
         """Take over holds that others wrote, and lift those whose file somebody removed."""
+        self._holds.mend()
+        self._mine.mend()
         names = {n.removesuffix(".json") for n in self._holds.names() if n.endswith(".json") and n[0] != "."}
         for provider in names:
             self._on_disk.add(provider)

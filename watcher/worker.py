@@ -91,6 +91,7 @@ class Worker:
         self._scan_due = 0.0
         self._wakes_at = float("-inf")
         self._last_scan = float("-inf")
+        self._turned_at = float("-inf")
         self._began = clock.monotonic()
         self._oldest: float | None = None
         self._scan_trouble: str | None = None
@@ -151,8 +152,8 @@ class Worker:
 
     def is_alive(self) -> tuple[bool, str]:
         """For a probe: the loop still turns. A scan of a huge folder may take long, so it is generous."""
-        late = self.last_scan_age()
-        return late < self._interval() * 10 + 120.0, f"last scan {late:.0f} s ago"
+        late = self._clock.monotonic() - max(self._last_scan, self._turned_at, self._began)
+        return late < self._interval() * 10 + 120.0, f"last turn {late:.0f} s ago"
 
     def last_scan_age(self) -> float:
         """Seconds since the last finished scan (since the start, before the first one). Any thread."""
@@ -290,6 +291,7 @@ class Worker:
 
     def _beat(self, status: HeartbeatStatus | None = None) -> None:
         parts = self._parts
+        self._turned_at = self._clock.monotonic()  # a worker that drains for an hour scans no more and is well
         self._try_to_look_around(is_serving=status is None)
         try:
             parts.beats.beat(self._pulse(status))

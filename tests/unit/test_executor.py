@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import queue
+import threading
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
+
+import pytest
 
 from tests.doubles import HandClock, Memory
 from watcher.errors import WorkerTrouble
@@ -117,7 +120,9 @@ class Bench:
     def running(self) -> list[str]:
         return [running.claim.task.task_id for running in self.executor.running()]
 
-    def pass_seconds(self, seconds: float) -> None:
+    async def pass_seconds(self, seconds: float) -> None:
+        """What was handed to a thread is begun before the clock moves on, or it would count as waiting that long."""
+        await self.until(lambda: not self.executor._crew.has_waiting())
         self.clock.pass_seconds(seconds)
         self.executor.fill()
 
@@ -147,12 +152,12 @@ def test_one_task_tries_whether_the_trouble_is_over_also_beside_one_that_runs_fo
         assert bench.running() == ["hours"]
         bench.spool.is_full = True
         bench.spool.waiting_names = ["a", "b"]
-        bench.pass_seconds(2)
+        await bench.pass_seconds(2)
         assert bench.running() == ["hours"] and bench.executor.trouble is not None
         bench.spool.is_full = False
-        bench.pass_seconds(20)
+        await bench.pass_seconds(20)
         assert bench.running() == ["hours", "a"]
-        bench.pass_seconds(20)
+        await bench.pass_seconds(20)
         assert bench.running() == ["hours", "a"], "one tries, not all"
         bench.runner.end("a", Ending(None))
         await bench.until(lambda: bench.spool.settled_ids == ["a"])
@@ -166,10 +171,10 @@ def test_trouble_ends_when_nothing_waits_that_could_try(tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         bench.executor.fill()
         bench.spool.is_full = True
-        bench.pass_seconds(2)
+        await bench.pass_seconds(2)
         assert bench.executor.trouble is not None
         bench.spool.is_full = False
-        bench.pass_seconds(20)
+        await bench.pass_seconds(20)
         assert bench.executor.trouble is None and bench.running() == ["hours"]
 
     run(tmp_path, StubSpool("hours"), body)
@@ -178,11 +183,11 @@ def test_trouble_ends_when_nothing_waits_that_could_try(tmp_path: Path) -> None:
 def test_loop_sleeps_while_somebody_tries_whether_the_trouble_is_over(tmp_path: Path) -> None:
     async def body(bench: Bench) -> None:
         bench.spool.is_full = True
-        bench.pass_seconds(2)
+        await bench.pass_seconds(2)
         bench.spool.is_full = False
         bench.spool.waiting_names = ["a", "b"]
         for _ in range(5):
-            bench.pass_seconds(bench.executor.retry_in() or 0.0)
+            await bench.pass_seconds(bench.executor.retry_in() or 0.0)
             pause = bench.executor.retry_in()
             assert pause is not None and pause > 0.1, "it would turn a thousand times a second"
         assert bench.running() == ["a"]
@@ -202,7 +207,7 @@ def test_task_that_meets_the_trouble_goes_back_uncounted_and_the_next_try_waits_
             pauses.append(pause)
             bench.executor.fill()
             assert bench.running() == [], "not before its time"
-            bench.pass_seconds(pause)
+            await bench.pass_seconds(pause)
             assert bench.running() == ["a"]
         assert pauses == sorted(pauses) and pauses[-1] >= 4 * pauses[0]
         assert bench.spool.released == ["a"] * 4 and len(bench.memory.of(TroubleBegan)) == 1
@@ -222,10 +227,49 @@ def test_outcome_that_cannot_be_stored_is_kept_and_stored_later_and_nothing_is_c
         bench.executor.fill()
         assert not bench.executor.is_idle() and bench.running() == []
         bench.spool.is_full = False
-        bench.pass_seconds(bench.executor.retry_in() or 0.0)
+        await bench.pass_seconds(bench.executor.retry_in() or 0.0)
         await bench.until(lambda: bench.spool.settled_ids == ["a"])
         assert [event.task_id for event in bench.memory.of(TaskSettled)] == ["a"]
-        bench.pass_seconds(20)
+        await bench.pass_seconds(20)
         assert bench.running() == ["b"]
 
     run(tmp_path, StubSpool("a"), body)
+
+
+def test_task_goes_back_uncounted_when_no_thread_can_be_made_and_runs_when_one_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def body(bench: Bench) -> None:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        bench.executor.fill()
+        await bench.until(lambda: bench.spool.released == ["a"])
+        assert "EAGAIN" in (bench.executor.trouble or "") and bench.running() == []
+        monkeypatch.undo()
+        await bench.pass_seconds(bench.executor.retry_in() or 0.0)
+        bench.runner.end("a", Ending(None))
+        await bench.until(lambda: bench.spool.settled_ids == ["a"])
+        assert bench.executor.trouble is None
+
+    run(tmp_path, StubSpool("a"), body)
+
+
+def test_tasks_share_the_threads_that_could_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = threading.Thread.start
+
+    def refuse_the_second(thread: threading.Thread) -> None:
+        if thread.name == "slot-2":
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    async def body(bench: Bench) -> None:
+        monkeypatch.setattr(threading.Thread, "start", refuse_the_second)
+        bench.executor.fill()
+        bench.runner.end("a", Ending(None))
+        bench.runner.end("b", Ending(None))
+        await bench.until(lambda: sorted(bench.spool.settled_ids) == ["a", "b"])
+        assert bench.executor.trouble is None
+
+    run(tmp_path, StubSpool("a", "b"), body)

@@ -98,6 +98,34 @@ def test_notice_that_was_consumed_before_the_kill_does_not_come_again(desk: Desk
     assert desk.seen() == ["marie--a.json", "marie--c.json"]
 
 
+def test_notice_that_an_error_held_up_is_published_by_the_next_call(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> bool:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder_module, "publish_new", fail)
+        with pytest.raises(OSError, match="Input"):
+            desk.recorder.record(news("a"))
+    assert desk.is_known("a.json") and desk.seen() == []
+    desk.recorder.record(News())
+    assert desk.seen() == ["marie--a.json"]
+
+
+def test_disk_that_is_full_leaves_no_hidden_files(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder_module, "fsync_file", fail)
+        with pytest.raises(OSError, match="No space"):
+            desk.recorder.record(news("a"))
+    assert list((desk.folder / ".tmp").iterdir()) == []
+    desk.recorder.record(news("a"))
+    assert desk.seen() == ["marie--a.json"]
+
+
 def test_other_news_of_the_same_name_gets_a_number(desk: Desk) -> None:
     desk.recorder.record(news("a"))
     other = News(notices=[(Notice("task_done", "marie--a", "task_done/marie/a/other", 0.0, {}), None)])

@@ -59,7 +59,7 @@ def test_flag_wins_over_environment_over_dotenv_over_default(own_folder: Path) -
         2.0,
         3,
         4.0,
-        0,
+        100,
     )
 
 
@@ -89,9 +89,7 @@ def test_empty_flag_is_a_value() -> None:
 
 
 def test_keywords_of_the_config_count_as_flags(own_folder: Path) -> None:
-    config = WatcherConfig(
-        read_layers(environ={"MAX_RETRIES": "7"}), max_retries=0, claude_command=("a b", "c")
-    )
+    config = WatcherConfig(read_layers(environ={"MAX_RETRIES": "7"}), max_retries=0, claude_command=("a b", "c"))
     assert config.max_retries == 0
     assert config.claude_command == ("a b", "c")
     with pytest.raises(SettingError, match="max_retrys"):
@@ -170,10 +168,7 @@ def test_tilde_is_the_home_in_every_layer(own_folder: Path, monkeypatch: pytest.
 
 def test_variable_in_a_dotenv_folder_is_refused_not_made_into_a_folder(own_folder: Path) -> None:
     (own_folder / ".env").write_text("WATCHER_ROOT=$HOME/team\n")
-    assert (
-        refusal()
-        == "WATCHER_ROOT=$HOME/team (.env): must be a plain path: variables are not replaced in .env"
-    )
+    assert refusal() == "WATCHER_ROOT=$HOME/team (.env): must be a plain path: variables are not replaced in .env"
 
 
 def test_two_folder_settings_on_one_folder_are_refused() -> None:
@@ -277,9 +272,7 @@ def test_choices_are_taken_in_any_case() -> None:
 
 
 def test_commands_are_split_as_in_a_shell() -> None:
-    config = load(
-        env={"AGENT_COMMAND": "sh -c 'echo \"$1\"' -- ", "GEMINI_COMMAND": "/opt/my\\ tools/gemini"}
-    ).config
+    config = load(env={"AGENT_COMMAND": "sh -c 'echo \"$1\"' -- ", "GEMINI_COMMAND": "/opt/my\\ tools/gemini"}).config
     assert config.agent_command == ("sh", "-c", 'echo "$1"', "--")
     assert config.gemini_command == ("/opt/my tools/gemini",)
     assert config.cursor_command == ("cursor-agent",)
@@ -322,9 +315,7 @@ def test_names_follow_their_pattern(name: str, good: str, bad: str) -> None:
 
 def test_metrics_view_knows_whether_the_port_was_set() -> None:
     assert load().config.metrics.port_was_set is False
-    metrics = load(
-        env={"METRICS_PORT": "9090", "METRICS_HOST": "10.0.0.1", "ENABLE_METRICS": "no"}
-    ).config.metrics
+    metrics = load(env={"METRICS_PORT": "9090", "METRICS_HOST": "10.0.0.1", "ENABLE_METRICS": "no"}).config.metrics
     assert (metrics.port_was_set, metrics.metrics_port) == (True, 9090)
     assert (metrics.metrics_host, metrics.enable_metrics) == ("10.0.0.1", False)
 
@@ -365,9 +356,7 @@ def test_config_cannot_be_changed() -> None:
         ("CONTROL_DIRS", "CONTROL_DIR"),
     ],
 )
-def test_misspelt_setting_is_refused_in_environment_and_dotenv(
-    own_folder: Path, wrong: str, meant: str
-) -> None:
+def test_misspelt_setting_is_refused_in_environment_and_dotenv(own_folder: Path, wrong: str, meant: str) -> None:
     said = f"no setting has this name; did you mean {meant}?"
     assert f"{wrong} (environment): {said}" in refusal(env={wrong: "1"})
     (own_folder / ".env").write_text(f"{wrong}=1\n")
@@ -375,10 +364,7 @@ def test_misspelt_setting_is_refused_in_environment_and_dotenv(
 
 
 def test_misspelt_flag_is_refused_whatever_it_is() -> None:
-    assert (
-        refusal({"TASK_TIMOUT": "1"})
-        == "TASK_TIMOUT (flag): no setting has this name; did you mean TASK_TIMEOUT?"
-    )
+    assert refusal({"TASK_TIMOUT": "1"}) == "TASK_TIMOUT (flag): no setting has this name; did you mean TASK_TIMEOUT?"
     assert refusal({"PATH": "1"}) == "PATH (flag): no setting has this name"
 
 

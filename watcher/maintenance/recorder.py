@@ -14,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import sqlite3
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +55,7 @@ class Recorder:
         self._clock = clock
         self._emit = emit
         self._sent: list[str] = []
+        self._unpublished: deque[tuple[str, Notice, float | None]] = deque()
         self.path = triggers / NOTICES
         try:
             self._folder = Folder(self.path)
@@ -83,21 +86,26 @@ class Recorder:
     def record(self, news: News) -> None:
         """Remember it and publish its notices, all durable but the last rename."""
         self._check_folder()
+        self._publish_all()  # what an error held up
         written = [(secrets.token_hex(12), notice, since) for notice, since in news.notices]
         entry = news.entry
-        self._write(written)
         entry.outbox = [(file, notice.stem, notice.notice_id, notice.kind) for file, notice, _ in written]
         entry.sent = list(self._sent)
-        self._ledger.commit(entry)
+        try:
+            self._write(written)
+            self._ledger.commit(entry)
+        except (OSError, sqlite3.Error):
+            for file, _, _ in written:
+                with contextlib.suppress(OSError):
+                    self._hidden.remove(file)
+            raise
         self._sent.clear()
-        for file, notice, since in written:
-            name = self._publish(file, notice.stem, notice.notice_id)
-            self._sent.append(file)
-            wait = None if since is None else max(0.0, self._clock.wall() - since)
-            self._emit(NoticePublished(notice.kind, name, wait))
+        self._unpublished.extend(written)
+        self._publish_all()
 
     def settle(self) -> None:
         """Forget the names of what is published."""
+        self._publish_all()
         if self._sent:
             os.fsync(self._folder.fd)
             self._ledger.commit(Entry(sent=list(self._sent)))
@@ -105,6 +113,8 @@ class Recorder:
 
     def _write(self, written: Iterable[tuple[str, Notice, float | None]]) -> None:
         files = [file for file, _, _ in written]
+        if self._sent and len(files) <= FEW:
+            os.fsync(self._folder.fd)  # the renames of those names that are forgotten now
         if not files:
             return
         for file, notice, _ in written:
@@ -115,14 +125,24 @@ class Recorder:
         for file in files:
             fsync_file(self._hidden, file)
         os.fsync(self._hidden.fd)
-        if self._sent:
-            os.fsync(self._folder.fd)  # the renames of those names that are forgotten now
+
+    def _publish_all(self) -> None:
+        while self._unpublished:
+            file, notice, since = self._unpublished[0]
+            name = self._publish(file, notice.stem, notice.notice_id)
+            self._unpublished.popleft()
+            self._sent.append(file)
+            wait = None if since is None else max(0.0, self._clock.wall() - since)
+            self._emit(NoticePublished(notice.kind, name, wait))
 
     def _publish(self, file: str, stem: str, notice_id: str) -> str:
         for number in range(1, _SUFFIX_LIMIT):
             name = f"{stem}.json" if number == 1 else f"{stem}~{number}.json"
-            if publish_new(self._hidden, file, self._folder, name):
-                return name
+            try:
+                if publish_new(self._hidden, file, self._folder, name):
+                    return name
+            except FileNotFoundError:
+                return name  # somebody emptied our hidden folder; there is nothing left to publish
             if self._tells(name, notice_id):
                 self._hidden.remove(file)
                 return name

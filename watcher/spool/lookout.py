@@ -98,6 +98,8 @@ class Lookout:
         Raises WorkerTrouble when the folders cannot be listed.
         """
         try:
+            for folder in self._places.mend():
+                self._emit(FileIgnored(ascii(folder), "the folder was deleted or replaced; another one is used now"))
             inbox, retry = self._places.inbox.names(), self._places.retry.names()
         except OSError as error:
             raise WorkerTrouble(f"list {self._places.inbox.path}", error) from error

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from watcher.atomicfile import Folder, move, publish_new
-from watcher.errors import SettingError
+from watcher.errors import LockLost, SettingError
 
 CLAIMS = ".claims"
 RETRY = ".retry"
@@ -107,6 +107,16 @@ class Places:
             return os.listdir(self.claims.path / incarnation)
         except FileNotFoundError:
             return []
+
+    def mend(self) -> list[str]:
+        """Open anew what was deleted or replaced under us; returns the names of those folders.
+
+        Raises LockLost when it was the claim folder, with which the claims are gone, OSError when it cannot be done.
+        """
+        if not self.mine.is_current():
+            raise LockLost(f"the claim folder {self.mine.path} was deleted or replaced; starting anew")
+        others = (self.retry, self.results, self.results_tmp, self.output, self.dlq, self.dlq_tmp, self.originals)
+        return [str(folder.path) for folder in (*others, self.triggers) if folder.mend()]
 
     def temporary_folders(self) -> tuple[Folder, ...]:
         return (self.results_tmp, self.dlq_tmp)

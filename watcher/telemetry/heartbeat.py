@@ -74,10 +74,7 @@ class Beats:
 
     def beat(self, pulse: Pulse) -> None:
         """Write one beat. Raises OSError when that is not possible now."""
-        if not self._folder.is_current():
-            path = self._folder.path
-            self._folder.close()
-            self._folder = Folder(path)
+        self._folder.mend()
         self._sequence += 1
         heartbeat = Heartbeat(
             worker=self._worker,

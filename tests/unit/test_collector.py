@@ -1,0 +1,427 @@
+"""What lies in results and dlq is found once, whatever it is; what waits is seen; what is old goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.doubles import HandClock, Memory
+from watcher.events import FileIgnored, FilesPruned, FolderFound, FolderLost
+from watcher.maintenance import reassign as reassign_module
+from watcher.maintenance import waiting as waiting_module
+from watcher.maintenance.batches import Batches, Graphs
+from watcher.maintenance.collector import Collector
+from watcher.maintenance.ledger import Ledger
+from watcher.maintenance.pruner import Pruner, Retention
+from watcher.maintenance.reassign import Reassigner
+from watcher.maintenance.recorder import News
+from watcher.maintenance.waiting import Sight, WaitingTasks
+
+
+class Site:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.clock = HandClock(time.time())
+        self.memory = Memory()
+        self.folders = {name: root / name for name in ("tasks", "results", "dlq", "triggers")}
+        for path in self.folders.values():
+            (path / "marie").mkdir(parents=True)
+        self.ledger = Ledger(root / "state", 0.0)
+        self.collector = Collector(self.folders, self.ledger, self.clock, self.memory, 2.0)
+        self.waiting = WaitingTasks(self.folders["tasks"], self.clock)
+
+    def result(self, stem: str, worker: str = "marie", **fields: Any) -> Path:
+        path = self.folders["results"] / worker / f"{stem}.json"
+        path.parent.mkdir(exist_ok=True)
+        value = {"task_id": stem, "worker": worker, "status": "completed", "attempts": 1, "duration_seconds": 1}
+        path.with_name(".new").write_text(json.dumps(value | fields))
+        path.with_name(".new").rename(path)
+        return path
+
+    def task(self, stem: str, worker: str = "marie", place: str = "", **fields: Any) -> Path:
+        path = self.folders["tasks"] / worker / place / f"{stem}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"description": "x", **fields}))
+        return path
+
+    def collect(self, limit: int = 1000) -> list[str]:
+        """Scan, read and record; returns the notices as `kind id`."""
+        for _ in self.collector.scan(["marie", "anga"]):
+            pass
+        told: list[str] = []
+        while self.collector.backlog:
+            news, done = self.collector.take(limit)
+            self.ledger.commit(news.entry)
+            self.collector.taken(done)
+            self.news = news
+            told += [f"{n.kind} {n.fields.get('task_id') or n.fields['reason']}" for n, _ in news.notices]
+        return sorted(told)
+
+    def sight(self) -> Sight:
+        for _ in self.waiting.look(["marie", "anga"]):
+            pass
+        return self.waiting.sight
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    made = Site(tmp_path)
+    yield made
+    made.ledger.close()
+
+
+# --- finding
+
+
+def test_each_result_and_refused_file_is_found_once_and_a_letter_with_a_result_is_none(site: Site) -> None:
+    site.result("a", status="failed")
+    letters = site.folders["dlq"] / "marie"
+    (letters / "a.json").write_text(json.dumps({"dlq_reason": "x", "dlq_result": {"status": "failed"}}))
+    (letters / "b~2.json").write_text(json.dumps({"dlq_reason": "duplicate_id"}))
+    assert site.collect(1) == ["task_done a", "task_refused b"]
+    assert site.collect() == []
+    assert site.ledger.totals("all")[""].counts == {"failed": 1, "refused": 1}
+
+
+def test_restored_copy_is_nothing_new_and_another_outcome_is(site: Site) -> None:
+    path = site.result("a")
+    assert site.collect() == ["task_done a"]
+    raw = path.read_bytes()
+    path.with_name(".copy").write_bytes(raw)
+    path.with_name(".copy").rename(path)
+    assert site.collect() == []
+    site.result("a", status="failed")
+    assert site.collect() == ["task_done a"]
+    assert site.ledger.totals("worker")["marie"].counts == {"failed": 1}
+
+
+def test_file_with_a_known_name_and_the_same_inode_is_read_again_when_an_event_names_it(site: Site) -> None:
+    path = site.result("a")
+    site.collect()
+    path.write_text(json.dumps({"task_id": "a", "worker": "marie", "status": "timeout"}))
+    assert site.collect() == []
+    site.collector.notice("results", "marie", "a.json")
+    assert site.collect() == ["task_done a"]
+
+
+def test_half_written_file_is_waited_for_and_then_reported_once(site: Site) -> None:
+    path = site.folders["results"] / "marie" / "a.json"
+    path.write_text('{"task_id": "a"')
+    os.utime(path, (site.clock.wall(), site.clock.wall()))
+    assert site.collect() == []
+    site.clock.pass_seconds(1.9)
+    assert site.collect() == []
+    site.clock.pass_seconds(0.2)
+    assert site.collect() == ["file_unreadable invalid"]
+    site.clock.pass_seconds(100)
+    assert site.collect() == []
+    site.result("a")
+    assert site.collect() == ["task_done a"]
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "NaN", "{}", '{"task_id": "b", "worker": "marie", "status": "failed"}', "[" * 100_000, "\x00"]
+)
+def test_what_is_no_result_is_reported_and_not_counted(site: Site, text: str) -> None:
+    path = site.folders["results"] / "marie" / "a.json"
+    path.write_text(text)
+    os.utime(path, (1, 1))
+    assert site.collect() == ["file_unreadable invalid"]
+    assert site.ledger.totals("all") == {}
+
+
+def test_fifo_folder_and_link_neither_block_nor_are_followed(site: Site) -> None:
+    place = site.folders["results"] / "marie"
+    os.mkfifo(place / "fifo.json")
+    (place / "folder.json").mkdir()
+    (place / "link.json").symlink_to("/etc/hostname")
+    (place / "notes.txt").write_text("mine")
+    assert [line.split()[0] for line in site.collect()] == ["file_unreadable"] * 3
+    assert site.collect() == []
+    assert [event.file for event in site.memory.of(FileIgnored) if "notes" in event.file] == ["results/marie/notes.txt"]
+
+
+def test_fields_of_the_wrong_kind_count_as_not_there(site: Site) -> None:
+    site.result("a", duration_seconds="long", usage={"cost_usd": True, "input_tokens": -1}, batch_id=7, timestamp="now")
+    assert site.collect() == ["task_done a"]
+    found = site.ledger.find("marie", "results", "a.json")
+    assert found is not None
+    assert (found.duration_us, found.cost_nano, found.input_tokens, found.batch_id) == (None, 0, 0, None)
+
+
+def test_folder_that_goes_is_said_once_and_nothing_is_told_again_when_it_is_back(site: Site) -> None:
+    site.result("a")
+    site.collect()
+    results = site.folders["results"] / "marie"
+    results.rename(site.root / "aside")
+    assert site.collect() == site.collect() == []
+    assert len(site.memory.of(FolderLost)) == 1
+    (site.root / "aside").rename(results)
+    site.result("b")
+    assert site.collect() == ["task_done b"]
+    assert len(site.memory.of(FolderFound)) == 1
+
+
+def test_results_that_were_removed_and_come_back_are_not_told_again(site: Site) -> None:
+    path = site.result("a")
+    site.collect()
+    path.rename(site.root / "kept")
+    assert site.collect() == []
+    assert site.collector.known_count() == 0
+    (site.root / "kept").rename(path)
+    assert site.collect() == []
+    assert site.collector.known_count() == 1
+
+
+def test_new_database_is_silent_about_what_is_older_than_the_notices(site: Site) -> None:
+    old = site.result("old", batch_id="b")
+    os.utime(old, (1000, 1000))
+    site.result("new")
+    site.ledger.silent_before = 2000.0
+    assert site.collect() == ["task_done new"]
+    assert site.ledger.totals("all")[""].total == 2
+
+
+# --- batches and graphs
+
+
+def check(site: Site, batches: Batches) -> list[dict[str, Any]]:
+    batches.refresh()
+    news = batches.check(site.sight())
+    site.ledger.commit(news.entry)
+    batches.told(news)
+    return [notice.fields for notice, _ in news.notices]
+
+
+def test_batch_is_told_when_none_of_its_tasks_is_on_its_way_and_the_claim_of_an_ended_one_does_not_count(
+    site: Site,
+) -> None:
+    batches = Batches(site.ledger, site.clock, site.memory, 1.0)
+    site.result("a", batch_id="b")
+    site.result("c", batch_id="b", status="failed")
+    claim = site.task("d~1-0", place=f".claims/{'0' * 32}", batch_id="b")
+    ended = site.task("a~1-0", place=f".claims/{'0' * 32}", batch_id="b")
+    site.collect()
+    for _ in range(3):
+        assert check(site, batches) == []
+        site.clock.pass_seconds(1)
+    claim.rename(site.folders["tasks"] / "marie" / "d.json")
+    assert check(site, batches) == []
+    (site.folders["tasks"] / "marie" / "d.json").unlink()
+    assert check(site, batches) == []  # it has to settle
+    site.clock.pass_seconds(1)
+    (told,) = check(site, batches)
+    assert told["counts"] == {"completed": 1, "failed": 1} and not told["all_completed"]
+    assert ended.exists() and check(site, batches) == []
+
+
+def test_batch_that_grows_is_told_again_when_it_is_complete_again(site: Site) -> None:
+    batches = Batches(site.ledger, site.clock, site.memory, 0.0)
+    site.result("a", batch_id="b")
+    site.collect()
+    assert len(check(site, batches)) == 1
+    task = site.task("late", batch_id="b")
+    site.collect()
+    assert check(site, batches) == []
+    task.unlink()
+    site.result("late", batch_id="b")
+    site.collect()
+    assert [told["counts"] for told in check(site, batches)] == [{"completed": 2}]
+    assert check(site, Batches(site.ledger, site.clock, site.memory, 0.0)) == []
+
+
+def test_graph_is_told_when_all_that_hangs_together_has_ended(site: Site) -> None:
+    graphs = Graphs(site.ledger, site.clock, 0.0)
+    waiting = [site.task("leaf", "anga", dependencies=["marie/root", "twig"]), site.task("twig", "anga")]
+    learnt = News()
+    graphs.learn(site.sight(), learnt)
+    site.ledger.commit(learnt.entry)
+
+    def look() -> list[dict[str, Any]]:
+        site.collect()
+        news = graphs.check(site.sight(), len(list(site.ledger.known())), find)
+        site.ledger.commit(news.entry)
+        graphs.told(news)
+        return [notice.fields for notice, _ in news.notices]
+
+    def find(worker: str, task_id: str) -> Any:
+        return site.ledger.find(worker, "results", f"{task_id}.json")
+
+    site.result("root")
+    site.result("other")
+    assert look() == []
+    for path in waiting:
+        path.unlink()
+    site.result("twig", "anga")
+    assert look() == []
+    site.result("leaf", "anga", status="failed")
+    (told,) = look()
+    assert [f"{t['worker']}/{t['task_id']}" for t in told["tasks"]] == ["anga/leaf", "anga/twig", "marie/root"]
+    assert look() == []
+    graphs = Graphs(site.ledger, site.clock, 0.0)
+    assert look() == []
+
+
+def test_task_that_goes_back_from_a_claim_to_its_retry_during_the_look_is_seen(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = site.task("a~1-0", place=f".claims/{'0' * 32}", batch_id="b")
+    retry = site.folders["tasks"] / "marie" / ".retry"
+    retry.mkdir()
+    real = waiting_module._list
+
+    def moves_before_the_claims_are_listed(place: Path, is_inbox: bool) -> Any:
+        if place == claim.parent and claim.exists():
+            claim.rename(retry / "a~1-0-5.json")
+        return real(place, is_inbox)
+
+    monkeypatch.setattr(waiting_module, "_list", moves_before_the_claims_are_listed)
+    assert site.sight().batches == {"b": 1}
+
+
+# --- pruning
+
+
+def test_only_what_is_older_than_its_retention_goes_and_a_clock_that_jumps_removes_nothing(site: Site) -> None:
+    site.folders["triggers"].joinpath("orchestrator").mkdir()
+    receipt = site.folders["triggers"] / "marie" / "a.json"
+    notice = site.folders["triggers"] / "orchestrator" / "marie--a.json"
+    result = site.result("a")
+    needed = site.result("needed")
+    for path in (receipt, notice):
+        path.write_text("{}")
+    pruner = Pruner(site.folders, Retention(3600.0, 7200.0, 0.0), site.clock, site.memory)
+
+    def prune() -> list[bool]:
+        for _ in pruner.prune(lambda _, task_id: task_id == "needed"):
+            pass
+        return [path.exists() for path in (receipt, notice, result, needed)]
+
+    site.clock.now_wall += 1e6
+    assert prune() == [True] * 4
+    site.clock.now_wall -= 1e6
+    site.clock.pass_seconds(3700)
+    assert prune() == [False, False, True, True]
+    site.clock.pass_seconds(3700)
+    assert prune() == [False, False, False, True]
+    assert [(e.receipts, e.notices, e.results) for e in site.memory.of(FilesPruned)] == [(1, 1, 0), (0, 0, 1)]
+
+
+# --- reassigning
+
+
+class Dead:
+    """A roster that knows one thing."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = seconds
+
+    def dead_for(self, worker: str) -> float | None:
+        return self.seconds
+
+
+def reassigned(site: Site, seconds: float | None = 100.0) -> list[str]:
+    service = Reassigner(site.folders["tasks"], site.folders["results"], ["marie:anga"], 50.0, site.clock, site.memory)
+    news = service.check(Dead(seconds), {"marie"})  # type: ignore[arg-type]
+    return [str(t["task_id"]) for notice, _ in news.notices for t in notice.fields["tasks"]]
+
+
+def inbox(site: Site, worker: str) -> list[str]:
+    place = site.folders["tasks"] / worker
+    return sorted(path.name for path in place.glob("*.json")) if place.exists() else []
+
+
+def test_tasks_move_only_from_a_worker_that_has_been_dead_long_enough(site: Site) -> None:
+    site.task("a", worker="marie", metadata={"k": 1}, dependencies=["done", "b", "marie/b", "else"])
+    site.task("b")
+    (site.folders["tasks"] / "marie" / ".claims").mkdir()
+    site.result("done")
+    assert reassigned(site, None) == reassigned(site, 49.0) == []
+    assert inbox(site, "marie") == ["a.json", "b.json"]
+    assert reassigned(site) == ["a", "b"]
+    assert (inbox(site, "marie"), inbox(site, "anga")) == ([], ["a.json", "b.json"])
+    moved = json.loads((site.folders["tasks"] / "anga" / "a.json").read_text())
+    assert moved["metadata"] == {"reassigned_from": "marie", "k": 1}
+    assert moved["dependencies"] == ["marie/done", "b", "b", "else"]
+    assert not (site.folders["tasks"] / "marie" / ".reassign").exists()
+
+
+def test_nothing_moves_while_a_lock_of_the_worker_is_held(site: Site) -> None:
+    import fcntl
+
+    site.task("a")
+    claims = site.folders["tasks"] / "marie" / ".claims"
+    claims.mkdir()
+    for name in ("name.lock", f"{'a' * 32}.lock"):
+        fd = os.open(claims / name, os.O_CREAT | os.O_RDWR)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        assert reassigned(site) == []
+        os.close(fd)
+    assert reassigned(site) == ["a"]
+
+
+def test_task_whose_id_the_substitute_has_stays(site: Site) -> None:
+    (site.folders["tasks"] / "marie" / ".claims").mkdir()
+    for stem in ("waits", "runs", "done", "free"):
+        site.task(stem)
+    site.task("waits", "anga")
+    site.task("runs~1-0", "anga", f".claims/{'0' * 32}")
+    site.result("done", "anga")
+    assert reassigned(site) == ["free"]
+    assert inbox(site, "marie") == ["done.json", "runs.json", "waits.json"]
+
+
+def test_copy_that_the_substitute_runs_already_is_not_published_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def die(*_arguments: object) -> bool:
+        raise Killed
+
+    (site.folders["tasks"] / "marie" / ".claims").mkdir()
+    site.task("a")
+    with monkeypatch.context() as patch:
+        patch.setattr(reassign_module.Folder, "remove", die)  # published, and not yet removed where it came from
+        with pytest.raises(Killed):
+            reassigned(site)
+    anga = site.folders["tasks"] / "anga"
+    (anga / ".claims" / ("0" * 32)).mkdir(parents=True)
+    (anga / "a.json").rename(anga / ".claims" / ("0" * 32) / "a~1-0.json")
+    assert reassigned(site, None) == ["a"]
+    assert (inbox(site, "marie"), inbox(site, "anga")) == ([], [])
+
+
+@pytest.mark.parametrize("step", ["move", "publish_new", "fsync_file"])
+def test_kill_while_moving_loses_and_doubles_nothing(site: Site, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    (site.folders["tasks"] / "marie" / ".claims").mkdir()
+    for stem in "abc":
+        site.task(stem)
+    calls: list[int] = []
+    real = getattr(reassign_module, step)
+
+    def second_dies(*arguments: Any, **more: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise Killed
+        return real(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reassign_module, step, second_dies)
+        with pytest.raises(Killed):
+            reassigned(site)
+    held = [p.stem for p in (site.folders["tasks"] / "marie" / ".reassign").rglob("*.json")]
+    there = [name[:-5] for name in (*inbox(site, "marie"), *inbox(site, "anga"))]
+    assert sorted({*held, *there}) == ["a", "b", "c"]
+    reassigned(site)
+    assert (inbox(site, "marie"), inbox(site, "anga")) == ([], ["a.json", "b.json", "c.json"])
