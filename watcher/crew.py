@@ -38,8 +38,12 @@ class Running:
 
 @dataclass(slots=True)
 class Callbacks:
-    """Whom to tell, on the loop thread: `turn` follows after one or more of the others."""
+    """Whom to tell, on the loop thread: `turn` follows after one or more of the others.
 
+    `unannounced`: the submitter could not be told that the task starts; it runs all the same.
+    """
+
+    unannounced: Callable[[Running, OSError], None]
     ended: Callable[[Running, Outcome], None]
     stored: Callable[[list[Settlement], list[Event | None], OSError | None], None]
     turn: Callable[[], None]
@@ -125,6 +129,10 @@ class Crew:
         assert self._callbacks is not None  # slots begin after `start`
         while (running := self._starts.get()) is not None:
             self.begun += 1
+            try:
+                self._spool.taken(running.claim)
+            except OSError as error:
+                self._hand_over(self._callbacks.unannounced, running, error)
             self._hand_over(self._callbacks.ended, running, self._outcome(running.attempt))
 
     def _outcome(self, attempt: Attempt) -> Outcome:

@@ -46,6 +46,8 @@ _TROUBLE_PAUSE_SECONDS = (0.25, 15.0)
 #: A claim that trouble kept here and that goes back with its attempt counted.
 _RETRY = "retry"
 _SPACE_CHECK_SECONDS = 1.0
+#: With less room than this a disk is full, whatever MIN_FREE_BYTES says.
+_FULL_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class Executor:
     def start(self, loop: asyncio.AbstractEventLoop, on_change: Callable[[], None]) -> None:
         """Begin to work; `on_change` is called on the loop after attempts and outcomes: `retry_in` may be another."""
         self._on_change = on_change
-        self._crew.start(loop, Callbacks(self._ended, self._stored, self._turn))
+        self._crew.start(loop, Callbacks(self._unannounced, self._ended, self._stored, self._turn))
 
     def fill(self) -> None:
         """Claim and start as much as the limits allow."""
@@ -250,15 +252,15 @@ class Executor:
         self._crew.run(running, len(self._books.running))
         self._emit(TaskClaimed(task.task_id, claim.provider, claim.attempt, claim.latency_seconds))
         self._emit(AttemptStarted(task.task_id, claim.provider, claim.attempt))
-        try:
-            self._spool.taken(claim)
-        except OSError as error:
-            self._emit(HintFailed(task.task_id, f"receipt: {error.strerror or error}"))
+
+    def _unannounced(self, running: Running, error: OSError) -> None:
+        self._emit(HintFailed(running.claim.task.task_id, f"receipt: {error.strerror or error}"))
 
     def _ended(self, running: Running, outcome: Outcome) -> None:
         """An attempt is over: decide and act, then start the next."""
         claim = running.claim
         del self._books.running[running.attempt.mark]
+        outcome.ending = self._blame_the_disk(outcome.ending)
         self._usual_seconds += (outcome.duration_seconds - self._usual_seconds) / 8
         self._tell(claim, outcome)
         if outcome.ending.failure is not Failure.TROUBLE:
@@ -283,6 +285,17 @@ class Executor:
             if what.trouble:
                 self._begin_trouble(f"{what.reason}: {outcome.ending.detail or ''}".rstrip(": "))
             self._give_back(claim, what.reason)
+
+    def _blame_the_disk(self, ending: Ending) -> Ending:
+        """A command that fails while the disk is full has most likely failed by that: it costs no attempt."""
+        if ending.failure is not Failure.TRANSIENT or ending.timed_out:
+            return ending
+        try:
+            self._check_space()
+        except WorkerTrouble as trouble:
+            detail = f"{ending.reason}: {ending.detail or ''}".rstrip(": ")
+            return Ending(Failure.TROUBLE, "worker_trouble", f"{trouble} ({detail})")
+        return ending
 
     def _tell(self, claim: Claim, outcome: Outcome) -> None:
         failure = outcome.ending.failure
@@ -449,11 +462,14 @@ class Executor:
             return True
         books.space_checked = now
         try:
-            self._spool.check_space(self._options.min_free_bytes)
+            self._check_space()
         except WorkerTrouble as trouble:
             self._begin_trouble(str(trouble))
             return False
         return True
+
+    def _check_space(self) -> None:
+        self._spool.check_space(max(self._options.min_free_bytes, _FULL_BYTES))
 
     def _try_again(self) -> bool:
         """Give back and store what trouble kept here. Returns False while it must be waited for."""

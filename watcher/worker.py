@@ -370,7 +370,8 @@ class Worker:
             await self._settle_down(self._options.shutdown_grace)
         self._released = max(self._released, executor.stop_running())
         # What was told to stop ends within the kill grace of the runner; a disk that is still full may cost outcomes.
-        await self._settle_down(self._options.shutdown_grace if executor.stuck() else None)
+        is_troubled = executor.trouble is not None or executor.stuck()
+        await self._settle_down(self._options.shutdown_grace if is_troubled else None)
 
     async def _settle_down(self, seconds: float | None) -> None:
         """Wait until nothing runs and everything is stored, at most so long; beat meanwhile."""

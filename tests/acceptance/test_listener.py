@@ -439,3 +439,31 @@ def test_folders_of_the_listener_are_left_clean(site: Site, listener: Listener) 
     assert sorted(path.name for path in Path(site.root / "state").iterdir() if not path.name.startswith(".")) == [
         "listener.json", "orchestrator.db",
     ]  # fmt: skip
+
+
+def test_status_and_report_say_what_the_listener_knows(site: Site, listener: Listener) -> None:
+    worker = site.start("marie", HEARTBEAT_INTERVAL=BEAT)
+    site.drop("a")
+    site.result("a")
+
+    def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(REPOSITORY / "demo_watcher.py"), *arguments],
+            cwd=site.home, env=site.environment({}), capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+
+    assert demo("--report").returncode == 1
+    assert "No listener runs" in demo("--status").stdout
+    listener.start()
+    listener.one("task_done")
+    worker.kill()
+    listener.one("worker_dead")
+    wait_for("the word in the status", lambda: "marie is dead" in demo("--status").stdout)
+    assert json.loads(demo("--status", "--json").stdout)["listener"]["is_running"] is True
+    assert "the listener runs" in demo("--report").stdout
+    told = json.loads(demo("--report", "--json").stdout)
+    assert told["all_time"]["worker"]["marie"]["completed"] == 1
+    page = site.home / "report.html"
+    assert demo("--report", "--html", str(page)).returncode == 0
+    assert page.read_text().count("<svg") == 3  # nobody has reported a cost
+    assert demo("--html", "x").returncode == 2

@@ -86,7 +86,6 @@ class Recorder:
     def record(self, news: News) -> None:
         """Remember it and publish its notices, all durable but the last rename."""
         self._check_folder()
-        self._publish_all()  # what an error held up
         written = [(secrets.token_hex(12), notice, since) for notice, since in news.notices]
         entry = news.entry
         entry.outbox = [(file, notice.stem, notice.notice_id, notice.kind) for file, notice, _ in written]

@@ -4,7 +4,7 @@
 then there is a result or a dead letter and the claim is gone. Memory holds one index entry per waiting task, never its
 text: the folder is the truth, events are hints, and a scan compares the two.
 
-Everything here belongs to the loop thread, except `settle`, which runs on the committing thread and touches folders
+Everything here belongs to the loop thread, except `taken` and `settle`, which run on other threads and touch folders
 only. Raises WorkerTrouble when the machine, not a file, is at fault.
 """
 
@@ -158,7 +158,10 @@ class DirectorySpool:
     def check_space(self, minimum_bytes: int) -> None:
         """Raises WorkerTrouble when results could not be stored: too few free bytes or inodes."""
         for folder in (self._places.results, self._places.inbox):
-            space = os.statvfs(folder.fd)
+            try:
+                space = os.statvfs(folder.fd)
+            except OSError as lost:
+                raise WorkerTrouble(f"look for room in {folder.path}", lost) from lost
             short = space.f_bavail * space.f_frsize < minimum_bytes
             if short or (space.f_files and space.f_favail < _MIN_FREE_INODES):
                 what = "MIN_FREE_BYTES" if short else f"{_MIN_FREE_INODES} inodes"

@@ -4,7 +4,7 @@ The path of a task is `submit -> claim -> (retry_in | release)* -> settle`, each
 between any two of them leaves the task in exactly one place. A claim belongs to one incarnation of one worker until
 it is settled or given back; `rescue` takes back the claims of owners that are proven dead.
 
-`settle` may be called from another thread than the rest; everything else belongs to the loop thread. Errors of the
+`taken` and `settle` may be called from any thread; everything else belongs to the loop thread. Errors of the
 machine come as WorkerTrouble, which never costs a task an attempt.
 """
 
@@ -80,7 +80,7 @@ class Spool(Protocol):
         ...
 
     def taken(self, claim: Claim) -> None:
-        """Tell the submitter that the task starts: a hint. Raises OSError."""
+        """Tell the submitter that the task starts: a hint. Any thread. Raises OSError."""
         ...
 
     def settle(self, batch: list[Settlement]) -> tuple[list[Event | None], OSError | None]:

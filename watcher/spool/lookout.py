@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from watcher.atomicfile import Folder
 from watcher.clock import Clock
 from watcher.errors import InvalidTask, WorkerTrouble
-from watcher.events import Emit, FileIgnored
+from watcher.events import Emit, FileIgnored, FolderLost
 from watcher.formats.task import TASK_FILE_NAME, Task, parse_task
 from watcher.policy.order import FifoMode, Lineup, Waiting
 from watcher.spool.blocked import Blocked
@@ -99,7 +99,7 @@ class Lookout:
         """
         try:
             for folder in self._places.mend():
-                self._emit(FileIgnored(ascii(folder), "the folder was deleted or replaced; another one is used now"))
+                self._emit(FolderLost(folder, "deleted or replaced under the worker; the one of that name is used now"))
             inbox, retry = self._places.inbox.names(), self._places.retry.names()
         except OSError as error:
             raise WorkerTrouble(f"list {self._places.inbox.path}", error) from error

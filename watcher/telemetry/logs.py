@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -314,6 +315,7 @@ class LineHandler(logging.StreamHandler[Any]):
         self._stalled = False
         self._torn = False
         self._fd = -1
+        self._has_room = False
         self._room = select.poll()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -354,10 +356,11 @@ class LineHandler(logging.StreamHandler[Any]):
             self._fd = fd
             self._room = select.poll()
             self._room.register(fd, select.POLLOUT)
+            self._has_room = stat.S_ISREG(os.fstat(fd).st_mode)  # a regular file always takes what is written
         if self._torn:
             data = b"\n" + data
         while data:
-            if not self._room.poll(0 if self._stalled else _PATIENCE_MS):
+            if not self._has_room and not self._room.poll(0 if self._stalled else _PATIENCE_MS):
                 self._stalled = True
                 return False
             count = os.write(fd, data[:_PIECE_BYTES])
