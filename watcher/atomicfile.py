@@ -163,7 +163,11 @@ def move(source: Folder, name: str, target: Folder, new_name: str) -> bool:
     try:
         os.rename(name, new_name, src_dir_fd=source.fd, dst_dir_fd=target.fd)
     except FileNotFoundError:
-        return target.has(new_name)
+        if target.has(new_name):
+            return True
+        if source.has(name):
+            raise  # the target folder is gone
+        return False
     return True
 
 

@@ -656,3 +656,14 @@ def test_wrapper_around_claude_may_set_the_sandbox_word_itself(shop: Workshop, m
     runner = shop.runner(environ={"PATH": f"{shop.bin}:/bin:/usr/bin"})
     assert runner.problem("claude") is None
     assert reason(run(runner, attempt(provider="claude"))) == (Failure.AUTH, "refuses_root")
+
+
+def test_program_that_is_being_written_costs_no_attempt(shop: Workshop, tmp_path: Path) -> None:
+    program = tmp_path / "agent"
+    program.write_text("#!/bin/sh\necho done\n")
+    program.chmod(0o755)
+    runner = shop.runner(str(program))
+    with program.open("a"):
+        ending = runner.run(attempt()).ending
+    assert (ending.failure, "ETXTBSY" in (ending.detail or "")) == (Failure.TROUBLE, True)
+    assert runner.run(attempt()).ending.failure is None

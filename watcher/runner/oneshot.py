@@ -341,7 +341,9 @@ class OneShotRunner:
         prepared.looked_at = float("-inf")
         if plan.cwd is not None and error.filename == plan.cwd:
             return _bad_cwd(plan.cwd, f"cannot be entered: {error.strerror}")
-        if is_trouble(error) or error.filename == plan.prompt_file is not None:
+        # ETXTBSY: the program is being written just now, by an update or a copy; soon it is whole.
+        is_passing = is_trouble(error) or error.errno == errno.ETXTBSY
+        if is_passing or error.filename == plan.prompt_file is not None:
             return _trouble(attempt, error)
         if error.errno == errno.E2BIG:
             what = "the arguments and the environment are longer than the system allows"

@@ -114,10 +114,10 @@ class DirectorySpool:
         history = History(claim.task.task_id, claim.attempt - 1, claim.deaths)
         try:
             name = self._put_back(claim.handle, history)
-        except FileNotFoundError:
-            self._forget(claim.task.task_id, claim.lane)  # somebody took the claim away; it is his to give back
-            return
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and not self._places.mine.has(claim.handle):
+                self._forget(claim.task.task_id, claim.lane)  # somebody took the claim away; it is his to give back
+                return
             raise WorkerTrouble(f"release {claim.task.task_id}", error) from error
         self._back_in_line(claim, name, 0.0)
         self._emit(TaskReleased(claim.task.task_id, reason))
