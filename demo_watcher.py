@@ -185,14 +185,18 @@ def _batch(options: argparse.Namespace, places: Folders) -> int:
 
 
 def _status(options: argparse.Namespace, places: Folders) -> int:
-    from watcher.listenerview import is_running, listener_lines, read_status
-    from watcher.overview import look
+    from watcher.listenerview import is_running, listener_lines, read_status, read_statuses
+    from watcher.overview import Lookout
     from watcher.screen import status_lines
 
     state = state_folder(read_layers(), places.root)
-    overview = look(places)
+    lookout = Lookout(places)
+    listens = is_running(state)
+    if listens:
+        lookout.know(read_statuses(state))
+    overview = lookout.look()
     if options.json:
-        _say_json(overview.as_json() | {"listener": {"is_running": is_running(state), "status": read_status(state)}})
+        _say_json(overview.as_json() | {"listener": {"is_running": listens, "status": read_status(state)}})
     else:
         print("\n".join([*status_lines(overview, _look()), "", *listener_lines(state)]))
     return 0

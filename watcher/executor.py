@@ -374,6 +374,7 @@ class Executor:
             agent_id=task.agent_id,
             batch_id=task.batch_id,
             metadata=task.metadata,
+            dependencies=task.dependencies,
             incarnation=self._options.incarnation,
         )
         letter = _dead_letter(claim, result) if what.dead_letter else None

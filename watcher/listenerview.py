@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -92,6 +93,22 @@ def read_status(state: Path) -> dict[str, Any]:
     return {}
 
 
+def read_statuses(state: Path) -> dict[str, dict[str, tuple[int, str | None]]]:
+    """What the listener has read of results: by worker and file name the inode and the status."""
+    out: dict[str, dict[str, tuple[int, str | None]]] = {}
+    if not (state / FILE_NAME).exists():
+        return out
+    try:
+        with closing(_open(state / FILE_NAME)) as db:
+            if db.execute("PRAGMA user_version").fetchone()[0] == VERSION:
+                asked = "SELECT worker, name, inode, status FROM outcomes WHERE folder = 'results'"
+                for worker, name, inode, status in db.execute(asked):
+                    out.setdefault(worker, {})[name] = (inode, sys.intern(status))
+    except sqlite3.Error:
+        return {}  # a cache that cannot be read is no cache; the folders say the same
+    return out
+
+
 def read_view(state: Path, now: float | None = None) -> ListenerView | None:
     """What the listener knows; None when it has never run here, or another version of it did. `now`: wall seconds."""
     if not (state / FILE_NAME).exists():
@@ -119,7 +136,10 @@ def listener_lines(state: Path) -> list[str]:
     if not is_running(state):
         what = "No listener runs; all of this is from the folders"
         return [what + (f". The last one was there until {status['taken_at']}." if status.get("taken_at") else ".")]
-    lines = [f"The listener (pid {status.get('pid')}) runs; it has noticed {status.get('known_files')} outcomes"]
+    lines = [
+        f"Outcomes are as the listener (pid {status.get('pid')}) has read them, the rest is from the folders; "
+        f"it has noticed {status.get('known_files')} outcomes"
+    ]
     if status.get("unread_files"):
         lines[0] += f" and reads {status['unread_files']} more"
     found = status.get("processes")

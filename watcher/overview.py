@@ -101,6 +101,14 @@ class Lookout:
         self._arrivals: dict[Path, _Facts[float]] = {}
         self._problems: list[str] = []
 
+    def know(self, statuses: dict[str, dict[str, tuple[int, str | None]]]) -> None:
+        """Take over what a listener has read: by worker and file name the inode and the status.
+
+        It only saves reading: a file counts as it lies in the folder, and one with another inode is read.
+        """
+        for worker, facts in statuses.items():
+            self._statuses[worker] = _Facts(_read_status, facts)
+
     def look(self) -> Overview:
         """Read everything as it is now."""
         self._problems = []
@@ -168,9 +176,11 @@ class Lookout:
 class _Facts(Generic[T]):
     """One fact about each file of a folder, read once for each file: a new name or a new inode is read anew."""
 
-    def __init__(self, read: Callable[[int, str], T | None]) -> None:
+    def __init__(
+        self, read: Callable[[int, str], T | None], known: dict[str, tuple[int, T | None]] | None = None
+    ) -> None:
         self._read = read
-        self._facts: dict[str, tuple[int, T | None]] = {}
+        self._facts: dict[str, tuple[int, T | None]] = known or {}
         self.unread = 0
 
     def __len__(self) -> int:

@@ -275,7 +275,7 @@ def test_crash_between_dead_letter_and_result_is_finished_without_running_again(
     [claim] = dead.claim()
     settlement = dead.settlement(claim, "failed")
     letter = {
-        "task_id": "a", "worker": "marie", "dlq_reason": "max_retries_exceeded", "dlq_timestamp": "2026-11-21T00:00:00Z",
+        "task_id": "a", "worker": "marie", "dlq_reason": "max_retries_exceeded", "dlq_timestamp": "2026-11-21T00:00:00Z",  # noqa: E501
         "retry_count": 3, "dlq_task_sha256": claim.task.sha256, "dlq_result": json.loads(settlement.result or b""),
     }  # fmt: skip
     (dead.root / "dlq" / "marie" / "a.json").write_text(json.dumps(letter))

@@ -59,6 +59,7 @@ def _compiled(source: str, target: str, *options: str) -> Path | None:
     return path if done.returncode == 0 else None
 
 
+@functools.cache  # made once: a script that is written again while workers start it is empty for a moment
 def agent_program() -> Path:
     """The agent: in C where there is a compiler, else (or with CRASH_AGENT=sh) the same as a shell script."""
     found = _compiled("agent.c", "agent", "-static") or _compiled("agent.c", "agent")

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 from watcher.clock import rfc3339
 from watcher.formats import strictjson
-from watcher.formats.fields import Choice, Flag, Kind, Number, Object, Optional, Text, record_schema
+from watcher.formats.fields import Choice, Flag, Kind, ListOf, Number, Object, Optional, Text, record_schema
 from watcher.formats.task import ID_PATTERN, WORKER_PATTERN
 
 Status = Literal["completed", "failed", "timeout", "cancelled"]
@@ -44,6 +44,7 @@ FIELDS: dict[str, Kind] = {
     "agent_id": Optional(Text(128)),
     "batch_id": Optional(Text(128)),
     "metadata": Optional(Object()),
+    "dependencies": ListOf(Text(193, 1), 20_000),
     "incarnation": Optional(Text(64)),
     "task_sha256": Text(64, 64, "[0-9a-f]*"),
 }
@@ -98,6 +99,7 @@ class Result:
     batch_id: str | None = None
     metadata: dict[str, Any] | None = None
     incarnation: str | None = None
+    dependencies: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The object that the file holds; `status` stands early so that a reader of many needs only the head."""
@@ -124,6 +126,8 @@ class Result:
             "usage": None if self.usage is None else self.usage.as_json(),
             "metadata": self.metadata,
         }
+        if self.dependencies:
+            out["dependencies"] = list(self.dependencies)
         if self.detail is not None:
             out["detail"] = self.detail
         if self.stdout_path is not None:

@@ -182,6 +182,7 @@ class Endings:
             agent_id=task.agent_id,
             batch_id=task.batch_id,
             metadata=task.metadata,
+            dependencies=task.dependencies,
             incarnation=self._places.incarnation,
         )
         letter = self._letter(task, reason, detail, result.retry_count, result)

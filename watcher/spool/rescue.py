@@ -43,7 +43,9 @@ def _rescue_one(places: Places, dead: str, emit: Emit) -> list[str]:
     if lock is None:
         return []
     try:
-        killed = childproc.kill_marked(dead) + childproc.kill_holders(claims / f"{dead}.busy")
+        # Holders first: should the owner live after all (somebody deleted its lock file), it ends before its commands
+        # do, and cannot take their end for a failed attempt.
+        killed = childproc.kill_holders(claims / f"{dead}.busy") + childproc.kill_marked(dead)
         if killed:
             emit(LeftoversKilled("", killed))
         busy = try_lock(claims / f"{dead}.busy")
