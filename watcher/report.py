@@ -146,6 +146,12 @@ def _html_table(name: str, rows: Sequence[tuple[str, ...]]) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def _moment_text(wall_seconds: float, span_seconds: float) -> str:
+    """A time on an axis, UTC: with seconds where the axis spans less than an hour, with the day where it is longer."""
+    text = rfc3339(wall_seconds)
+    return text[11:19] if span_seconds < 3600 else text[5:16].replace("T", " ")
+
+
 def _throughput(points: Sequence[Point]) -> str:
     if not points:
         return _NOTHING
@@ -154,7 +160,7 @@ def _throughput(points: Sequence[Point]) -> str:
     bins: list[Counter[str]] = [Counter() for _ in range(int((last - first) / step) + 1)]
     for point in points:
         bins[int((point.finished_at - first) / step)][point.status] += 1
-    labels = [rfc3339(first + i * step)[5:16].replace("T", " ") for i in range(len(bins))]
+    labels = [_moment_text(first + i * step, last - first) for i in range(len(bins))]
     return _stacked(bins, labels, f"tasks each {seconds_text(step)}")
 
 
@@ -199,8 +205,8 @@ def _cost(points: Sequence[Point]) -> str:
     thin = [*line[:: max(1, len(line) // 400)], line[-1]]
     x, y = _scale(first, max(last, first + 1e-6), _LEFT, _WIDTH - 8), _scale(0, total, _HEIGHT - _BOTTOM, 8)
     path = " ".join(f"{x(t):.1f},{y(c):.1f}" for t, c in thin)
-    ends = _x_label(_LEFT, rfc3339(first)[5:16].replace("T", " "), "start")
-    ends += _x_label(_WIDTH - 8, rfc3339(last)[5:16].replace("T", " "), "end")
+    ends = _x_label(_LEFT, _moment_text(first, last - first), "start")
+    ends += _x_label(_WIDTH - 8, _moment_text(last, last - first), "end")
     axis = "".join(_y_tick(y(v), f"${v:.3g}") for v in (0.0, total / 2, total))
     return _svg(f'{axis}<polyline points="{path}" fill="none" stroke="#0072b2" stroke-width="2"/>{ends}', _HEIGHT)
 

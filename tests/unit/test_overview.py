@@ -538,3 +538,18 @@ def snapshot(root: Path) -> dict[str, tuple[int, int]]:
             info = os.lstat(Path(folder, name))
             found[str(Path(folder, name))] = (info.st_mtime_ns, info.st_ctime_ns)
     return found
+
+
+def test_what_a_listener_has_read_is_not_read_again_but_the_folder_decides(tmp_path: Path) -> None:
+    places = folders(read_layers(environ={"WATCHER_ROOT": str(tmp_path)}))
+    results = places.results / "marie"
+    results.mkdir(parents=True)
+    for name in ("known", "replaced", "new"):
+        (results / f"{name}.json").write_text('{"task_id": "x", "worker": "marie", "status": "completed"}')
+    inode = (results / "known.json").stat().st_ino
+    lookout = Lookout(places)
+    lookout.know(
+        {"marie": {"known.json": (inode, "failed"), "replaced.json": (0, "failed"), "gone.json": (9, "failed")}}
+    )
+    [marie] = lookout.look().workers
+    assert (marie.done, marie.failed) == (2, 1)

@@ -72,7 +72,7 @@ def test_no_listener_has_ever_run_is_said(tmp_path: Path) -> None:
 def test_running_listener_is_seen_by_its_lock(tmp_path: Path) -> None:
     seat = Seat(tmp_path)
     assert is_running(tmp_path)
-    assert "runs" in listener_lines(tmp_path)[0]
+    assert "as the listener" in listener_lines(tmp_path)[0]
     seat.close()
     assert not is_running(tmp_path)
 
