@@ -74,13 +74,7 @@ class Folder:
 
     def write_new(self, name: str, data: bytes, *, durable: bool = False) -> None:
         """Create a file that must not exist and write it; unless `durable`, it needs a flush to be safe."""
-        fd = os.open(name, _CREATE, 0o666, dir_fd=self.fd)
-        try:
-            write_all(fd, data)
-            if durable:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
+        _write(self.fd, name, _CREATE, data, durable)
 
     def read(self, name: str, limit: int) -> bytes:
         """At most `limit` bytes of a regular file; never follows a link, never blocks on a FIFO."""
@@ -106,6 +100,16 @@ class Folder:
         except FileNotFoundError:
             return False
         return True
+
+
+def _write(folder_fd: int, name: str, flags: int, data: bytes, durable: bool) -> None:
+    fd = os.open(name, flags, 0o666, dir_fd=folder_fd)
+    try:
+        write_all(fd, data)
+        if durable:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def read_up_to(fd: int, limit: int) -> bytes:
@@ -189,13 +193,7 @@ def replace(folder: Folder, name: str, data: bytes, owner: str, *, durable: bool
     """Write a file whole or not at all, over an older one. `owner` keeps two writers' temporary files apart."""
     temporary = f".{name}.{owner}.tmp"
     try:
-        fd = os.open(temporary, _OVERWRITE, 0o666, dir_fd=folder.fd)
-        try:
-            write_all(fd, data)
-            if durable:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
+        _write(folder.fd, temporary, _OVERWRITE, data, durable)
         os.rename(temporary, name, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
     except OSError:
         with contextlib.suppress(OSError):
