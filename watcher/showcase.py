@@ -258,8 +258,10 @@ class Showcase:
         """What did not come out as it must."""
         problems = [problem for scene in _SCENES for problem in _differences(scene, self._ended[scene.name].read())]
         started = {s.task_id: str(self._ended[s.name].read().get("started_at")) for s in _BEFORE}
-        if min(started, key=lambda task_id: started[task_id]) != "urgent":
-            problems.append(f"marie/urgent was not taken first: {started}")
+        # Two slots begin at once, and which of their threads is faster says nothing about the order of claims.
+        first = sorted(started, key=lambda task_id: started[task_id])[: int(_SETTINGS["MAX_CONCURRENT_TASKS"])]
+        if "urgent" not in first:
+            problems.append(f"marie/urgent was not among the first: {started}")
         return problems
 
     def _fail(self, places: Folders, problems: list[str]) -> None:
