@@ -8,6 +8,7 @@
      deaf           ignore TERM
      gate NAME      wait until the file LOCKS/NAME is there
      kill-worker    SIGKILL the worker that started this, once per task
+     kill-workers   the same in every run
 
    Each line of LOG is one append: `S task attempt pid ns mark visible overlap` at the start, where visible says that
    the task's result was there already and overlap that another run of it, or what such a run left behind, was alive
@@ -135,6 +136,8 @@ int main(int argc, char **argv)
             gate(strtok(NULL, " \n"));
         else if (!strcmp(word, "kill-worker"))
             kill_worker();
+        else if (!strcmp(word, "kill-workers"))
+            kill(getppid(), SIGKILL);
     }
     code = say(3) || code;
     tell("E %s %s %d %lld %s %d\n", task, attempt, getpid(), now(), mark, code);

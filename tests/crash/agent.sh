@@ -20,6 +20,7 @@ while [ $# -gt 0 ]; do
         deaf) trap '' TERM ;;
         gate) until [ -e "$locks/$2" ]; do sleep 0.01; done; shift ;;
         kill-worker) (set -C; : > "$locks/$task.killer") 2> /dev/null && kill -9 $PPID ;;
+        kill-workers) kill -9 $PPID ;;
     esac
     shift
 done

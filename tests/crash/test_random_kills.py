@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -58,7 +59,39 @@ def test_every_task_ends_once_through_random_kills(make_site: Callable[..., Site
         f"{died} given up after three deaths, {time.monotonic() - began:.0f} s"
     )
     assert len(site.submitted) == TASKS
+    assert _uncounted(site) == []
     assert cut > KILLS / 4, "the kills hit nothing: the test proves little"
+
+
+def test_task_that_kills_its_workers_ends_as_a_dead_letter(site: Site) -> None:
+    poison = site.drop("poison", "kill-workers gate never")
+    poison.expect = "ended"
+    site.drop("beside", "gate go")
+    deaths = 0
+    process = site.start()
+    while site.result("poison") is None:
+        if process.was_killed():
+            deaths += 1
+            assert deaths <= 3, site.report()
+            process = site.start(wait=False)
+        if deaths == 2:
+            site.open_gate("go")
+        time.sleep(0.01)
+    site.finish()
+    result = site.result("poison")
+    assert result is not None and (result["reason"], result["attempts"]) == ("worker_died", 3)
+    assert len(site.runs("poison")) == 3 and (site.root / "dlq/marie/poison.json").exists()
+
+
+def _uncounted(site: Site) -> list[str]:
+    """Tasks that ran more often than their results say."""
+    runs: Counter[str] = Counter(run.task_id for run in site.runs())
+    told = {task_id: (site.result(task_id) or {"attempts": runs[task_id]})["attempts"] for task_id in runs}
+    return [
+        f"{task_id}: {runs[task_id]} runs, {told[task_id]} attempts"
+        for task_id in runs
+        if runs[task_id] > told[task_id]
+    ]
 
 
 def _task(rng: random.Random, number: int, mean_ms: int) -> Callable[[Site], Submitted]:
