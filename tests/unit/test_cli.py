@@ -1,0 +1,68 @@
+"""`watcher` finds its commands, says what is wrong in one line, and `validate` says what a worker would."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from watcher import cli
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_each_command_has_help_that_tells_what_it_does(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([name, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: watcher {name}" in capsys.readouterr().out
+    assert (cli.load(name).__doc__ or "").strip()
+
+
+def test_a_mistyped_command_is_refused_with_the_one_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["valdate"]) == 2
+    assert "did you mean validate" in capsys.readouterr().err
+
+
+def test_overview_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in cli.COMMANDS)
+
+
+def test_validate_accepts_a_task_and_names_unknown_fields(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "a.json"
+    file.write_text('{"description": "x", "colour": "red"}')
+    assert cli.main(["validate", str(file)]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("a task, a; kept, but not known to this version: colour")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("a.json", '{"description": " "}', "missing_description"),
+        ("a.json", '{"description": "x",}', "invalid_json"),
+        ("a.json", '{"description": "x", "task_id": "b"}', "id_mismatch"),
+        ("a.json", '{"description": "x", "timeout": -1}', "invalid_field"),
+        (".a.json", '{"description": "x"}', "bad_name"),
+    ],
+)
+def test_validate_gives_the_reason_of_the_dead_letter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, reason: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert cli.main(["validate", "--json", str(tmp_path / name)]) == 1
+    assert json.loads(capsys.readouterr().out)["reason"] == reason
+
+
+def test_validate_reads_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"task_id": "z", "description": "x"}')))
+    assert cli.main(["validate", "-"]) == 0
+    assert "a task, z" in capsys.readouterr().out
+
+
+def test_validate_of_a_missing_file_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["validate", str(tmp_path / "none.json")]) == 1
+    assert "No such file" in capsys.readouterr().out

@@ -1,0 +1,10 @@
+"""`python -m watcher <command>`: the same as `watcher <command>`."""
+
+from __future__ import annotations
+
+import sys
+
+from watcher.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

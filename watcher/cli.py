@@ -1,0 +1,105 @@
+"""One command for everything that people do by hand: `watcher <command> ...`, or `python -m watcher <command> ...`.
+
+A command is a module of `watcher.commands` with `add_arguments(parser)` and `run(options) -> exit code`; its docstring
+is its help. It is imported when it is called, so that each costs only what it needs. This module knows names and
+summaries, turns errors into one line on stderr, and does nothing else.
+
+Exit codes: 0 done; 1 done, and the answer is bad (a task failed, a file is no task, a worker is dead); 2 the command
+line, a setting or a name is wrong, or a folder cannot be used; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from watcher import __version__
+from watcher.errors import WatcherError
+
+#: Every command: where it is, and what it does in one line. People see them in this order.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "validate": ("watcher.commands.validate", "check task files and say what is wrong with them"),
+}
+
+
+class Command(Protocol):
+    """What a module of `watcher.commands` holds."""
+
+    __doc__: str | None
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, options: argparse.Namespace) -> int: ...
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line says; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to fail
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"watcher {__version__}")
+        return 0
+    name, *rest = words
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`watcher help` lists all commands"
+        _tell(f"no command {name!r}; {hint}")
+        return 2
+    return _call(name, rest)
+
+
+def load(name: str) -> Command:
+    """The module of a command that is in COMMANDS."""
+    return cast(Command, importlib.import_module(COMMANDS[name][0]))
+
+
+def parser_of(name: str, command: Command) -> argparse.ArgumentParser:
+    """The command's parser, complete."""
+    parser = argparse.ArgumentParser(
+        prog=f"watcher {name}",
+        description=(command.__doc__ or COMMANDS[name][1]).strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_arguments(parser)
+    return parser
+
+
+def _call(name: str, rest: list[str]) -> int:
+    command = load(name)
+    options = parser_of(name, command).parse_args(rest)
+    try:
+        code = command.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has seen enough (`watcher list | head`); what is left must not be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except WatcherError as error:
+        _tell(f"{name}: {error}")
+        return 2
+    except OSError as error:
+        _tell(f"{name}: {error.filename or 'a file or folder'}: {error.strerror or error}")
+        return 2
+    return code
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(["usage: watcher COMMAND ...", "", *lines, "", "`watcher COMMAND --help` tells more of each."])
+
+
+def _tell(line: str) -> None:
+    print(f"watcher {line}", file=sys.stderr)
