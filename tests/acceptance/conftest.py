@@ -202,6 +202,12 @@ class Site:
         wait_for(f"the dead letter of {worker}/{stem}", lambda: f"{stem}.json" in names(folder))
         return read(folder / f"{stem}.json")
 
+    def original(self, letter: Json, worker: str = "marie") -> Path:
+        """The refused file beside its dead letter; it gets there a moment after the letter is seen."""
+        path = self.root / "dlq" / worker / str(letter["dlq_original"])
+        wait_for(f"the original {path.name}", path.exists)
+        return path
+
     def beat(self, name: str = "marie") -> Json:
         """The heartbeat as it is now."""
         return read(self.root / "heartbeats" / f"{name}.json")

@@ -105,7 +105,7 @@ def test_file_whose_writer_died_halfway_is_a_dead_letter_with_all_its_bytes(shar
     writer.wait()
     letter = shared.dead_letter("cut")
     assert letter["dlq_reason"] == "invalid_json" and letter["dlq_detail"]
-    assert (shared.root / "dlq" / "marie" / letter["dlq_original"]).read_bytes() == RAW[:20]
+    assert shared.original(letter).read_bytes() == RAW[:20]
     assert not path.exists() and "cut" not in shared.results()
 
 
@@ -128,7 +128,7 @@ def test_file_whose_name_is_no_id_is_a_dead_letter_and_one_that_is_no_json_is_le
     [stem] = wait_for("the bad name", site.dead_letters)
     letter = site.dead_letter(stem)
     assert letter["dlq_reason"] == "bad_name" and "no id.json" in letter["dlq_detail"]
-    assert (site.root / "dlq" / "marie" / letter["dlq_original"]).read_bytes() == RAW
+    assert site.original(letter).read_bytes() == RAW
     wait_for("a word about readme.txt", lambda: worker.lines("file.ignored"))
     assert names(site.inbox()) == ["readme.txt"]
 
