@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import gc
+import random
 import re
 import signal
 import sys
@@ -26,9 +27,11 @@ from watcher.events import Bus
 from watcher.executor import Executor, ExecutorOptions
 from watcher.formats.task import WORKER_PATTERN
 from watcher.gates import Gates
+from watcher.holdfiles import FOLDER as HOLDS
 from watcher.policy.retry import RetryDelays
 from watcher.runner.oneshot import OneShotRunner, OneShotSettings
 from watcher.runner.providers import built_in
+from watcher.spending import Spending
 from watcher.spool.directory import DirectorySpool
 from watcher.spool.incarnation import Incarnation
 from watcher.spool.lookout import SpoolOptions
@@ -98,13 +101,13 @@ class Service:
         instance = config.watcher_instance or None
         with _starting(self.name):
             incarnation = Incarnation(folders.tasks / self.name, self.name, instance)
-        places = gates = beats = None
+        places = gates = beats = spending = None
         try:
             with _starting(self.name):
                 places = Places(
                     folders.tasks, folders.triggers, folders.results, folders.dlq, self.name, incarnation.id
                 )
-                places.shared += [folders.heartbeats, folders.control / "holds", folders.control / self.name]
+                places.shared += [folders.heartbeats, folders.control / HOLDS, folders.control / self.name]
                 places.probe()
                 gates = Gates(
                     folders.control,
@@ -114,6 +117,19 @@ class Service:
                     config.circuit_breaker_timeout,
                     self.clock,
                     self.bus.emit,
+                    account=config.provider_account,
+                    # Three beats that fail to come make a worker dead; until then its probe counts.
+                    lease_seconds=3 * config.heartbeat_interval,
+                    jitter=lambda seconds: random.uniform(0.0, min(30.0, 0.05 * seconds)),  # noqa: S311 - no secret
+                )
+                spending = Spending(
+                    folders.control,
+                    self.name,
+                    incarnation.id,
+                    self.clock,
+                    self.bus.emit,
+                    config.max_cost_per_task,
+                    config.daily_budget,
                 )
                 beats = Beats(
                     folders.heartbeats,
@@ -124,13 +140,13 @@ class Service:
                     self.clock,
                     lambda: self.endpoint.port if self.endpoint is not None else None,
                 )
-                self.worker = self._assemble(places, incarnation, gates, beats)
+                self.worker = self._assemble(places, incarnation, gates, beats, spending)
             gc.collect()
             gc.freeze()
             await self.worker.run()
         finally:
             self.worker = None
-            for part in (beats, gates):
+            for part in (beats, gates, spending):
                 if part is not None:
                     part.close()
             if places is not None:
@@ -138,7 +154,9 @@ class Service:
                 places.close()
             incarnation.close()
 
-    def _assemble(self, places: Places, incarnation: Incarnation, gates: Gates, beats: Beats) -> Worker:
+    def _assemble(
+        self, places: Places, incarnation: Incarnation, gates: Gates, beats: Beats, spending: Spending
+    ) -> Worker:
         config = self.config
         runner = OneShotRunner(
             built_in(
@@ -158,6 +176,7 @@ class Service:
                 kill_grace_seconds=config.kill_grace,
                 max_output_bytes=config.max_output_bytes,
                 allowed_cwd=config.allowed_cwd,
+                stall_timeout_seconds=config.stall_timeout,
             ),
             self.clock,
         )
@@ -196,6 +215,7 @@ class Service:
             ),
             self.clock,
             self.bus.emit,
+            spending,
         )
         self.bus.join(beats)
         worker = Worker(
@@ -209,8 +229,9 @@ class Service:
                 heartbeat_interval=config.heartbeat_interval,
                 shutdown_grace=config.shutdown_grace,
                 about=self._about(),
+                holds=config.folders.control / HOLDS,
             ),
-            Parts(spool, runner, executor, gates, beats, incarnation),
+            Parts(spool, runner, executor, gates, beats, incarnation, spending),
             self.clock,
             self.bus.emit,
         )
@@ -221,6 +242,8 @@ class Service:
                 oldest_pending_age_seconds=worker.oldest_pending_age,
                 last_scan_age_seconds=worker.last_scan_age,
                 log_lines_dropped=lines_dropped,
+                spent_today_usd=spending.spent_today,
+                daily_budget_usd=spending.budget_today,
             )
         return worker
 

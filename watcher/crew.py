@@ -29,24 +29,28 @@ LARGEST_BATCH = 256
 
 @dataclass(slots=True)
 class Running:
-    """A task that is being run now."""
+    """A task that is being run now. `has_the_days_money`: it may cost what is left of the day, not what it may cost
+    in all."""
 
     claim: Claim
     attempt: Attempt
     started_at: float
+    has_the_days_money: bool = False
 
 
 @dataclass(slots=True)
 class Callbacks:
     """Whom to tell, on the loop thread: `turn` follows after one or more of the others.
 
-    `unannounced`: the submitter could not be told that the task starts; it runs all the same.
+    `unannounced`: the submitter could not be told that the task starts; it runs all the same. `may_start` is asked on
+    the slot's thread just before: who may not ends as STOPPED, `provider_held`.
     """
 
     unannounced: Callable[[Running, OSError], None]
     ended: Callable[[Running, Outcome], None]
     stored: Callable[[list[Settlement], list[Event | None], OSError | None], None]
     turn: Callable[[], None]
+    may_start: Callable[[Running], bool] = lambda running: True
 
 
 class Crew:
@@ -129,6 +133,11 @@ class Crew:
         assert self._callbacks is not None  # slots begin after `start`
         while (running := self._starts.get()) is not None:
             self.begun += 1
+            if not self._callbacks.may_start(running):
+                ending = Ending(Failure.STOPPED, "provider_held", "held since it was claimed")
+                outcome = Outcome(ending, None, Output(), Output(), self._clock.wall(), 0.0)
+                self._hand_over(self._callbacks.ended, running, outcome)
+                continue
             try:
                 self._spool.taken(running.claim)
             except OSError as error:

@@ -223,6 +223,47 @@ class ProviderResumed(Event):
 
 
 @dataclass(slots=True)
+class SpendingRecorded(Event):
+    """An attempt has cost this much more, as its provider tells."""
+
+    name: ClassVar[str] = "spending.recorded"
+    level: ClassVar[str] = "debug"
+    task_id: str
+    provider: str
+    cost_usd: float
+
+
+@dataclass(slots=True)
+class BudgetReached(Event):
+    """Nothing is claimed until `until` (RFC 3339): the worker has spent what it may in one day."""
+
+    name: ClassVar[str] = "budget.reached"
+    level: ClassVar[str] = "warning"
+    spent_usd: float
+    budget_usd: float
+    until: str
+
+
+@dataclass(slots=True)
+class BudgetLifted(Event):
+    """A new day has begun, or the budget of this one was raised."""
+
+    name: ClassVar[str] = "budget.lifted"
+    spent_usd: float
+    budget_usd: float
+
+
+@dataclass(slots=True)
+class StallNotWatched(Event):
+    """STALL_TIMEOUT does not apply: what the provider prints tells nothing until it ends. Said once a provider."""
+
+    name: ClassVar[str] = "stall.not_watched"
+    level: ClassVar[str] = "warning"
+    provider: str
+    detail: str
+
+
+@dataclass(slots=True)
 class TroubleBegan(Event):
     """The machine is short of something; nothing is claimed until it clears and no attempt is counted."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from watcher.clock import Clock
 from watcher.crew import LARGEST_BATCH, Callbacks, Crew, Running
@@ -31,9 +31,10 @@ from watcher.events import (
 from watcher.formats.deadletter import DeadLetter
 from watcher.formats.result import Result
 from watcher.gates import Gates
-from watcher.policy.disposition import Ending, Failure, HoldProvider, Retry, Settle, decide
+from watcher.policy.disposition import Disposition, Ending, Failure, HoldProvider, Retry, Settle, decide
 from watcher.policy.retry import RetryDelays
-from watcher.runner.interface import Attempt, Outcome, Runner
+from watcher.runner.interface import Attempt, Live, Outcome, Output, Runner
+from watcher.spending import BUDGET_EXCEEDED, DAILY_BUDGET, Spending
 from watcher.spool.interface import Claim, Settlement, Spool
 
 #: Finished attempts that may wait for the disk before nothing new is started.
@@ -94,11 +95,19 @@ class Executor:
     """Runs what the spool hands out, within the limits, until it is drained."""
 
     def __init__(
-        self, spool: Spool, runner: Runner, gates: Gates, options: ExecutorOptions, clock: Clock, emit: Emit
+        self,
+        spool: Spool,
+        runner: Runner,
+        gates: Gates,
+        options: ExecutorOptions,
+        clock: Clock,
+        emit: Emit,
+        spending: Spending | None = None,
     ) -> None:
         self._spool = spool
         self._runner = runner
         self._gates = gates
+        self._spending = spending
         self._options = options
         self._clock = clock
         self._emit = emit
@@ -117,13 +126,15 @@ class Executor:
     def start(self, loop: asyncio.AbstractEventLoop, on_change: Callable[[], None]) -> None:
         """Begin to work; `on_change` is called on the loop after attempts and outcomes: `retry_in` may be another."""
         self._on_change = on_change
-        self._crew.start(loop, Callbacks(self._unannounced, self._ended, self._stored, self._turn))
+        callbacks = Callbacks(self._unannounced, self._ended, self._stored, self._turn, self._may_start)
+        self._crew.start(loop, callbacks)
 
     def fill(self) -> None:
         """Claim and start as much as the limits allow."""
         self._look_ahead()
-        if self._is_well() and not self._books.draining:
+        if self._is_well() and not self._books.draining and not self.is_over_budget():
             self._claim()
+            self._gates.put_back_permits()
             self._look_ahead()
 
     def _claim(self) -> None:
@@ -132,11 +143,13 @@ class Executor:
                 excluded, probing = self._gates.closed_to()
                 if not self._spool.has_ready(excluded):
                     break
+                if probing:
+                    excluded |= self._gates.refused_permits(excluded, self._spool.has_ready)
                 taken = self._spool.claim(1 if probing else room, excluded)
                 for ending in taken.endings:
                     self._store(ending)
                 for claim in taken.claims:
-                    self._begin(claim)
+                    self._begin_or_end(claim)
                 if not taken.claims and not taken.endings:
                     break
             trouble = self._books.trouble
@@ -155,6 +168,17 @@ class Executor:
     def trouble(self) -> str | None:
         """What the machine is short of now, or None."""
         return self._books.trouble.detail if self._books.trouble is not None else None
+
+    def is_over_budget(self) -> bool:
+        """Whether nothing starts because the day's money is spent."""
+        return self._spending is not None and self._spending.is_day_over_budget()
+
+    def look(self, running: Running) -> Live | None:
+        """What a running task does just now. Its costs are counted, and when they are too much it is ended."""
+        live = self._runner.live(running.attempt.mark)
+        if live is not None:
+            self._heed(running, live)
+        return live
 
     def retry_in(self) -> float | None:
         """Seconds until `fill` should be called again although nothing happens; None when that is not needed."""
@@ -195,7 +219,7 @@ class Executor:
         """What was claimed ahead and does not run yet goes back untouched."""
         for running in self._crew.take_back():
             del self._books.running[running.attempt.mark]
-            self._gates.told_nothing(running.claim.provider)
+            self._gates.told_nothing(running.claim.provider, running.attempt.mark)
             self._give_back(running.claim, reason)
 
     def _look_ahead(self) -> None:
@@ -230,6 +254,17 @@ class Executor:
         """
         return self._usual_seconds < _SHORT_SECONDS and not self._gates.are_failures_pending()
 
+    def _begin_or_end(self, claim: Claim) -> None:
+        """Begin it, unless its attempts have cost what they may: then it is over."""
+        spending = self._spending
+        if spending is None or not spending.is_task_over_budget(claim.task.task_id):
+            self._begin(claim)
+            return
+        what = Settle("failed", BUDGET_EXCEEDED, spending.words_about(claim.task.task_id), dead_letter=True)
+        ending = Ending(Failure.PERMANENT, BUDGET_EXCEEDED)
+        outcome = Outcome(ending, None, Output(), Output(), self._clock.wall(), 0.0)
+        self._store(self._settlement(replace(claim, attempt=claim.attempt - 1), outcome, what))
+
     def _begin(self, claim: Claim) -> None:
         task = claim.task
         attempt = Attempt(
@@ -243,12 +278,14 @@ class Executor:
             model=task.model or (self._options.model if task.provider is None else None),
             cwd=task.cwd,
         )
-        running = Running(claim, attempt, self._clock.wall())
+        allowance = self._spending.allowance(task.task_id) if self._spending is not None else None
+        attempt.max_cost_usd = None if allowance is None else allowance.usd
+        running = Running(claim, attempt, self._clock.wall(), allowance is not None and allowance.is_the_days)
         self._books.running[attempt.mark] = running
         if self._books.trouble is not None:
             self._books.trouble.is_tried = True
         self._idle.clear()
-        self._gates.started(claim.provider)
+        self._gates.started(claim.provider, attempt.mark)
         self._crew.run(running, len(self._books.running))
         self._emit(TaskClaimed(task.task_id, claim.provider, claim.attempt, claim.latency_seconds))
         self._emit(AttemptStarted(task.task_id, claim.provider, claim.attempt))
@@ -262,26 +299,28 @@ class Executor:
         del self._books.running[running.attempt.mark]
         outcome.ending = self._blame_the_disk(outcome.ending)
         self._usual_seconds += (outcome.duration_seconds - self._usual_seconds) / 8
+        self._count_cost(running, outcome)
         self._tell(claim, outcome)
         if outcome.ending.failure is not Failure.TROUBLE:
             self._end_trouble()
         retries = claim.task.max_retries if claim.task.max_retries is not None else self._options.max_retries
         delay = self._options.delays.after(claim.attempt)
-        what = decide(outcome.ending, claim.attempt, retries, delay)
+        what = self._within_budget(claim, decide(outcome.ending, claim.attempt, retries, delay))
+        mark = running.attempt.mark
         if isinstance(what, Settle):
-            self._tell_gate(claim.provider, outcome.ending)
+            self._tell_gate(claim.provider, mark, outcome.ending)
             self._store(self._settlement(claim, outcome, what))
         elif isinstance(what, Retry):
-            self._tell_gate(claim.provider, outcome.ending)
+            self._tell_gate(claim.provider, mark, outcome.ending)
             self._drop_outputs(outcome)
             self._retry(claim, what)
         elif isinstance(what, HoldProvider):
             self._drop_outputs(outcome)
-            self._gates.hold(claim.provider, what.reason, what.detail, what.until, self._options.probe_seconds)
+            self._gates.hold(claim.provider, what.reason, what.detail, what.until, self._options.probe_seconds, mark)
             self._give_back(claim, what.reason)
         else:
             self._drop_outputs(outcome)
-            self._gates.told_nothing(claim.provider)
+            self._gates.told_nothing(claim.provider, mark)
             if what.trouble:
                 self._begin_trouble(f"{what.reason}: {outcome.ending.detail or ''}".rstrip(": "))
             self._give_back(claim, what.reason)
@@ -315,14 +354,54 @@ class Executor:
         if outcome.leftovers_killed:
             self._emit(LeftoversKilled(claim.task.task_id, outcome.leftovers_killed))
 
-    def _tell_gate(self, provider: str, ending: Ending) -> None:
+    def _tell_gate(self, provider: str, mark: str, ending: Ending) -> None:
         """Successes and failures that say something about the provider; a bad task of ours does not."""
         if ending.failure is None:
-            self._gates.succeeded(provider)
+            self._gates.succeeded(provider, mark)
         elif ending.failure is Failure.TRANSIENT:
-            self._gates.failed(provider)
+            self._gates.failed(provider, mark)
         else:
-            self._gates.told_nothing(provider)
+            self._gates.told_nothing(provider, mark)
+
+    def _may_start(self, running: Running) -> bool:
+        """On a slot's thread: has its provider been held since it was claimed?"""
+        return self._gates.may_start(running.claim.provider, running.attempt.mark)
+
+    # --- money
+
+    def _heed(self, running: Running, live: Live) -> None:
+        claim, mark = running.claim, running.attempt.mark
+        if live.is_answered:
+            self._gates.answered(claim.provider, mark)
+        if self._spending is None or live.cost_usd is None:
+            return
+        self._spending.record(claim.task.task_id, claim.provider, mark, live.cost_usd)
+        if self._spending.is_task_over_budget(claim.task.task_id):
+            self._runner.stop(mark, Failure.PERMANENT, BUDGET_EXCEEDED)
+        elif self._spending.is_day_over_budget():
+            self._runner.stop(mark, Failure.STOPPED, DAILY_BUDGET)
+
+    def _count_cost(self, running: Running, outcome: Outcome) -> None:
+        """Before anything else is stored: what is spent must be known, whatever kills us next."""
+        if self._spending is None:
+            return
+        task_id, mark = running.claim.task.task_id, running.attempt.mark
+        usage = outcome.usage
+        self._spending.record(task_id, running.claim.provider, mark, None if usage is None else usage.cost_usd)
+        self._spending.attempt_over(mark)
+        was_the_days = outcome.ending.reason == BUDGET_EXCEEDED and running.has_the_days_money
+        if was_the_days and not self._spending.is_task_over_budget(task_id):
+            # It was told to stop at the end of the day's money: tomorrow there is more.
+            outcome.ending = Ending(Failure.STOPPED, DAILY_BUDGET, outcome.ending.detail)
+
+    def _within_budget(self, claim: Claim, what: Disposition) -> Disposition:
+        """No retry for a task whose attempts have cost what they may; its dead letter says what they have cost."""
+        spending, task_id = self._spending, claim.task.task_id
+        if spending is None or not spending.is_task_over_budget(task_id):
+            return what
+        if isinstance(what, Retry) or (isinstance(what, Settle) and what.reason == BUDGET_EXCEEDED):
+            return Settle("failed", BUDGET_EXCEEDED, spending.words_about(task_id), dead_letter=True)
+        return what
 
     def _retry(self, claim: Claim, what: Retry) -> None:
         try:
@@ -360,7 +439,7 @@ class Executor:
             duration_seconds=outcome.duration_seconds,
             finished_at=self._clock.wall(),
             started_at=outcome.started_at,
-            retry_count=claim.attempt - 1,
+            retry_count=max(0, claim.attempt - 1),
             attempts=claim.attempt + claim.deaths,
             task_sha256=task.sha256,
             reason=what.reason,
@@ -415,6 +494,8 @@ class Executor:
                 continue
             self._books.unstored -= 1
             self._spool.settled(settlement)
+            if self._spending is not None:
+                self._spending.settled(settlement.task_id)
             self._emit(event)
         if error is not None:
             self._begin_trouble(f"store results: {error.strerror or error}")

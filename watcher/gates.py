@@ -1,21 +1,38 @@
 """The gates of all providers, kept on disk: a hold and an open breaker survive a restart.
 
-`control/holds/<provider>.json` is a hold, seen by every worker of the root; deleting it lifts it.
-`control/<worker>/breakers.json` is this worker's open breakers. Both are small, rarely written and read at start and
-once a beat. A file that cannot be read counts as absent and is replaced: a gate is caution, not data.
+`control/holds/<account>.json` is a hold, seen by every worker of the root; deleting it lifts it. When its time is
+over, one probe goes first over all of them, then a ramp: see `policy.hold` and `permits`. The folder is looked at
+again before each claim when its time stamp has moved, so a hold is seen at once where it is local, and at the next
+beat elsewhere. `control/<worker>/breakers.json` is this worker's open breakers. All are small and rarely written. A
+file that cannot be read counts as absent and is replaced: a gate is caution, not data.
+
+Loop thread only, but for `may_start`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from watcher.atomicfile import Folder, replace
 from watcher.clock import Clock, parse_rfc3339, rfc3339
 from watcher.events import BreakerMoved, Emit, ProviderHeld, ProviderResumed
+from watcher.holdfiles import (
+    FOLDER,
+    StoredHold,
+    key_of,
+    ramp_name,
+    read_hold,
+    read_ramp,
+    safe_account,
+    split_name,
+    split_ramp_name,
+)
+from watcher.permits import Permits
 from watcher.policy.breaker import Breaker, BreakerState
 from watcher.policy.hold import Gate, Hold
 
@@ -24,28 +41,64 @@ _MAX_BYTES = 1 << 20
 #: A stored hold that ends later than this is a clock that jumped or a foreign file: it is asked again by then.
 _LONGEST_HOLD_SECONDS = 8 * 24 * 3600.0
 #: Facts of this process, its machine or its user: the other workers of the root look for themselves.
-_OWN_REASONS = frozenset({"command_missing", "refuses_root", "unknown_provider", "unusable"})
+_OWN_REASONS = frozenset({"command_missing", "command_not_executable", "refuses_root", "unknown_provider", "unusable"})
+#: A folder that changed less than this before it was listed may change again under the same time stamp.
+_TICK_NS = 50_000_000
+#: A permit that was taken for a task which did not come is not asked for again before this.
+_UNUSED_SECONDS = 1.0
+#: A ramp that nothing has widened for so long is over: no limit came back, and tasks may take hours each.
+_RAMP_SECONDS = 900.0
+
+_Version = tuple[int, int, int]
 
 
 class Gates:
-    """One gate per provider that was ever asked for."""
+    """One gate per provider that was ever asked for.
+
+    `account` tells this worker's logins from others'; `lease_seconds` is how long a permit lives untouched, `jitter`
+    what to add to the end of a hold of so many seconds, so that not everybody wakes in the same instant.
+    """
 
     def __init__(
-        self, control: Path, worker: str, owner: str, threshold: int, timeout_seconds: float, clock: Clock, emit: Emit
+        self,
+        control: Path,
+        worker: str,
+        owner: str,
+        threshold: int,
+        timeout_seconds: float,
+        clock: Clock,
+        emit: Emit,
+        *,
+        account: str = "",
+        lease_seconds: float = 30.0,
+        jitter: Callable[[float], float] = lambda seconds: 0.0,
     ) -> None:
-        self._holds = Folder(control / "holds")
+        self._holds = Folder(control / FOLDER)
         self._mine = Folder(control / worker)
         self._owner = owner
+        self._account = safe_account(account)
         self._threshold = threshold
         self._timeout = timeout_seconds
+        self._jitter = jitter
         self._clock = clock
         self._emit = emit
         self._gates: dict[str, Gate] = {}
-        self._on_disk: set[str] = set()
+        self._permits = Permits(self._holds, owner, lease_seconds, clock)
+        #: The version of each provider's hold and ramp as this process knows it; what is not here is not on disk.
+        self._on_disk: dict[str, _Version | None] = {}
+        self._ramps: dict[str, _Version | None] = {}
+        self._since: dict[str, float | None] = {}
+        self._probes: dict[str, tuple[str, str | None]] = {}
+        self._in_hand: dict[str, str] = {}
+        self._not_before: dict[str, float] = {}
+        self._unused: dict[str, float] = {}
+        self._ramp_since: dict[str, float] = {}
+        self._looked_at_ns = -1
         self._restore_breakers()
         self.refresh()
 
     def close(self) -> None:
+        self._permits.close()
         self._holds.close()
         self._mine.close()
 
@@ -55,43 +108,119 @@ class Gates:
             gate = self._gates[provider] = Gate(Breaker(self._threshold, self._timeout))
         return gate
 
+    # --- may it start?
+
     def closed_to(self) -> tuple[set[str], bool]:
         """Providers for which nothing may start now, and whether some may start only one (a probe)."""
+        self._look_again()
         now = self._clock.monotonic()
         excluded: set[str] = set()
         probing = False
         for provider, gate in self._gates.items():
             allowed = gate.allows(now)
-            if allowed == 0:
+            waits = allowed is not None and now < max(self._not_before.get(provider, 0), self._unused.get(provider, 0))
+            if allowed == 0 or waits:
                 excluded.add(provider)
             elif allowed is not None:
                 probing = True
         return excluded, probing
 
-    def started(self, provider: str) -> None:
+    def refused_permits(self, excluded: Collection[str], has_ready: Callable[[Collection[str]], bool]) -> set[str]:
+        """Ask for the permits that probes need now. Returns the providers to leave out, for somebody else has theirs.
+
+        `excluded` and `has_ready` tell for which providers a task waits: no permit is taken for nothing.
+        """
+        now = self._clock.monotonic()
+        wanted = {
+            provider
+            for provider, gate in self._gates.items()
+            if provider not in excluded and self._is_shared(provider) and gate.allows(now)
+        }
+        refused: set[str] = set()
+        for provider in wanted:
+            others = {*excluded, *(wanted - {provider})}
+            if provider not in self._in_hand and (not has_ready(others) or not self._take_permit(provider)):
+                refused.add(provider)
+        return refused
+
+    def put_back_permits(self) -> None:
+        """Give back what `refused_permits` took and no task used."""
+        for provider, permit in list(self._in_hand.items()):
+            del self._in_hand[provider]
+            self._permits.give_back(permit)
+            self._unused[provider] = self._clock.monotonic() + _UNUSED_SECONDS
+
+    def may_start(self, provider: str, mark: str) -> bool:
+        """Whether nothing has held the provider since the attempt was claimed. Any thread; costs one system call."""
+        if mark in self._probes:
+            return True
+        gate = self._gates.get(provider)
+        if gate is not None and gate.hold is not None:
+            return False
+        try:
+            if os.fstat(self._holds.fd).st_mtime_ns == self._looked_at_ns:
+                return True
+            return not self._holds.has(f"{self._key(provider)}.json")
+        except OSError:
+            return True  # the attempt itself will meet what is wrong with this machine
+
+    # --- what attempts tell
+
+    def started(self, provider: str, mark: str = "") -> None:
         gate = self.gate(provider)
         now = self._clock.monotonic()
-        gate.started(now)
+        if gate.started(now):
+            self._probes[mark] = (provider, self._in_hand.pop(provider, None))
         if gate.state(now) is BreakerState.HALF_OPEN:
             self._emit(BreakerMoved(provider, BreakerState.HALF_OPEN.value, gate.breaker.failures))
 
-    def succeeded(self, provider: str) -> None:
-        self._changed(provider, lambda gate: gate.succeeded())
+    def succeeded(self, provider: str, mark: str = "") -> None:
+        probe = self._probes.pop(mark, None)
+        self._changed(provider, lambda gate: gate.succeeded(probe is not None))
+        self._end_probe(probe)
 
-    def failed(self, provider: str) -> None:
-        self._changed(provider, lambda gate: gate.failed(self._clock.monotonic()))
+    def failed(self, provider: str, mark: str = "") -> None:
+        probe = self._probes.pop(mark, None)
+        self._changed(provider, lambda gate: gate.failed(self._clock.monotonic(), probe is not None))
+        self._end_probe(probe)
 
-    def told_nothing(self, provider: str) -> None:
-        self.gate(provider).told_nothing()
+    def told_nothing(self, provider: str, mark: str = "") -> None:
+        probe = self._probes.pop(mark, None)
+        self.gate(provider).told_nothing(probe is not None)
+        self._end_probe(probe)
 
-    def hold(self, provider: str, reason: str, detail: str | None, until: float | None, probe_in: float | None) -> None:
-        """Hold a provider until wall time `until`; without one, probe again after `probe_in` seconds (None: never)."""
-        now = self._clock.monotonic()
-        wait = probe_in if until is None else min(max(0.0, until - self._clock.wall()), _LONGEST_HOLD_SECONDS)
-        new = Hold(reason, detail, until, None if wait is None else now + wait)
-        known = self.gate(provider).hold
-        self.gate(provider).held(new)
-        self._store_hold(provider, new)
+    def answered(self, provider: str, mark: str) -> None:
+        """A probe that still runs has been answered: who waits for its end would wait for hours."""
+        if mark in self._probes:
+            self.succeeded(provider, mark)
+
+    def hold(
+        self,
+        provider: str,
+        reason: str,
+        detail: str | None,
+        until: float | None,
+        probe_in: float | None,
+        mark: str = "",
+    ) -> None:
+        """Hold a provider until wall time `until`; without one, probe again after `probe_in` seconds (None: never).
+
+        An end that is over already is none: who believed it would try again and again.
+        """
+        gate, now = self.gate(provider), self._clock.monotonic()
+        known = gate.hold
+        is_own = reason in _OWN_REASONS
+        is_straggler = mark not in self._probes and any(probe[0] == provider for probe in self._probes.values())
+        if known is not None and ((is_own and not known.is_own) or is_straggler):
+            self.told_nothing(provider, mark)  # the hold that is there says more
+            return
+        left = None if until is None else until - self._clock.wall()
+        wait = probe_in if left is None or left < 0 else min(left, _LONGEST_HOLD_SECONDS)
+        new = Hold(reason, detail, until, None if wait is None else now + wait + self._jitter(wait), is_own)
+        gate.held(new)
+        if not is_own:
+            self._store_hold(provider, new)
+        self._drop_probes(provider)
         if known is None or (known.reason, known.until) != (reason, until):
             self._emit(ProviderHeld(provider, reason, detail or "", None if until is None else rfc3339(until)))
 
@@ -100,28 +229,41 @@ class Gates:
         gate = self.gate(provider)
         if gate.hold is not None:
             gate.lift()
+            self._drop_probes(provider)
             self._remove_hold(provider)
             self._emit(ProviderResumed(provider))
 
+    # --- what others do
+
     def refresh(self) -> None:
-        """Take over holds that others wrote, and lift those whose file somebody removed."""
+        """Take over holds and ramps that others wrote, and lift what somebody removed."""
         self._holds.mend()
         self._mine.mend()
-        names = {n.removesuffix(".json") for n in self._holds.names() if n.endswith(".json") and n[0] != "."}
-        for provider in names:
-            self._on_disk.add(provider)
-            if self.gate(provider).hold is None:
-                hold = self._read_hold(provider)
-                if hold is not None:
-                    self.gate(provider).held(hold)
-                    until = None if hold.until is None else rfc3339(hold.until)
-                    self._emit(ProviderHeld(provider, hold.reason, hold.detail or "", until))
+        changed_ns = os.fstat(self._holds.fd).st_mtime_ns
+        names = self._holds.names()
+        held, ramping = self._whose(names, split_name), self._whose(names, split_ramp_name)
+        self._permits.observe(names)
+        for provider in ramping:
+            self.gate(provider)
+        for provider in held:
+            self._take_over_hold(provider)
         for provider, gate in self._gates.items():
             # What was never stored (a full disk, a hold of our own) was not removed by anybody.
-            if gate.hold is not None and provider in self._on_disk and provider not in names:
-                self._on_disk.discard(provider)
+            if gate.hold is not None and provider in self._on_disk and provider not in held:
                 gate.lift()
+                self._forget(provider)
                 self._emit(ProviderResumed(provider))
+            if gate.hold is None:
+                self._take_over_ramp(provider, gate, provider in ramping)
+        whose = (split_name(name) or split_ramp_name(name) for name in names)
+        self._permits.clear(names, {key_of(*found) for found in whose if found is not None})
+        self._not_before.clear()
+        is_settled = abs(self._clock.wall() * 1e9 - changed_ns) > _TICK_NS
+        self._looked_at_ns = changed_ns if is_settled else -1
+
+    def renew_permits(self) -> None:
+        """Once a beat: this process lives and still uses what it has."""
+        self._permits.renew()
 
     def holds(self) -> dict[str, Hold]:
         return {provider: gate.hold for provider, gate in self._gates.items() if gate.hold is not None}
@@ -136,8 +278,8 @@ class Gates:
         return BreakerState.CLOSED
 
     def are_failures_pending(self) -> bool:
-        """Whether the last attempt of some provider failed."""
-        return any(gate.breaker.failures for gate in self._gates.values())
+        """Whether the last attempt of some provider failed, or it is only just coming back."""
+        return any(gate.breaker.failures or gate.is_probed() for gate in self._gates.values())
 
     def due_in(self, since: float) -> float | None:
         """Seconds until some gate opens by itself that was closed at `since` (monotonic seconds).
@@ -145,53 +287,160 @@ class Gates:
         One that was open by then waits for a task that may never come, not for time.
         """
         dues = [since + wait for gate in self._gates.values() if (wait := gate.due_in(since))]
+        dues += [at for at in (*self._not_before.values(), *self._unused.values()) if at > since]
         return max(0.0, min(dues) - self._clock.monotonic()) if dues else None
+
+    # --- probes
+
+    def _is_shared(self, provider: str) -> bool:
+        """Whether a start needs a permit: the hold, or the ramp after it, lies where others see it."""
+        return provider in self._on_disk or provider in self._ramps
+
+    def _take_permit(self, provider: str) -> bool:
+        gate = self.gate(provider)
+        self._permits.observe(self._holds.names())
+        permit = self._permits.take(self._key(provider), gate.at_once())
+        if permit is not None and self._is_as_known(provider):
+            self._in_hand[provider] = permit
+            return True
+        if permit is not None:  # another probe has come to its end meanwhile: what follows is no longer what we knew
+            self._permits.give_back(permit)
+            self.refresh()
+        self._not_before[provider] = self._clock.monotonic() + self._permits.look_again_in()
+        return False
+
+    def _is_as_known(self, provider: str) -> bool:
+        key = self._key(provider)
+        hold, ramp = self._version(f"{key}.json"), self._version(ramp_name(key))
+        return hold == self._on_disk.get(provider) and (hold is not None or ramp == self._ramps.get(provider))
+
+    def _end_probe(self, probe: tuple[str, str | None] | None) -> None:
+        """Only now: who gets the place must find what this probe has changed."""
+        if probe is not None and probe[1] is not None:
+            self._permits.give_back(probe[1])
+
+    def _drop_probes(self, provider: str) -> None:
+        """What runs is no probe any more: its places are free for those who probe next."""
+        for mark in [mark for mark, probe in self._probes.items() if probe[0] == provider]:
+            self._end_probe(self._probes.pop(mark))
+        permit = self._in_hand.pop(provider, None)
+        if permit is not None:
+            self._permits.give_back(permit)
 
     def _changed(self, provider: str, change: Callable[[Gate], bool]) -> None:
         gate = self.gate(provider)
-        now = self._clock.monotonic()
-        before, failures = gate.breaker.opened_at, gate.breaker.failures
+        before, failures, ramp = gate.breaker.opened_at, gate.breaker.failures, gate.ramp
         lifted = change(gate)
+        if gate.ramp != ramp:
+            self._store_ramp(provider, gate.ramp)
         if lifted:
             self._remove_hold(provider)
             self._emit(ProviderResumed(provider))
         if gate.breaker.opened_at != before:
-            self._emit(BreakerMoved(provider, gate.state(now).value, max(failures, gate.breaker.failures)))
+            state = gate.state(self._clock.monotonic())
+            self._emit(BreakerMoved(provider, state.value, max(failures, gate.breaker.failures)))
             self._store_breakers()
 
-    def _store_hold(self, provider: str, hold: Hold) -> None:
-        if hold.reason in _OWN_REASONS:
-            return
-        is_stored = self._store(
-            self._holds,
-            f"{provider}.json",
-            {
-                "provider": provider,
-                "reason": hold.reason,
-                "detail": hold.detail,
-                "until": None if hold.until is None else rfc3339(hold.until),
-                "since": rfc3339(self._clock.wall()),
-            },
-        )
-        if is_stored:
-            self._on_disk.add(provider)
+    # --- files
 
-    def _read_hold(self, provider: str) -> Hold | None:
+    def _key(self, provider: str) -> str:
+        return key_of(provider, self._account)
+
+    def _whose(self, names: Collection[str], split: Callable[[str], tuple[str, str] | None]) -> set[str]:
+        """The providers that these files concern, as far as they are of our account."""
+        whose = [split(name) for name in names]
+        return {found[0] for found in whose if found is not None and found[1] == self._account}
+
+    def _look_again(self) -> None:
         try:
-            value = json.loads(self._holds.read(f"{provider}.json", _MAX_BYTES))
-            until = None if value.get("until") is None else parse_rfc3339(value["until"])
-            reason, detail = str(value["reason"]), value.get("detail")
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
-            return None
-        now = self._clock.monotonic()
-        wait = None if until is None else min(max(0.0, until - self._clock.wall()), _LONGEST_HOLD_SECONDS)
-        # A hold without an end was stored by a process that is gone, or by a person: probe at the breaker's pace.
-        return Hold(reason, detail, until, now + (self._timeout if wait is None else wait))
+            if os.fstat(self._holds.fd).st_mtime_ns != self._looked_at_ns:
+                self.refresh()
+        except OSError:
+            return  # the next beat looks as well, and says what is wrong
+
+    def _take_over_hold(self, provider: str) -> None:
+        name = f"{self._key(provider)}.json"
+        version = self._version(name)
+        if version is None or (provider in self._on_disk and self._on_disk[provider] == version):
+            return
+        stored = read_hold(self._holds, name)
+        if stored is None:
+            return
+        self._on_disk[provider] = version
+        gate = self.gate(provider)
+        known = gate.hold
+        is_same = known is not None and (known.reason, known.until) == (stored.reason, stored.until)
+        if is_same and self._since.get(provider) == stored.since:
+            return
+        self._since[provider] = stored.since
+        gate.held(self._as_known_here(stored))
+        self._drop_probes(provider)
+        if not is_same:
+            until = None if stored.until is None else rfc3339(stored.until)
+            self._emit(ProviderHeld(provider, stored.reason, stored.detail or "", until))
+
+    def _as_known_here(self, stored: StoredHold) -> Hold:
+        if stored.waits_for_word:
+            return Hold(stored.reason, stored.detail, None, None)
+        # A hold without an end was stored by somebody who tries again at the breaker's pace.
+        left = self._timeout if stored.until is None else stored.until - self._clock.wall()
+        wait = min(max(0.0, left), _LONGEST_HOLD_SECONDS)
+        return Hold(stored.reason, stored.detail, stored.until, self._clock.monotonic() + wait + self._jitter(wait))
+
+    def _take_over_ramp(self, provider: str, gate: Gate, is_there: bool) -> None:
+        if not is_there:
+            if self._ramps.pop(provider, None) is not None:
+                gate.ramp = None
+            return
+        version, now = self._version(ramp_name(self._key(provider))), self._clock.monotonic()
+        if version is not None and self._ramps.get(provider) != version:
+            self._ramps[provider] = version
+            self._ramp_since[provider] = now
+            gate.ramp = read_ramp(self._holds, self._key(provider)) or gate.ramp
+        elif now - self._ramp_since.get(provider, now) >= _RAMP_SECONDS:
+            gate.ramp = None
+            self._forget_ramp(provider)
+
+    def _store_hold(self, provider: str, hold: Hold) -> None:
+        since = self._clock.wall()
+        stored = StoredHold(provider, self._account, hold.reason, hold.detail, hold.until, since)
+        key = self._key(provider)
+        if self._store(self._holds, f"{key}.json", stored.dump()):
+            self._on_disk[provider] = self._version(f"{key}.json")
+            self._since[provider] = parse_rfc3339(rfc3339(since))
+        self._forget_ramp(provider)
+
+    def _store_ramp(self, provider: str, allowed: int | None) -> None:
+        if allowed is None:
+            self._forget_ramp(provider)
+            return
+        name = ramp_name(self._key(provider))
+        if self._store(self._holds, name, json.dumps({"allowed": allowed}).encode() + b"\n"):
+            self._ramps[provider] = self._version(name)
+            self._ramp_since[provider] = self._clock.monotonic()
 
     def _remove_hold(self, provider: str) -> None:
-        self._on_disk.discard(provider)
+        was_stored = provider in self._on_disk
+        self._forget(provider)
+        if was_stored:
+            with contextlib.suppress(OSError):
+                self._holds.remove(f"{self._key(provider)}.json")
+
+    def _forget(self, provider: str) -> None:
+        self._on_disk.pop(provider, None)
+        self._since.pop(provider, None)
+
+    def _forget_ramp(self, provider: str) -> None:
+        self._ramps.pop(provider, None)
         with contextlib.suppress(OSError):
-            self._holds.remove(f"{provider}.json")
+            self._holds.remove(ramp_name(self._key(provider)))
+
+    def _version(self, name: str) -> _Version | None:
+        try:
+            found = os.stat(name, dir_fd=self._holds.fd, follow_symlinks=False)
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns, found.st_size
 
     def _store_breakers(self) -> None:
         wall, now = self._clock.wall(), self._clock.monotonic()
@@ -200,7 +449,7 @@ class Gates:
             wait = gate.breaker.due_in(now)
             if wait is not None:
                 open_ones[provider] = {"failures": gate.breaker.failures, "probe_at": rfc3339(wall + wait)}
-        self._store(self._mine, _BREAKERS, open_ones)
+        self._store(self._mine, _BREAKERS, json.dumps(open_ones).encode() + b"\n")
 
     def _restore_breakers(self) -> None:
         try:
@@ -216,9 +465,9 @@ class Gates:
             self.gate(provider).breaker.restore(failures, wait, now)
             self._emit(BreakerMoved(provider, self.gate(provider).state(now).value, failures))
 
-    def _store(self, folder: Folder, name: str, value: object) -> bool:
+    def _store(self, folder: Folder, name: str, raw: bytes) -> bool:
         # A full disk must not stop a gate from working; only its memory of it is lost then.
         with contextlib.suppress(OSError):
-            replace(folder, name, json.dumps(value).encode() + b"\n", self._owner)
+            replace(folder, name, raw, self._owner)
             return True
         return False

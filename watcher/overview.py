@@ -46,6 +46,8 @@ class RunningTask:
     attempt: int
     for_seconds: float | None
     output_age_seconds: float | None
+    last_event: str | None = None
+    last_event_age_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +252,8 @@ def _running(claims: list[Claims], beats: list[Beat], processes: tuple[Process, 
             told = {} if beat is None else beat.active(history.stem)
             since = presence.moment(told.get("started_at")) or _claimed_at(claim.place / name)
             output_at = _output_at(told)
+            event_at = presence.moment(told.get("last_event_at"))
+            event = told.get("last_event")
             out.append(
                 RunningTask(
                     task_id=history.stem,
@@ -258,6 +262,8 @@ def _running(claims: list[Claims], beats: list[Beat], processes: tuple[Process, 
                     attempt=history.attempts,
                     for_seconds=None if since is None else max(0.0, now - since),
                     output_age_seconds=None if output_at is None else max(0.0, now - output_at),
+                    last_event=event if isinstance(event, str) else None,
+                    last_event_age_seconds=None if event_at is None else max(0.0, now - event_at),
                 )
             )
     return out

@@ -137,7 +137,7 @@ def breaker_text(breaker: str | None) -> str:
 def _running_lines(running: Sequence[RunningTask], look: Look) -> list[str]:
     if not running:
         return []
-    header = ["RUNNING NOW", "WORKER", "ATTEMPT", "SINCE", "LAST OUTPUT"]
+    header = ["RUNNING NOW", "WORKER", "ATTEMPT", "SINCE", "LAST OUTPUT", "DOING"]
     rows = [
         [
             cut(task.task_id, 48),
@@ -145,12 +145,21 @@ def _running_lines(running: Sequence[RunningTask], look: Look) -> list[str]:
             str(task.attempt),
             "-" if task.for_seconds is None else duration(task.for_seconds),
             "-" if task.output_age_seconds is None else f"{duration(task.output_age_seconds)} ago",
+            _doing(task),
         ]
         for task in running[:_RUNNING_AT_MOST]
     ]
     lines = table(header, rows, look)
     more = len(running) - _RUNNING_AT_MOST
     return [*lines, f"... and {more} more"] if more > 0 else lines
+
+
+def _doing(task: RunningTask) -> str:
+    """The last event that its worker has seen, and for how long that has been so."""
+    if task.last_event is None:
+        return "-"
+    age = task.last_event_age_seconds
+    return cut(clean(task.last_event), 40) + ("" if age is None else f" ({duration(age)})")
 
 
 def _advice(overview: Overview) -> list[str]:

@@ -55,6 +55,7 @@ _MAX_BYTES = 1 << 26
 
 _HOST = Text(255, 1, r"[A-Za-z0-9:][A-Za-z0-9.:%_-]*", "a host name or an IP address")
 _INSTANCE = Text(64, 1, r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, dot, dash, underscore")
+_ACCOUNT = Text(128, 1, r"[^\0\n]+", "one line, such as team-a")
 _VARIABLES = re.compile(r"[A-Za-z_*?\[][A-Za-z0-9_*?\[\]!-]*")
 
 
@@ -238,6 +239,16 @@ class WatcherConfig(_LayeredConfig):
         60.0, ge=0.1, le=_DAY, description="seconds until a stopped provider is tried again"
     )
 
+    max_cost_per_task: float = Field(
+        0.0, ge=0, le=1e6, description="USD that all attempts of a task may cost, where the provider tells; 0: any"
+    )
+    daily_budget: float = Field(
+        0.0, ge=0, le=1e6, description="USD that this worker may spend in a day (UTC), where providers tell; 0: any"
+    )
+    stall_timeout: float = Field(
+        0.0, ge=0, le=_DAY, description="seconds without output after which an attempt is ended and retried; 0: never"
+    )
+
     watcher_root: Path = Field(description="folder that holds all the others")
     task_dir: Path = Field(description="folder of the tasks, one folder a worker")
     trigger_dir: Path = Field(description="folder of the receipts and notices")
@@ -261,6 +272,9 @@ class WatcherConfig(_LayeredConfig):
     )
     model: Annotated[str, _matches(cast(Text, task.FIELDS["model"]), optional=True)] = Field(
         "", description="model of a task that names none; empty leaves it to the provider"
+    )
+    provider_account: Annotated[str, _matches(_ACCOUNT, optional=True)] = Field(
+        "", description="which login of the providers this worker uses, when there are several; holds are per account"
     )
     claude_command: _Command = Field(("claude",), description="command of the provider claude")
     gemini_command: _Command = Field(("gemini",), description="command of the provider gemini")

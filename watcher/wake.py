@@ -42,8 +42,10 @@ class Waker:
         """`events` or `polling`, as the heartbeat says it."""
         return "events" if self._inotify is not None and self.problem is None else "polling"
 
-    def watch(self, key: str, path: Path) -> bool:
+    def watch(self, key: str, path: Path, *, removals: bool = False) -> bool:
         """Watch the folder at `path` (links resolved) under `key`; an older watch of that key is dropped.
+
+        With `removals` also for names that go.
 
         Returns whether events can be had; if not, `problem` says why.
         """
@@ -53,7 +55,10 @@ class Waker:
         real = Path(os.path.realpath(path))
         try:
             wd = self._inotify.add_callback(
-                os.fsencode(real), self._mask, _Callback(self, key), cast("CallbackId", key)
+                os.fsencode(real),
+                self._mask | self._removals if removals else self._mask,
+                _Callback(self, key),
+                cast("CallbackId", key),
             )
         except OSError as error:
             self.problem = f"no events for {key}: {error.strerror or error}; scanning instead"
@@ -105,6 +110,7 @@ class Waker:
             from watchdog.observers.inotify_c import InotifyFD
 
             self._mask: Any = C.IN_CLOSE_WRITE | C.IN_MOVED_TO | C.IN_ONLYDIR
+            self._removals: Any = C.IN_DELETE | C.IN_MOVED_FROM
             self._inotify = InotifyFD()
             self._inotify.daemon = True
             self._inotify.start()

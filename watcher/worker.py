@@ -22,6 +22,7 @@ from watcher.events import (
     Emit,
     HintFailed,
     LeftoversKilled,
+    StallNotWatched,
     TroubleBegan,
     TroubleEnded,
     WakeDegraded,
@@ -34,6 +35,7 @@ from watcher.formats.heartbeat import ActiveTask, HeartbeatStatus
 from watcher.gates import Gates
 from watcher.policy.breaker import BreakerState
 from watcher.runner.interface import Runner
+from watcher.spending import Spending
 from watcher.spool.directory import DirectorySpool
 from watcher.spool.incarnation import Incarnation
 from watcher.telemetry.heartbeat import Beats, Pulse
@@ -41,6 +43,8 @@ from watcher.wake import Waker
 
 #: The key of the inbox among the watched folders; the others are workers' names, which are never empty.
 _INBOX = ""
+#: The key of the folder of holds; no worker's name has a slash.
+_HOLDS = "/holds"
 #: A scan may take this share of the time at most; a folder with a million files is scanned less often.
 _SCAN_SHARE = 0.05
 #: A scan or beat that is due this soon is made now: one wake-up instead of two.
@@ -60,6 +64,7 @@ class WorkerOptions:
     heartbeat_interval: float
     shutdown_grace: float
     about: str
+    holds: Path | None = None
 
 
 @dataclass(slots=True)
@@ -72,6 +77,7 @@ class Parts:
     gates: Gates
     beats: Beats
     incarnation: Incarnation
+    spending: Spending | None = None
 
 
 class Worker:
@@ -200,7 +206,7 @@ class Worker:
         for key, name in names:
             if key == _INBOX:
                 inbox.append(name)
-            else:
+            elif key != _HOLDS:  # that it woke us is all: the gates look at their folder before each claim
                 self._parts.spool.notice_result(key, name)
         if inbox:
             self._parts.spool.notice(inbox)
@@ -253,11 +259,14 @@ class Worker:
     def _watch_inbox(self) -> None:
         assert self._waker is not None
         self._waker.watch(_INBOX, self._options.inbox)
+        if self._options.holds is not None and not self._waker.is_watching(_HOLDS):
+            self._waker.watch(_HOLDS, self._options.holds, removals=True)
 
     def _keep_watching(self) -> None:
         """Watch again what was lost, and the results that blocked tasks wait for."""
         assert self._waker is not None
-        if not self._waker.is_watching(_INBOX):
+        is_deaf = self._options.holds is not None and not self._waker.is_watching(_HOLDS)
+        if is_deaf or not self._waker.is_watching(_INBOX):
             self._watch_inbox()
         self._watch_results()
         if self._waker.problem != self._wake_problem:
@@ -286,7 +295,7 @@ class Worker:
         hold = gates.holds().get(provider)
         if ending is not None:
             gates.hold(provider, ending.reason or "unusable", ending.detail, None, None)
-        elif hold is not None and hold.until_monotonic is None:  # only this check waits for a word
+        elif hold is not None and hold.is_own and hold.until_monotonic is None:  # this check has made it
             gates.lift(provider)
 
     def _beat(self, status: HeartbeatStatus | None = None) -> None:
@@ -314,7 +323,12 @@ class Worker:
         killed = parts.runner.sweep()
         if killed:
             self._emit(LeftoversKilled("", killed))
+        parts.gates.renew_permits()
+        if parts.spending is not None:
+            parts.spending.refresh()
         if is_serving:
+            for provider, detail in parts.runner.unwatched():
+                self._emit(StallNotWatched(provider, detail))
             parts.gates.refresh()
             self._check_provider()
             parts.spool.rescue()
@@ -341,6 +355,8 @@ class Worker:
         trouble = parts.executor.trouble or self._scan_trouble
         if trouble is not None:
             return "degraded", trouble, None
+        if parts.spending is not None and parts.executor.is_over_budget():
+            return "held", parts.spending.words_about_today(), parts.spending.day_ends_at()
         holds = parts.gates.holds()
         if holds:
             provider, hold = min(holds.items(), key=lambda item: item[0] != self._options.default_provider)
@@ -352,12 +368,15 @@ class Worker:
         return "healthy", None, None
 
     def _active(self, running: Running) -> ActiveTask:
-        live = self._parts.runner.live_output(running.attempt.mark)
+        output = self._parts.runner.live_output(running.attempt.mark)
+        live = self._parts.executor.look(running)
         return ActiveTask(
             running.claim.task.task_id,
             running.started_at,
-            live[1] if live is not None else None,
-            str(live[0]) if live is not None else None,
+            output[1] if output is not None else None,
+            str(output[0]) if output is not None else None,
+            live.event if live is not None else None,
+            live.at if live is not None else None,
         )
 
     # --- the end

@@ -70,7 +70,8 @@ def test_hold_without_a_known_end_waits_for_a_word_or_a_probe() -> None:
     [
         (Failure.TROUBLE, "worker_trouble", GiveBack("worker_trouble", trouble=True)),
         (Failure.TROUBLE, None, GiveBack("trouble", trouble=True)),
-        (Failure.STOPPED, "whatever", GiveBack("worker_stopping", trouble=False)),
+        (Failure.STOPPED, None, GiveBack("worker_stopping", trouble=False)),
+        (Failure.STOPPED, "provider_held", GiveBack("provider_held", trouble=False)),
     ],
 )
 def test_what_is_not_the_tasks_fault_gives_it_back_whatever_the_count(

@@ -72,7 +72,7 @@ def test_probe_goes_first_when_the_time_is_over_and_a_success_lifts_the_hold(tmp
     held.started("claude")
     assert held.closed_to() == ({"claude"}, False)
     held.succeeded("claude")
-    assert held.closed_to() == (set(), False)
+    assert held.closed_to() == (set(), True) and held.holds() == {}, "the ramp begins"
     assert not (tmp_path / "holds" / "claude.json").exists()
     assert len(memory.of(ProviderResumed)) == 1
 
@@ -257,6 +257,7 @@ def test_nearest_gate_is_waited_for(tmp_path: Path) -> None:
     for _ in range(2):
         mine.failed("claude")
     assert mine.due_in(clock.monotonic()) == pytest.approx(30, abs=0.01)
+    mine.lift("gemini")
     mine.hold("gemini", "command_missing", None, None, None)
     assert mine.due_in(clock.monotonic()) == 60
 

@@ -124,8 +124,8 @@ def test_colour_is_only_ever_added() -> None:
 
 def test_running_tasks_show_since_when_and_when_they_last_wrote() -> None:
     lines = lines_of(MARIE, running=(RUNNING, replace(RUNNING, task_id="y", instance="2", output_age_seconds=None)))
-    assert row_of(lines, "brief-1") == ["brief-1", "marie", "2", "75 s", "3.0 s ago"]
-    assert row_of(lines, "y") == ["y", "marie@2", "2", "75 s", "-"]
+    assert row_of(lines, "brief-1") == ["brief-1", "marie", "2", "75 s", "3.0 s ago", "-"]
+    assert row_of(lines, "y") == ["y", "marie@2", "2", "75 s", "-", "-"]
 
 
 def test_long_list_of_running_tasks_is_cut_and_says_so() -> None:

@@ -134,7 +134,9 @@ class ListOf:
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """A JSON object with whatever inside."""
+    """A JSON object with whatever inside. `members` describes some of it in the schema; they are not checked."""
+
+    members: Mapping[str, Kind] | None = None
 
     def check(self, value: object) -> dict[str, Any]:
         if not isinstance(value, dict):
@@ -142,7 +144,9 @@ class Object:
         return value
 
     def schema(self) -> dict[str, Any]:
-        return {"type": "object"}
+        if self.members is None:
+            return {"type": "object"}
+        return {"type": "object", "properties": {name: kind.schema() for name, kind in self.members.items()}}
 
 
 @dataclass(frozen=True, slots=True)

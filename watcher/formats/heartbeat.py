@@ -18,6 +18,15 @@ BREAKER_STATES = ("closed", "open", "half_open")
 
 _COUNT = Number(0, 1e15, integer=True)
 
+_ACTIVE: dict[str, Kind] = {
+    "task_id": Text(160, 1),
+    "started_at": Text(40, 20),
+    "last_output_at": Optional(Text(40)),
+    "stdout_path": Optional(Text(4096)),
+    "last_event": Optional(Text(80)),
+    "last_event_at": Optional(Text(40)),
+}
+
 FIELDS: dict[str, Kind] = {
     "worker": Text(64, 1),
     "timestamp": Text(40, 20),
@@ -38,7 +47,7 @@ FIELDS: dict[str, Kind] = {
     "metrics_port": Optional(_COUNT),
     "wake": Text(64),
     "oldest_pending_age_seconds": Optional(Number(0, 1e12)),
-    "active": ListOf(Object(), 100_000),
+    "active": ListOf(Object(_ACTIVE), 100_000),
 }
 REQUIRED = (
     "worker", "timestamp", "uptime_seconds", "queue_size", "active_tasks", "circuit_breaker_state", "stats", "status",
@@ -48,12 +57,17 @@ REQUIRED = (
 
 @dataclass(slots=True)
 class ActiveTask:
-    """One running task as the heartbeat shows it. Times are wall seconds; `last_output_at` is when it last wrote."""
+    """One running task as the heartbeat shows it. Times are wall seconds; `last_output_at` is when it last wrote.
+
+    `last_event` says in a few words what it does (`tool Bash`, `text`), where its output has events.
+    """
 
     task_id: str
     started_at: float
     last_output_at: float | None = None
     stdout_path: str | None = None
+    last_event: str | None = None
+    last_event_at: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -61,6 +75,8 @@ class ActiveTask:
             "started_at": rfc3339(self.started_at),
             "last_output_at": None if self.last_output_at is None else rfc3339(self.last_output_at),
             "stdout_path": self.stdout_path,
+            "last_event": self.last_event,
+            "last_event_at": None if self.last_event_at is None else rfc3339(self.last_event_at),
         }
 
 

@@ -25,7 +25,7 @@ class Failure(enum.Enum):
     TROUBLE = "trouble"
     """This machine is short of something: descriptors, memory, disk."""
     STOPPED = "stopped"
-    """We ended it because the worker stops."""
+    """We ended it because the worker stops, or did not let it begin: `reason` says why."""
     CANCELLED = "cancelled"
     """We ended it because somebody asked for that."""
 
@@ -91,7 +91,7 @@ def decide(ending: Ending, attempt: int, max_retries: int, delay_seconds: float)
     if failure is Failure.TROUBLE:
         return GiveBack(ending.reason or "trouble", trouble=True)
     if failure is Failure.STOPPED:
-        return GiveBack("worker_stopping", trouble=False)
+        return GiveBack(ending.reason or "worker_stopping", trouble=False)
     if failure is Failure.CANCELLED:
         return Settle("cancelled", ending.reason or "cancelled", ending.detail, dead_letter=False)
     if failure in (Failure.AUTH, Failure.LIMIT):

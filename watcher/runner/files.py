@@ -76,6 +76,11 @@ class Capture:
         found = os.fstat(self.fd)
         return found.st_mtime if found.st_size else None
 
+    def state(self) -> tuple[int, int]:
+        """Size and time of the last change: another pair means that something was written."""
+        found = os.fstat(self.fd)
+        return found.st_size, found.st_mtime_ns
+
     def output(self, size: int, at_most_bytes: int) -> Output:
         if size == 0:
             return Output()

@@ -12,11 +12,15 @@ from typing import Protocol
 
 from watcher.formats.result import Usage
 from watcher.policy.disposition import Ending, Failure
+from watcher.runner.live import Live
 
 
 @dataclass(slots=True)
 class Attempt:
-    """One try of one task. `prompt` is the description with its references filled in; `mark` is unique for ever."""
+    """One try of one task. `prompt` is the description with its references filled in; `mark` is unique for ever.
+
+    `max_cost_usd` is what it may cost; only a provider that can be told so keeps to it by itself.
+    """
 
     task_id: str
     worker: str
@@ -27,6 +31,7 @@ class Attempt:
     timeout_seconds: float
     model: str | None = None
     cwd: str | None = None
+    max_cost_usd: float | None = None
 
 
 @dataclass(slots=True)
@@ -65,12 +70,24 @@ class Runner(Protocol):
         """Run it to its end. Blocks."""
         ...
 
-    def stop(self, mark: str, failure: Failure) -> None:
-        """End the attempt early (STOPPED or CANCELLED); its `run` then returns. Unknown marks are ignored."""
+    def stop(self, mark: str, failure: Failure, reason: str | None = None) -> None:
+        """End the attempt early (STOPPED or CANCELLED, or PERMANENT with a reason); its `run` then returns.
+
+        Unknown marks are ignored.
+        """
         ...
 
     def live_output(self, mark: str) -> tuple[Path, float | None] | None:
         """Where a running attempt's stdout grows and when (wall seconds) it last wrote; None when it is not known."""
+        ...
+
+    def live(self, mark: str) -> Live | None:
+        """What a running attempt does just now, read from what it has printed since the last look; None when that is
+        not known."""
+        ...
+
+    def unwatched(self) -> list[tuple[str, str]]:
+        """Providers, with the reason, that the stall rule has turned out not to fit since the last call."""
         ...
 
     def sweep(self) -> int:
@@ -82,4 +99,4 @@ class Runner(Protocol):
         ...
 
 
-__all__ = ["Attempt", "Ending", "Failure", "Outcome", "Output", "Runner", "Usage"]
+__all__ = ["Attempt", "Ending", "Failure", "Live", "Outcome", "Output", "Runner", "Usage"]

@@ -20,6 +20,7 @@ import errno
 import itertools
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from watcher.errors import is_trouble
 from watcher.policy.disposition import Ending, Failure
 from watcher.runner.files import Slot, remove, unnamed_file, write_file
 from watcher.runner.interface import Attempt, Outcome, Output
+from watcher.runner.live import Live, Look
 from watcher.runner.providers import (
     LOOK_AGAIN_SECONDS,
     PROMPT_FILE,
@@ -43,6 +45,7 @@ from watcher.runner.providers import (
     root_problem,
 )
 from watcher.runner.reading import Reading, bounded_text, events, shortened
+from watcher.runner.stall import StallWatch
 
 #: The longest single argument that Linux passes to a program: MAX_ARG_STRLEN without the NUL (execve(2)).
 MAX_ARGUMENT_BYTES = 131_071
@@ -58,6 +61,7 @@ class OneShotSettings:
 
     `folder` is this incarnation's claim folder; `busy_fd` the descriptor of its `.busy` lock, which every command
     inherits. Of `environ` (the worker's own) a command sees what its provider and `more_environment` (globs) allow.
+    `stall_timeout_seconds`: a command that prints nothing for so long is ended; 0 lets it be.
     """
 
     folder: Path
@@ -68,6 +72,7 @@ class OneShotSettings:
     max_output_bytes: int = 1 << 20
     allowed_cwd: tuple[Path, ...] = ()
     default_cwd: Path | None = None
+    stall_timeout_seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -102,7 +107,10 @@ class _Run:
     slot: Slot
     child: childproc.Child | None = None
     stopped: Failure | None = None
+    why: str | None = None
     timed_out: bool = False
+    stalled: bool = False
+    look: Look | None = None
 
 
 class OneShotRunner:
@@ -118,6 +126,7 @@ class OneShotRunner:
         self._running: dict[str, _Run] = {}
         self._slots: deque[Slot] = deque()
         self._numbers = itertools.count(1)
+        self._unwatched: deque[tuple[str, str]] = deque()
 
     def problem(self, provider: str) -> Ending | None:
         """Why attempts of this provider cannot run at all now, or None. Cheap: it looks again every few seconds."""
@@ -144,13 +153,14 @@ class OneShotRunner:
         outcome.duration_seconds = max(0.0, self._clock.monotonic() - began)
         return outcome
 
-    def stop(self, mark: str, failure: Failure) -> None:
+    def stop(self, mark: str, failure: Failure, reason: str | None = None) -> None:
         """End the attempt early; its `run` then returns. One that has just ended by itself keeps its outcome."""
         with self._lock:
             run = self._running.get(mark)
-            if run is None or run.timed_out:
+            if run is None or run.timed_out or run.stalled:
                 return
             if run.child is None or run.child.end(self._settings.kill_grace_seconds):
+                run.why = run.why if run.stopped else reason
                 run.stopped = run.stopped or failure
 
     def sweep(self) -> int:
@@ -165,6 +175,21 @@ class OneShotRunner:
                 return None
             changed = [at for at in (run.slot.stdout.changed_at(), run.slot.stderr.changed_at()) if at is not None]
             return self._settings.folder / run.slot.stdout.name, max(changed, default=None)
+
+    def live(self, mark: str) -> Live | None:
+        """What it does just now, read from its events; None when it prints none."""
+        with self._lock:
+            run = self._running.get(mark)
+            if run is None or run.look is None:
+                return None
+            return run.look.again(run.slot.stdout.fd, self._clock.wall())
+
+    def unwatched(self) -> list[tuple[str, str]]:
+        """Providers that the stall rule has turned out not to fit, each once."""
+        out = []
+        while self._unwatched:
+            out.append(self._unwatched.popleft())
+        return out
 
     def close(self) -> None:
         """Remove the files of idle slots; call it when nothing runs any more."""
@@ -189,6 +214,8 @@ class OneShotRunner:
         prepared = _Prepared(provider, argv, output, environment, visible["PATH"])
         self._look(prepared)
         self._prepared[name] = prepared
+        if self._settings.stall_timeout_seconds and output in provider.silent:
+            self._unwatched.append((name, f"its {output} output comes when it ends, so silence says nothing"))
         return prepared
 
     def _look(self, prepared: _Prepared) -> None:
@@ -240,6 +267,8 @@ class OneShotRunner:
             plan.environment[b"WATCHER_MODEL"] = attempt.model.encode()
             if provider.model_flag is not None:
                 plan.argv += (provider.model_flag, attempt.model)
+        if attempt.max_cost_usd is not None and provider.takes_budget():
+            plan.argv += (str(provider.budget_flag), f"{max(attempt.max_cost_usd, 1e-6):.6f}")
         if provider.prompt == "stdin":
             plan.prompt = raw
         elif provider.prompt == "file":
@@ -298,6 +327,7 @@ class OneShotRunner:
         if isinstance(child, childproc.Child):
             with self._lock:
                 run.child = child
+                run.look = Look() if prepared.output == "stream-json" else None
                 if run.stopped is not None:
                     child.end(self._settings.kill_grace_seconds)
         return child
@@ -311,7 +341,7 @@ class OneShotRunner:
                 stdin = unnamed_file(plan.prompt, self._settings.folder)
             with self._lock:
                 if run.stopped is not None:
-                    return Ending(run.stopped)
+                    return Ending(run.stopped, run.why)
             slot = run.slot
             return childproc.spawn(
                 plan.argv, plan.environment, plan.cwd, stdin, slot.stdout.fd, slot.stderr.fd, self._pass_fds, program
@@ -365,11 +395,16 @@ class OneShotRunner:
         )
 
     def _wait(self, attempt: Attempt, run: _Run, child: childproc.Child) -> int:
-        code = child.wait(attempt.timeout_seconds)
+        stall = self._settings.stall_timeout_seconds
+        prepared = self._prepared[attempt.provider]
+        watch = StallWatch(stall) if stall and prepared.output not in prepared.provider.silent else None
+        ends_at = time.monotonic() + attempt.timeout_seconds
+        code = child.wait(attempt.timeout_seconds) if watch is None else _wait_watching(child, run, watch, ends_at)
         if code is None:
             with self._lock:
-                if run.stopped is None:
-                    run.timed_out = child.end(self._settings.kill_grace_seconds)
+                if run.stopped is None and child.end(self._settings.kill_grace_seconds):
+                    run.stalled = time.monotonic() < ends_at
+                    run.timed_out = not run.stalled
             code = child.wait()
         return childproc.EXIT_UNKNOWN if code is None else code
 
@@ -377,7 +412,10 @@ class OneShotRunner:
         stdout, stderr, reading = self._collect(prepared, run.slot)
         provider = prepared.provider
         if run.stopped is not None:
-            ending = Ending(run.stopped, detail=f"{provider.name}: ended on request")
+            ending = Ending(run.stopped, run.why, f"{provider.name}: ended on request")
+        elif run.stalled:
+            seconds = f"{self._settings.stall_timeout_seconds:g} s (STALL_TIMEOUT)"
+            ending = Ending(Failure.TRANSIENT, "stalled", f"{provider.name}: ended after no output for {seconds}")
         elif run.timed_out:
             detail = f"{provider.name}: still running after its {timeout_seconds:g} s; set a longer timeout"
             ending = Ending(Failure.TRANSIENT, "timeout", detail, timed_out=True)
@@ -416,6 +454,19 @@ class OneShotRunner:
             slot.remove()
         else:
             self._slots.append(slot)
+
+
+def _wait_watching(child: childproc.Child, run: _Run, watch: StallWatch, ends_at: float) -> int | None:
+    """Wait for the end; None when the time is over or the command has printed nothing for too long."""
+    while True:
+        now = time.monotonic()
+        printed = (run.slot.stdout.state(), run.slot.stderr.state())
+        if now >= ends_at or run.stopped is not None or watch.is_stalled(printed, now):
+            # Whoever stopped it has begun to end it: then only the end is waited for.
+            return child.wait() if run.stopped is not None else None
+        code = child.wait(min(ends_at - now, watch.pause_seconds))
+        if code is not None:
+            return code
 
 
 def _environment(prepared: _Prepared, attempt: Attempt) -> dict[bytes, bytes]:

@@ -84,6 +84,8 @@ class Provider:
 
     `other_names` are tried when the program is not found. `variables` are set unless the worker's environment has
     them. `refuses_root_without` names variables of which one must be "1" for the program itself to run as root.
+    `budget_flag` comes before what an attempt may cost (USD). `silent` are the output formats in which it prints
+    nothing until it ends, however much it does.
     """
 
     name: str
@@ -93,7 +95,9 @@ class Provider:
     prompt: Prompt = "stdin"
     prompt_flag: str | None = None
     model_flag: str | None = None
+    budget_flag: str | None = None
     output: OutputFormat = "text"
+    silent: frozenset[OutputFormat] = frozenset()
     output_flags: tuple[str, ...] = ()
     reader: Reader | None = None
     mentions: tuple[bytes, ...] = ()
@@ -117,6 +121,10 @@ class Provider:
             if not any(_has_flag(said, flag) for flag in (argument.words[0], *argument.unless)):
                 words.extend(argument.words)
         return tuple(words), output
+
+    def takes_budget(self) -> bool:
+        """Whether it can be told what an attempt may cost, and its command does not say so itself."""
+        return self.budget_flag is not None and not _has_flag(self._own_words(), self.budget_flag)
 
     def _own_words(self) -> tuple[str, ...]:
         """The arguments of the program itself: in `docker run -p 80:80 box claude`, the -p is not claude's."""
@@ -366,7 +374,12 @@ _CLAUDE_RULES = (
     Rule(_PERMANENT, "model_not_found", _OTHER_MODEL, signs=_signs(error=["model_not_found"])),
     Rule(_PERMANENT, "model_not_found", _OTHER_MODEL, pattern=_words("There's an issue with the selected model")),
     Rule(_PERMANENT, "max_turns", "allow more in the command", signs=_signs(subtype=["error_max_turns"])),
-    Rule(_PERMANENT, "max_budget", "allow more in the command", signs=_signs(subtype=["error_max_budget_usd"])),
+    Rule(
+        _PERMANENT,
+        "budget_exceeded",
+        "raise MAX_COST_PER_TASK, or what the command says",
+        signs=_signs(subtype=["error_max_budget_usd"]),
+    ),
     Rule(_LIMIT, "usage_limit", pattern=_words(_LIMIT_WORDS)),
     Rule(_TRANSIENT, "rate_limited", signs=_signs(error=["rate_limit"], status=[429])),
     Rule(_TRANSIENT, "overloaded", signs=_signs(error=["overloaded"], status=[529])),
@@ -481,7 +494,9 @@ _BUILT_IN = {
                 Argument(("--verbose",), only_for="stream-json"),
             ),
             model_flag="--model",
+            budget_flag="--max-budget-usd",
             output="stream-json",
+            silent=frozenset({"text", "json"}),
             output_flags=("--output-format",),
             reader=read_claude,
             mentions=_FINAL_EVENT,
@@ -504,6 +519,7 @@ _BUILT_IN = {
             ),
             model_flag="-m",
             output="stream-json",
+            silent=frozenset({"json"}),
             output_flags=("-o", "--output-format"),
             reader=read_gemini,
             environment=("GEMINI_*", "GOOGLE_*", "CLOUD_SHELL"),
@@ -525,6 +541,7 @@ _BUILT_IN = {
             ),
             model_flag="--model",
             output="stream-json",
+            silent=frozenset({"text", "json"}),
             output_flags=("--output-format",),
             reader=read_claude,
             mentions=_FINAL_EVENT,

@@ -62,7 +62,7 @@ _NOT_A_PROVIDER = re.compile(r"[^a-z0-9_.-]+")
 KNOWN_REASONS = (
     "max_retries_exceeded", "permanent_failure", "timeout", "failed", "cancelled", "worker_died",
     "dependency_failed", "dependency_cycle", "duplicate_id", "id_mismatch", "invalid_json", "invalid_field",
-    "missing_description",
+    "missing_description", "budget_exceeded",
 )  # fmt: skip
 
 #: Which of several providers `watcher_circuit_breaker_state` shows: open starts nothing, half open one probe.
@@ -142,6 +142,9 @@ class WorkerMetrics:
             events.BreakerMoved: self._breaker_moved,
             events.ProviderHeld: self._provider_held,
             events.ProviderResumed: self._provider_resumed,
+            events.SpendingRecorded: self._spent,
+            events.BudgetReached: lambda _: self._over_budget.set(1),
+            events.BudgetLifted: lambda _: self._over_budget.set(0),
             events.TroubleBegan: lambda _: self._trouble.set(1),
             events.TroubleEnded: lambda _: self._trouble.set(0),
             events.HintFailed: lambda _: self._hints_failed.inc(),
@@ -162,6 +165,8 @@ class WorkerMetrics:
         heartbeat_age_seconds: Read | None = None,
         last_scan_age_seconds: Read | None = None,
         log_lines_dropped: Read | None = None,
+        spent_today_usd: Read | None = None,
+        daily_budget_usd: Read | None = None,
     ) -> None:
         """Say where these values come from. Each function is called once a scrape, on the scraper's thread.
 
@@ -175,6 +180,8 @@ class WorkerMetrics:
             (self._oldest_pending, oldest_pending_age_seconds),
             (self._heartbeat_age, heartbeat_age_seconds),
             (self._scan_age, last_scan_age_seconds),
+            (self._spent_today, spent_today_usd),
+            (self._daily_budget, daily_budget_usd),
         )
         for gauge, read in gauges:
             if read is not None:
@@ -256,6 +263,11 @@ class WorkerMetrics:
             "Cost in USD the provider reported for settled tasks.",
             "provider",
         )
+        self.spent_usd = self._counter(
+            "watcher_spent_usd_total",
+            "Cost in USD the provider reported for all attempts, also failed ones.",
+            "provider",
+        )
         self.provider_breaker = self._gauge(
             "watcher_provider_circuit_breaker_state", "0 closed, 1 open, 2 half open.", "provider"
         )
@@ -286,6 +298,13 @@ class WorkerMetrics:
         self._scan_age = self._gauge("watcher_last_scan_age_seconds", "Time since the inbox was last listed.")
         self._trouble = self._gauge(
             "watcher_trouble", "1 while the machine is short of something, so that nothing is claimed."
+        ).labels(worker)
+        self._spent_today = self._gauge(
+            "watcher_spent_today_usd", "Cost in USD of all processes of this worker since midnight UTC."
+        )
+        self._daily_budget = self._gauge("watcher_daily_budget_usd", "What one day may cost in USD; 0: any amount.")
+        self._over_budget = self._gauge(
+            "watcher_over_daily_budget", "1 while nothing is claimed because the day's budget is spent."
         ).labels(worker)
         self._ignored = self._counter(
             "watcher_files_ignored_total",
@@ -340,6 +359,10 @@ class WorkerMetrics:
             self.tokens.labels(self.worker, provider, "output").inc(_addable(event.output_tokens))
         if event.cost_usd:
             self.cost_usd.labels(self.worker, provider).inc(_addable(event.cost_usd))
+
+    def _spent(self, event: events.SpendingRecorded) -> None:
+        provider = self._providers[event.provider].label
+        self.spent_usd.labels(self.worker, provider).inc(_addable(event.cost_usd))
 
     def _task_refused(self, event: events.TaskRefused) -> None:
         self._failed[event.reason].inc()

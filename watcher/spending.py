@@ -1,0 +1,315 @@
+"""What a worker's attempts have cost, and what they may still cost: per task over all its attempts, and per day (UTC).
+
+`control/<worker>/spend-YYYYMMDD.jsonl` has a line for each amount that a provider told, appended in one write before
+the attempt is settled or given back; so a killed worker forgets nothing that it knew. All processes of a worker name
+append to the same file and read each other's lines. `control/<worker>/budget-YYYYMMDD.json` raises the budget of one
+day. A file that cannot be written is tried again; until then memory counts.
+
+What a provider does not tell is not counted, and what an attempt costs is known when it says so: tasks that run at
+once can pass the budget of a day together.
+
+Loop thread only. Raises OSError from the constructor and from the functions for commands, nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from watcher.atomicfile import Folder, replace, write_all
+from watcher.clock import Clock, rfc3339
+from watcher.events import BudgetLifted, BudgetReached, Emit, HintFailed, SpendingRecorded
+
+#: What the result, the dead letter and the heartbeat say.
+BUDGET_EXCEEDED = "budget_exceeded"
+DAILY_BUDGET = "daily_budget"
+#: A task whose attempts lie further apart than this starts counting anew.
+_DAYS_OF_A_TASK = 31
+_DAY_SECONDS = 86_400
+_MAX_BYTES = 1 << 26
+#: Below this an amount is the rounding of sums.
+_NOTHING_USD = 1e-9
+_FILE = re.compile(r"spend-(\d{8})\.jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What an attempt may still cost. `is_the_days` says whose money it is: the day's, or that of the task."""
+
+    usd: float
+    is_the_days: bool
+
+
+@dataclass(slots=True)
+class _Ledger:
+    """One day's file, as far as it was read."""
+
+    read_bytes: int = 0
+    total_usd: float = 0.0
+
+
+class Spending:
+    """The books of one worker name. A limit of 0 is none."""
+
+    def __init__(
+        self,
+        control: Path,
+        worker: str,
+        owner: str,
+        clock: Clock,
+        emit: Emit,
+        max_cost_per_task: float = 0.0,
+        daily_budget: float = 0.0,
+    ) -> None:
+        self._folder = Folder(control / worker)
+        self._owner = owner
+        self._clock = clock
+        self._emit = emit
+        self._max_per_task = max_cost_per_task
+        self._daily = daily_budget
+        self._days: dict[str, _Ledger] = {}
+        self._tasks: dict[str, float] = {}
+        self._told: dict[str, float] = {}
+        self._unwritten: list[tuple[str, dict[str, Any]]] = []
+        self._extra: tuple[str, float] = ("", 0.0)
+        self._was_reached = False
+        for name in self._folder.names():
+            found = _FILE.fullmatch(name)
+            if found is not None and found[1] > _day(clock.wall() - _DAYS_OF_A_TASK * _DAY_SECONDS):
+                self._read(found[1])
+        self.refresh()
+
+    def close(self) -> None:
+        self._folder.close()
+
+    # --- what was spent
+
+    def record(self, task_id: str, provider: str, mark: str, cost_usd: float | None) -> None:
+        """The attempt `mark` has cost so much by now, in all. Only what is new is written."""
+        new = (cost_usd or 0.0) - self._told.get(mark, 0.0)
+        if not math.isfinite(new) or new <= _NOTHING_USD:
+            return
+        self._told[mark] = cost_usd or 0.0
+        line = {"at": rfc3339(self._clock.wall()), "task_id": task_id, "provider": provider, "attempt": mark}
+        self._append(line | {"cost_usd": round(new, 9)})
+        self._emit(SpendingRecorded(task_id, provider, new))
+        self.refresh()
+
+    def attempt_over(self, mark: str) -> None:
+        self._told.pop(mark, None)
+
+    def settled(self, task_id: str) -> None:
+        """The task is over; should it be run again on purpose, it may cost as much again."""
+        if self.spent_on(task_id) > 0:
+            self._append({"at": rfc3339(self._clock.wall()), "task_id": task_id, "settled": True})
+            self.refresh()
+
+    def spent_on(self, task_id: str) -> float:
+        """USD that the attempts of a task have cost which is not over yet."""
+        return self._tasks.get(task_id, 0.0) + self._in_memory(task_id=task_id)
+
+    def spent_today(self) -> float:
+        """USD of all processes of this worker name since midnight UTC. Any thread, for a look."""
+        today = _day(self._clock.wall())
+        ledger = self._days.get(today)
+        return (0.0 if ledger is None else ledger.total_usd) + self._in_memory(day=today)
+
+    # --- what may be spent
+
+    def budget_today(self) -> float:
+        """USD that this day may cost, with what it was raised by; 0 for no limit."""
+        day, extra = self._extra
+        return self._daily + (extra if day == _day(self._clock.wall()) else 0.0) if self._daily else 0.0
+
+    def is_day_over_budget(self) -> bool:
+        """Whether nothing may start any more today. Says so once, and once when it is over."""
+        budget = self.budget_today()
+        spent = self.spent_today() if budget else 0.0
+        is_reached = bool(budget) and spent >= budget - _NOTHING_USD
+        if is_reached != self._was_reached:
+            self._was_reached = is_reached
+            event = BudgetReached(spent, budget, rfc3339(self.day_ends_at())) if is_reached else None
+            self._emit(event or BudgetLifted(spent, budget))
+        return is_reached
+
+    def day_ends_at(self) -> float:
+        """Wall seconds of the next midnight UTC."""
+        return (self._clock.wall() // _DAY_SECONDS + 1) * _DAY_SECONDS
+
+    def allowance(self, task_id: str) -> Allowance | None:
+        """What the next attempt of this task may cost; None for any amount."""
+        limits = []
+        if (most := self.most_per_task()) is not None:
+            limits.append(Allowance(max(0.0, most - self.spent_on(task_id)), is_the_days=False))
+        if budget := self.budget_today():
+            limits.append(Allowance(max(0.0, budget - self.spent_today()), is_the_days=True))
+        return min(limits, key=lambda limit: limit.usd, default=None)
+
+    def most_per_task(self) -> float | None:
+        """What all attempts of one task may cost. Who needs more than the budget of a whole day would burn each."""
+        limits = [limit for limit in (self._max_per_task, self._daily and self.budget_today()) if limit]
+        return min(limits, default=None)
+
+    def is_task_over_budget(self, task_id: str) -> bool:
+        most = self.most_per_task()
+        return most is not None and self.spent_on(task_id) >= most - _NOTHING_USD
+
+    def words_about(self, task_id: str) -> str:
+        """Why the task may not run again, for its dead letter."""
+        name = (
+            "MAX_COST_PER_TASK" if self._max_per_task and self.most_per_task() == self._max_per_task else DAILY_BUDGET
+        )
+        spent, most = _usd(self.spent_on(task_id)), _usd(self.most_per_task() or 0.0)
+        return (
+            f"its attempts have cost {spent} USD, and {name.upper()} allows one task {most}; "
+            "raise that, or make the task smaller, and submit it again"
+        )
+
+    def words_about_today(self) -> str:
+        """Why nothing starts, for the heartbeat."""
+        cure = "raise DAILY_BUDGET, or `watcher budget` for today"
+        return (
+            f"{DAILY_BUDGET}: {_usd(self.spent_today())} of {_usd(self.budget_today())} USD spent today (UTC); {cure}"
+        )
+
+    def refresh(self) -> None:
+        """Take over what other processes of this name have written, and write what could not be written before."""
+        with contextlib.suppress(OSError):  # the next refresh looks again; what is known counts meanwhile
+            self._folder.mend()
+            self._write_again()
+            today = _day(self._clock.wall())
+            self._read(today)
+            self._read_raise(today)
+
+    # --- files
+
+    def _append(self, line: dict[str, Any]) -> None:
+        day = _day(self._clock.wall())
+        try:
+            self._write(day, line)
+        except OSError as error:
+            self._unwritten.append((day, line))
+            self._emit(HintFailed(str(line["task_id"]), f"write what it cost: {error.strerror or error}"))
+
+    def _write(self, day: str, line: dict[str, Any]) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(f"spend-{day}.jsonl", flags, 0o666, dir_fd=self._folder.fd)
+        try:
+            # The first newline ends a line that somebody could not finish; empty lines say nothing.
+            write_all(fd, b"\n" + json.dumps(line).encode() + b"\n")
+            if self._daily or self._max_per_task:
+                os.fdatasync(fd)
+        finally:
+            os.close(fd)
+
+    def _write_again(self) -> None:
+        while self._unwritten:
+            self._write(*self._unwritten[0])
+            del self._unwritten[0]
+
+    def _in_memory(self, task_id: str | None = None, day: str | None = None) -> float:
+        lines = (line for at, line in self._unwritten if day in (None, at))
+        return sum((float(line.get("cost_usd", 0.0)) for line in lines if task_id in (None, line["task_id"])), 0.0)
+
+    def _read(self, day: str) -> None:
+        ledger = self._days.setdefault(day, _Ledger())
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(f"spend-{day}.jsonl", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._folder.fd)
+            try:
+                for line in _new_lines(fd, ledger):
+                    self._count(line, ledger)
+            finally:
+                os.close(fd)
+
+    def _count(self, line: dict[str, Any], ledger: _Ledger) -> None:
+        task_id, cost = line.get("task_id"), line.get("cost_usd")
+        if not isinstance(task_id, str):
+            return
+        if line.get("settled") is True:
+            self._tasks.pop(task_id, None)
+        elif isinstance(cost, int | float) and not isinstance(cost, bool) and 0 <= cost < 1e12:
+            ledger.total_usd += cost
+            self._tasks[task_id] = self._tasks.get(task_id, 0.0) + cost
+
+    def _read_raise(self, today: str) -> None:
+        if self._daily:
+            self._extra = (today, _extra_usd(self._folder, today))
+
+
+def raise_daily_budget(control: Path, worker: str, usd: float, now: float) -> float:
+    """Let a worker spend so much more until midnight UTC; returns by how much today's budget is raised now in all."""
+    folder = Folder(control / worker)
+    day = _day(now)
+    try:
+        total = _extra_usd(folder, day) + usd
+        raw = json.dumps({"extra_usd": total, "timestamp": rfc3339(now)}).encode() + b"\n"
+        replace(folder, f"budget-{day}.json", raw, f"cli-{os.getpid()}", durable=True)
+    finally:
+        folder.close()
+    return float(total)
+
+
+def spent_on_day(control: Path, worker: str, now: float) -> float:
+    """USD that a worker has spent on the UTC day of `now`; 0 when nothing says so."""
+    ledger = _Ledger()
+    try:
+        fd = os.open(control / worker / f"spend-{_day(now)}.jsonl", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return 0.0
+    try:
+        costs: list[Any] = [line.get("cost_usd") for line in _new_lines(fd, ledger)]
+    finally:
+        os.close(fd)
+    return sum((float(cost) for cost in costs if isinstance(cost, int | float) and 0 <= cost < 1e12), 0.0)
+
+
+def raised_on_day(control: Path, worker: str, now: float) -> float:
+    """USD by which the budget of that day was raised."""
+    try:
+        folder = Folder(control / worker, create=False)
+    except FileNotFoundError:
+        return 0.0
+    try:
+        return _extra_usd(folder, _day(now))
+    finally:
+        folder.close()
+
+
+def _extra_usd(folder: Folder, day: str) -> float:
+    try:
+        extra = json.loads(folder.read(f"budget-{day}.json", _MAX_BYTES))["extra_usd"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return 0.0
+    is_number = isinstance(extra, int | float) and not isinstance(extra, bool) and abs(extra) < 1e12
+    return float(extra) if is_number else 0.0
+
+
+def _new_lines(fd: int, ledger: _Ledger) -> Iterator[dict[str, Any]]:
+    """The whole lines that were added since the last look; one that is being written waits for its end."""
+    size = os.fstat(fd).st_size
+    raw = b""
+    while ledger.read_bytes + len(raw) < size and (part := os.pread(fd, 1 << 20, ledger.read_bytes + len(raw))):
+        raw += part
+    whole = raw[: raw.rfind(b"\n") + 1]
+    ledger.read_bytes += len(whole)
+    for text in whole.split(b"\n"):
+        with contextlib.suppress(ValueError, RecursionError):  # a torn line is lost, with the amount it told
+            line = json.loads(text) if text.strip() else None
+            if isinstance(line, dict):
+                yield line
+
+
+def _day(wall_seconds: float) -> str:
+    return time.strftime("%Y%m%d", time.gmtime(wall_seconds))
+
+
+def _usd(amount: float) -> str:
+    return f"{amount:.4f}".rstrip("0").rstrip(".")
