@@ -250,8 +250,11 @@ class Executor:
         """Whether tasks end so fast that a slot would idle while the next one is claimed.
 
         Only then are some claimed ahead: a long task in a queue of ours could run at another instance. And only
-        while none fails: what is claimed ahead would still run, and burn, when the breaker opens.
+        while none fails and no money is counted: what is claimed ahead would still run, and burn, when the breaker
+        opens or the budget is spent.
         """
+        if self._spending is not None and self._spending.has_limits:
+            return False
         return self._usual_seconds < _SHORT_SECONDS and not self._gates.are_failures_pending()
 
     def _begin_or_end(self, claim: Claim) -> None:

@@ -112,6 +112,10 @@ class Spending:
             self._append({"at": rfc3339(self._clock.wall()), "task_id": task_id, "settled": True})
             self.refresh()
 
+    @property
+    def has_limits(self) -> bool:
+        return bool(self._max_per_task or self._daily)
+
     def spent_on(self, task_id: str) -> float:
         """USD that the attempts of a task have cost which is not over yet."""
         return self._tasks.get(task_id, 0.0) + self._in_memory(task_id=task_id)
