@@ -18,6 +18,7 @@ import json
 import math
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from typing import Any
 
 from watcher.atomicfile import Folder, replace, write_all
 from watcher.clock import Clock, rfc3339
+from watcher.errors import is_trouble
 from watcher.events import BudgetLifted, BudgetReached, Emit, HintFailed, SpendingRecorded
 
 #: What the result, the dead letter and the heartbeat say.
@@ -37,6 +39,7 @@ _DAY_SECONDS = 86_400
 _MAX_BYTES = 1 << 26
 #: Below this an amount is the rounding of sums.
 _NOTHING_USD = 1e-9
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FILE = re.compile(r"spend-(\d{8})\.jsonl")
 
 
@@ -81,7 +84,7 @@ class Spending:
         self._unwritten: list[tuple[str, dict[str, Any]]] = []
         self._extra: tuple[str, float] = ("", 0.0)
         self._was_reached = False
-        for name in self._folder.names():
+        for name in sorted(self._folder.names()):  # the end of a task comes after its attempts
             found = _FILE.fullmatch(name)
             if found is not None and found[1] > _day(clock.wall() - _DAYS_OF_A_TASK * _DAY_SECONDS):
                 self._read(found[1])
@@ -225,13 +228,17 @@ class Spending:
 
     def _read(self, day: str) -> None:
         ledger = self._days.setdefault(day, _Ledger())
-        with contextlib.suppress(FileNotFoundError):
-            fd = os.open(f"spend-{day}.jsonl", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._folder.fd)
-            try:
-                for line in _new_lines(fd, ledger):
-                    self._count(line, ledger)
-            finally:
-                os.close(fd)
+        try:
+            fd = os.open(f"spend-{day}.jsonl", _READ, dir_fd=self._folder.fd)
+        except OSError as error:
+            if is_trouble(error):
+                raise
+            return  # not there, or a link or something else that is none of ours
+        try:
+            for line in _new_lines(fd, ledger):
+                self._count(line, ledger)
+        finally:
+            os.close(fd)
 
     def _count(self, line: dict[str, Any], ledger: _Ledger) -> None:
         task_id, cost = line.get("task_id"), line.get("cost_usd")
@@ -265,7 +272,7 @@ def spent_on_day(control: Path, worker: str, now: float) -> float:
     """USD that a worker has spent on the UTC day of `now`; 0 when nothing says so."""
     ledger = _Ledger()
     try:
-        fd = os.open(control / worker / f"spend-{_day(now)}.jsonl", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(control / worker / f"spend-{_day(now)}.jsonl", _READ)
     except FileNotFoundError:
         return 0.0
     try:
@@ -298,7 +305,8 @@ def _extra_usd(folder: Folder, day: str) -> float:
 
 def _new_lines(fd: int, ledger: _Ledger) -> Iterator[dict[str, Any]]:
     """The whole lines that were added since the last look; one that is being written waits for its end."""
-    size = os.fstat(fd).st_size
+    found = os.fstat(fd)
+    size = found.st_size if stat.S_ISREG(found.st_mode) else 0
     raw = b""
     while ledger.read_bytes + len(raw) < size and (part := os.pread(fd, 1 << 20, ledger.read_bytes + len(raw))):
         raw += part
