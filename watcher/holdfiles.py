@@ -16,8 +16,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def hold_provider(
     name = f"{key_of(provider, account)}.json"
     folder = Folder(control / FOLDER)
     try:
-        replace(folder, name, hold.dump(), f"cli-{os.getpid()}", durable=True)
+        replace(folder, name, hold.dump(), f"cli-{secrets.token_hex(6)}", durable=True)
         folder.remove(ramp_name(key_of(provider, account)))
     finally:
         folder.close()

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import re
+import secrets
 import stat
 import time
 from collections.abc import Iterator
@@ -262,7 +263,7 @@ def raise_daily_budget(control: Path, worker: str, usd: float, now: float) -> fl
     try:
         total = _extra_usd(folder, day) + usd
         raw = json.dumps({"extra_usd": total, "timestamp": rfc3339(now)}).encode() + b"\n"
-        replace(folder, f"budget-{day}.json", raw, f"cli-{os.getpid()}", durable=True)
+        replace(folder, f"budget-{day}.json", raw, f"cli-{secrets.token_hex(6)}", durable=True)
     finally:
         folder.close()
     return float(total)

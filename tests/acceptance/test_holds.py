@@ -8,6 +8,7 @@ import signal
 import time
 
 from tests.acceptance.conftest import Process, Site, names, read, wait_for
+from tests.acceptance.test_trouble import switches
 from watcher.clock import parse_rfc3339
 from watcher.holdfiles import hold_provider, lift_hold
 
@@ -145,6 +146,36 @@ def test_worker_that_is_frozen_while_it_probes_leaves_the_probe_to_another(site:
     finally:
         processes[prober].signal(signal.SIGCONT)
     assert site.result("t", prober)["attempts"] == 1
+
+
+def test_worker_sleeps_while_another_one_probes(site: Site) -> None:
+    limit(site, 2)
+    for worker in ("marie", "anga"):
+        site.drop("t", worker)
+    (site.home / "slow").touch()
+    processes = dict(
+        zip(("marie", "anga"), serve(site, "marie", "anga", HEARTBEAT_INTERVAL="0.3", SCAN_INTERVAL="1"), strict=True)
+    )
+    wait_for("the probe", lambda: words(site, "began"), 30)
+    other = "anga" if words(site, "began")[0][1] == "marie" else "marie"
+    before = switches(processes[other])
+    site.pass_beats(4, other)
+    assert switches(processes[other]) - before < 250, "a loop that turns every millisecond sleeps 1000 times and more"
+    (site.home / "slow").unlink()
+    for worker in ("marie", "anga"):
+        site.result("t", worker)
+
+
+def test_limit_met_by_several_at_once_wastes_what_was_running_and_nothing_more(site: Site) -> None:
+    limit(site, 4)
+    for number in range(20):
+        for worker in ("marie", "anga", "fabien"):
+            site.drop(f"t{number}", worker)
+    serve(site, "marie", "anga", "fabien", MAX_CONCURRENT_TASKS="3")
+    wait_for("60 results", lambda: sum(len(site.results(w)) for w in ("marie", "anga", "fabien")) == 60, LONG_SECONDS)
+    wasted = [line[1] for line in words(site, "limited")]
+    assert all(wasted.count(worker) <= 3 for worker in wasted), wasted
+    assert {r["attempts"] for r in all_results(site, "marie", "anga", "fabien")} == {1}
 
 
 def test_limit_of_one_account_holds_no_other(site: Site) -> None:

@@ -17,9 +17,10 @@ from watcher.events import Event, TaskSettled, TroubleBegan, TroubleEnded
 from watcher.executor import Executor, ExecutorOptions
 from watcher.formats.task import Task
 from watcher.gates import Gates
+from watcher.holdfiles import hold_provider, lift_hold
 from watcher.policy.disposition import Ending, Failure
 from watcher.policy.retry import RetryDelays
-from watcher.runner.interface import Attempt, Outcome, Output
+from watcher.runner.interface import Attempt, Live, Outcome, Output
 from watcher.spool.interface import Claim, Claimed, Settlement
 
 
@@ -91,7 +92,7 @@ class StubRunner:
         ending = self._of(attempt.task_id).get(timeout=20)
         return Outcome(ending, 0, Output(), Output(), 0.0, 1.0)
 
-    def stop(self, mark: str, failure: Failure) -> None:
+    def stop(self, mark: str, failure: Failure, reason: str | None = None) -> None:
         for waiting in self.endings.values():
             waiting.put(Ending(failure))
 
@@ -100,6 +101,12 @@ class StubRunner:
 
     def live_output(self, mark: str) -> tuple[Path, float | None] | None:
         return None
+
+    def live(self, mark: str) -> Live | None:
+        return None
+
+    def unwatched(self) -> list[tuple[str, str]]:
+        return []
 
     def sweep(self) -> int:
         return 0
@@ -113,7 +120,7 @@ class Bench:
 
     def __init__(self, control: Path, spool: StubSpool) -> None:
         self.spool, self.runner, self.clock, self.memory = spool, StubRunner(), HandClock(), Memory()
-        gates = Gates(control, "marie", "i", 5, 60.0, self.clock, self.memory)
+        self.gates = gates = Gates(control, "marie", "i", 5, 60.0, self.clock, self.memory)
         options = ExecutorOptions("marie", "i", 2, 0, 600.0, 3, RetryDelays(), 60.0, 1)
         self.executor = Executor(spool, self.runner, gates, options, self.clock, self.memory)
 
@@ -273,3 +280,43 @@ def test_tasks_share_the_threads_that_could_be_made(tmp_path: Path, monkeypatch:
         assert bench.executor.trouble is None
 
     run(tmp_path, StubSpool("a", "b"), body)
+
+
+def test_task_whose_provider_is_held_between_claim_and_start_goes_back_and_never_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Gates.may_start
+
+    def held_just_now(gates: Gates, provider: str, mark: str) -> bool:
+        hold_provider(tmp_path, provider, now=0.0)
+        return real(gates, provider, mark)
+
+    async def body(bench: Bench) -> None:
+        monkeypatch.setattr(Gates, "may_start", held_just_now)
+        bench.executor.fill()
+        await bench.until(lambda: sorted(bench.spool.released) == ["a", "b"])
+        assert bench.runner.endings == {} and bench.running() == []
+        monkeypatch.undo()
+        lift_hold(tmp_path, "command")
+        bench.executor.fill()
+        assert sorted(bench.running()) == ["a", "b"]
+
+    run(tmp_path, StubSpool("a", "b"), body)
+
+
+def test_one_task_of_a_held_provider_goes_first_when_the_hold_is_over(tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        bench.gates.hold("command", "usage_limit", None, bench.clock.wall() + 100, None)
+        bench.executor.fill()
+        assert bench.running() == []
+        await bench.pass_seconds(100)
+        assert bench.running() == ["a"]
+        bench.runner.end("a", Ending(Failure.LIMIT, "usage_limit", resets_at=bench.clock.wall() + 50))
+        await bench.until(lambda: bench.spool.released == ["a"])
+        assert bench.running() == []
+        await bench.pass_seconds(50)
+        assert bench.running() == ["b"]
+        bench.runner.end("b", Ending(None))
+        await bench.until(lambda: sorted(bench.running()) == ["a", "c"])
+
+    run(tmp_path, StubSpool("a", "b", "c"), body)
