@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 #: A folder that is taken away this often in a row is not coming back by itself.
 _MAX_INCARNATIONS = 10
 
+#: A probe counts until three beats of its worker have failed to come; a busy machine may delay short ones so long.
+_SHORTEST_LEASE_SECONDS = 5.0
+
 _FLAGS = {
     "max_concurrent": "MAX_CONCURRENT_TASKS",
     "task_timeout": "TASK_TIMEOUT",
@@ -118,8 +121,7 @@ class Service:
                     self.clock,
                     self.bus.emit,
                     account=config.provider_account,
-                    # Three beats that fail to come make a worker dead; until then its probe counts.
-                    lease_seconds=3 * config.heartbeat_interval,
+                    lease_seconds=max(_SHORTEST_LEASE_SECONDS, 3 * config.heartbeat_interval),
                     jitter=lambda seconds: random.uniform(0.0, min(30.0, 0.05 * seconds)),  # noqa: S311 - no secret
                 )
                 spending = Spending(

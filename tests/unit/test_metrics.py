@@ -154,6 +154,17 @@ def test_usage_is_shown_for_the_provider_that_reports_it_only(seen: Seen) -> Non
     assert seen.value("watcher_provider_cost_usd_total", provider="codex") is None
 
 
+def test_spending_of_all_attempts_is_counted_and_a_spent_day_is_1_while_it_lasts(seen: Seen) -> None:
+    seen.after(events.SpendingRecorded("t1", "claude", 0.25), events.SpendingRecorded("t2", "claude", 0.5))
+    assert seen.value("watcher_spent_usd_total", provider="claude") == 0.75
+    assert seen.value("watcher_spent_usd_total", provider="codex") is None
+    assert seen.value("watcher_over_daily_budget") == 0
+    assert seen.after(events.BudgetReached(5, 5, "x")).value("watcher_over_daily_budget") == 1
+    assert seen.after(events.BudgetLifted(5, 9)).value("watcher_over_daily_budget") == 0
+    seen.metrics.read_at_scrape(spent_today_usd=lambda: 4.5, daily_budget_usd=lambda: 5.0)
+    assert (seen.value("watcher_spent_today_usd"), seen.value("watcher_daily_budget_usd")) == (4.5, 5)
+
+
 def test_the_rare_events_are_counted(seen: Seen) -> None:
     seen.after(
         events.TaskReleased("t1", "worker_stopping"),

@@ -667,3 +667,74 @@ def test_program_that_is_being_written_costs_no_attempt(shop: Workshop, tmp_path
         ending = runner.run(attempt()).ending
     assert (ending.failure, "ETXTBSY" in (ending.detail or "")) == (Failure.TROUBLE, True)
     assert runner.run(attempt()).ending.failure is None
+
+
+# --- what it costs, what it prints, when it stops printing
+
+
+def test_provider_that_can_be_told_a_limit_is_told_and_another_is_not(shop: Workshop) -> None:
+    shop.program("claude", "#!/bin/sh\nprintf '%s ' \"$@\" >&2\n")
+    providers = built_in({"claude": ["claude"], "command": ["/bin/sh", "-c", 'echo "$@" >&2', "x"]})
+    runner = shop.runner(providers=providers)
+    assert "--max-budget-usd 0.250000" in runner.run(attempt(provider="claude", max_cost_usd=0.25)).stderr.text
+    assert "--max-budget-usd 0.000001" in runner.run(attempt(provider="claude", max_cost_usd=0.0)).stderr.text
+    assert "budget" not in runner.run(attempt(provider="claude")).stderr.text
+    assert runner.run(attempt(max_cost_usd=0.25)).stderr.text == "\n"
+
+
+def test_attempt_that_is_ended_for_a_reason_says_which(shop: Workshop) -> None:
+    runner = shop.shell("trap 'exit 0' TERM; echo ready; while :; do sleep 0.05; done")
+    one = attempt()
+    out: list[Outcome] = []
+    thread = threading.Thread(target=lambda: out.append(runner.run(one)))
+    thread.start()
+    until = time.monotonic() + SOON
+    while (live := runner.live_output(one.mark)) is None or live[1] is None:
+        assert time.monotonic() < until
+        time.sleep(0.01)  # another process gives no event
+    runner.stop(one.mark, Failure.PERMANENT, "budget_exceeded")
+    runner.stop(one.mark, Failure.STOPPED, "too late")
+    thread.join(SOON)
+    assert (out[0].ending.failure, out[0].ending.reason) == (Failure.PERMANENT, "budget_exceeded")
+
+
+def test_silent_command_is_ended_with_all_its_children_and_may_be_tried_again(shop: Workshop) -> None:
+    runner = shop.shell("echo $$; sleep 600 & sleep 600", stall_timeout_seconds=0.4, kill_grace_seconds=0.2)
+    out = runner.run(attempt())
+    assert (out.ending.failure, out.ending.reason, out.ending.timed_out) == (Failure.TRANSIENT, "stalled", False)
+    assert "STALL_TIMEOUT" in (out.ending.detail or "")
+    with pytest.raises(ProcessLookupError):
+        os.killpg(int(out.stdout.text), 0)
+
+
+@pytest.mark.parametrize("stream", ["1", "2"])
+def test_output_on_either_stream_is_progress_and_the_deadline_stays(shop: Workshop, stream: str) -> None:
+    runner = shop.shell(f"while :; do echo x >&{stream}; sleep 0.05; done", stall_timeout_seconds=1.0)
+    out = runner.run(attempt(timeout_seconds=2.5))
+    assert out.ending.reason == "timeout" and out.ending.timed_out
+
+
+def test_provider_whose_output_comes_at_the_end_is_not_watched_and_is_named_once(shop: Workshop) -> None:
+    shop.program("claude", "#!/bin/sh\nsleep 1; echo done\n")
+    runner = shop.runner(
+        providers=built_in({"claude": ["claude", "--output-format", "text"]}), stall_timeout_seconds=0.2
+    )
+    for _ in range(2):
+        assert runner.run(attempt(provider="claude")).ending.failure is None
+    (named,) = runner.unwatched()
+    assert named[0] == "claude" and "text" in named[1] and runner.unwatched() == []
+
+
+def test_nothing_is_said_about_plain_text_and_about_what_does_not_run(shop: Workshop) -> None:
+    runner = shop.shell('echo \'{"type": "tool_use", "tool_name": "fake"}\'; touch "$HOME/there"; sleep 600')
+    one = attempt()
+    assert runner.live(one.mark) is None
+    thread = threading.Thread(target=runner.run, args=(one,))
+    thread.start()
+    until = time.monotonic() + SOON
+    while not (shop.folder.parent / "there").exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)  # another process gives no event
+    assert runner.live(one.mark) is None
+    runner.stop(one.mark, Failure.STOPPED)
+    thread.join(SOON)

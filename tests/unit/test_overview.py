@@ -394,6 +394,14 @@ def test_heartbeat_says_since_when_a_task_runs_and_its_output_file_when_it_last_
     assert task.output_age_seconds == pytest.approx(3.0)
 
 
+def test_heartbeat_says_what_a_running_task_does(world: World) -> None:
+    world.lives()
+    world.beat(active=[ActiveTask("x", NOW - 42.0, None, None, "tool Bash", NOW - 7.0)])
+    world.claim("x")
+    (task,) = world.look().running
+    assert (task.last_event, task.last_event_age_seconds) == ("tool Bash", pytest.approx(7.0))
+
+
 def test_task_that_has_written_nothing_has_no_last_output(world: World) -> None:
     world.lives()
     output = world.put(f"tasks/marie/.claims/{ALICE}/output-1.stdout", b"")

@@ -582,3 +582,15 @@ def test_cutting_bytes_that_are_no_text_ends(printed: Any) -> None:
 def test_harmless_text_can_be_stored_anywhere() -> None:
     assert harmless("a\0b\ud800c😀") == "a\ufffdb\ufffdc😀"
     assert shortened("a\0\udfff", 100) == ("a\ufffd\ufffd", False)
+
+
+def test_claude_is_told_what_an_attempt_may_cost_unless_its_command_says_so() -> None:
+    own = built_in({"claude": ["claude", "--max-budget-usd", "3"]})["claude"]
+    assert built_in()["claude"].takes_budget() and not own.takes_budget()
+    assert not built_in()["gemini"].takes_budget()
+
+
+@pytest.mark.parametrize(("name", "formats"), [("claude", {"text", "json"}), ("cursor-agent", {"text", "json"})])
+def test_providers_know_which_of_their_output_comes_only_at_the_end(name: str, formats: set[str]) -> None:
+    provider = built_in()[name]
+    assert provider.silent == formats and provider.argv()[1] not in provider.silent

@@ -100,6 +100,12 @@ def test_no_worker_at_all_says_what_to_do() -> None:
     assert "--setup" in text
 
 
+def test_running_task_shows_what_it_does_and_since_when_without_control_characters() -> None:
+    doing = replace(RUNNING, last_event="tool Ba\x1b[31msh", last_event_age_seconds=12.0)
+    (line,) = [line for line in lines_of(MARIE, running=(doing,)) if line.startswith("brief-1")]
+    assert "tool Ba" in line and line.endswith("(12 s)") and "\x1b" not in line
+
+
 @pytest.mark.parametrize("width", [20, 40, 80, 100])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     held = served("held", reason="\u4f60\u597d " * 100, pending=9)

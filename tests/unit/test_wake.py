@@ -91,6 +91,22 @@ def test_what_leaves_the_folder_wakes_nobody(tmp_path: Path) -> None:
     run(body)
 
 
+def test_what_leaves_the_folder_wakes_the_loop_where_that_was_asked_for(tmp_path: Path) -> None:
+    holds = tmp_path / "holds"
+    holds.mkdir()
+    for name in ("deleted.json", "moved.json"):
+        (holds / name).write_text("x")
+
+    async def body(waker: Waker) -> None:
+        assert waker.watch("holds", holds, removals=True)
+        (holds / "deleted.json").unlink()
+        (holds / "moved.json").rename(tmp_path / "moved.json")
+        (holds / "new.json").write_text("x")
+        await named(waker, ("holds", "deleted.json"), ("holds", "moved.json"), ("holds", "new.json"))
+
+    run(body)
+
+
 def test_claiming_a_file_does_not_delay_the_next_one(tmp_path: Path) -> None:
     """watchdog's own observers hold the next event for half a second after each claim."""
     (tmp_path / "claims").mkdir()
