@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -18,10 +19,15 @@ _ERRORS = {400: "invalid_request_error", 401: "authentication_error", 404: "not_
 
 
 class StubModel:
-    """Serves until `close`; `url` is what ANTHROPIC_BASE_URL wants; `calls` counts the turns it was asked for."""
+    """Serves until `close`; `url` is what ANTHROPIC_BASE_URL wants; `calls` counts the turns it was asked for.
+
+    Before `limited_until` (wall seconds) each turn is refused as a subscription's usage limit is; `refused` counts.
+    """
 
     def __init__(self) -> None:
         self.calls = 0
+        self.limited_until = 0
+        self.refused = 0
         self._seen: Counter[str] = Counter()
         self._lock = threading.Lock()
         stub = self
@@ -44,6 +50,11 @@ class StubModel:
                 if self.path.partition("?")[0].endswith("count_tokens"):
                     self._json(200, {"input_tokens": 7})
                     return
+                if time.time() < stub.limited_until:
+                    stub.refused += 1
+                    error = {"type": "rate_limit_error", "message": "This request would exceed your account's limit."}
+                    self._json(429, {"type": "error", "error": error}, stub.limit_headers())
+                    return
                 status, content, stop = stub.answer(body)
                 if status != 200:
                     kind = _ERRORS.get(status, "api_error")
@@ -53,9 +64,11 @@ class StubModel:
                 else:
                     self._json(200, _message(content, stop, str(body.get("model"))))
 
-            def _json(self, status: int, value: dict[str, Any]) -> None:
+            def _json(self, status: int, value: dict[str, Any], headers: dict[str, str] | None = None) -> None:
                 data = json.dumps(value).encode()
                 self.send_response(status)
+                for name, text in (headers or {}).items():
+                    self.send_header(name, text)
                 self.send_header("content-type", "application/json")
                 self.send_header("content-length", str(len(data)))
                 self.end_headers()
@@ -75,6 +88,15 @@ class StubModel:
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def limit_headers(self) -> dict[str, str]:
+        """What tells a CLI with a login that the limit of its account is reached, and until when."""
+        name = "anthropic-ratelimit-unified"
+        return {
+            f"{name}-status": "rejected",
+            f"{name}-reset": str(self.limited_until),
+            f"{name}-representative-claim": "five_hour",
+        }
 
     def close(self) -> None:
         self._server.shutdown()

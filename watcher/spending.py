@@ -325,4 +325,4 @@ def _day(wall_seconds: float) -> str:
 
 
 def _usd(amount: float) -> str:
-    return f"{amount:.4f}".rstrip("0").rstrip(".")
+    return f"{amount:.6f}".rstrip("0").rstrip(".")

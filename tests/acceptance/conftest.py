@@ -163,9 +163,10 @@ class Site:
 
     def script(self, text: str, name: str = "agent.sh") -> str:
         """An executable shell script; returns it as AGENT_COMMAND wants it. `$SITE` in it is the site's home."""
-        path = self.home / name
-        path.write_text(f"#!/bin/sh\nSITE={shlex.quote(str(self.home))}\n{text}\n")
-        path.chmod(0o755)
+        path, new = self.home / name, self.home / f".{name}.new"
+        new.write_text(f"#!/bin/sh\nSITE={shlex.quote(str(self.home))}\n{text}\n")
+        new.chmod(0o755)
+        new.rename(path)  # a shell that runs the older one must not find it empty
         return shlex.quote(str(path))
 
     def noted(self, name: str = "notes") -> list[str]:

@@ -19,7 +19,9 @@ from typing import Any
 
 import pytest
 
+from tests.acceptance.conftest import Site, wait_for
 from tests.stub_model import StubModel
+from watcher.clock import parse_rfc3339
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -114,3 +116,43 @@ def test_ten_tasks_with_a_tool_a_retry_and_a_refusal(tmp_path: Path, stub: StubM
     text = (root / "log").read_text()
     assert "not-a-key" not in text and "answer 3" not in text
     assert not list((root / "tasks" / "marie").glob("*.json"))
+
+
+def serve_claude(site: Site, stub: StubModel, worker: str, **settings: str) -> None:
+    site.start(
+        worker, PROVIDER="claude", CLAUDE_COMMAND=str(CLAUDE), AGENT_COMMAND=None, IS_SANDBOX="1",
+        ANTHROPIC_BASE_URL=stub.url, MAX_CONCURRENT_TASKS="1", **settings,
+    )  # fmt: skip
+
+
+def test_usage_limit_of_a_subscription_holds_all_workers_until_its_time(site: Site, stub: StubModel) -> None:
+    for worker in ("marie", "anga"):
+        login = {"CLAUDE_CODE_OAUTH_TOKEN": "made-up"}
+        serve_claude(site, stub, worker, **login)
+    stub.limited_until = int(time.time()) + 12
+    for number in range(3):
+        for worker in ("marie", "anga"):
+            site.drop(f"t{number}", worker, description="[[say hi]]")
+    hold = site.root / "control" / "holds" / "claude.json"
+    wait_for("the hold", hold.exists, 60)
+    held = json.loads(hold.read_text())
+    assert held["reason"] == "usage_limit" and parse_rfc3339(held["until"]) == stub.limited_until
+    for worker in ("marie", "anga"):
+        site.beat_that(lambda beat: beat["status"] == "held", worker, "that says held")
+    assert stub.calls == 0
+    for number in range(3):
+        for worker in ("marie", "anga"):
+            result = site.result(f"t{number}", worker, 120)
+            assert (result["status"], result["stdout"], result["attempts"]) == ("completed", "hi", 1)
+    assert stub.refused <= 2 and not hold.exists(), "one start a worker, at most, met the limit"
+
+
+def test_claude_keeps_to_the_money_of_a_task_and_its_beat_names_the_tool(site: Site, stub: StubModel) -> None:
+    serve_claude(site, stub, "marie", ANTHROPIC_API_KEY="not-a-key", MAX_COST_PER_TASK="0.00001")
+    command = {"command": "while [ ! -e go ]; do sleep 0.05; done", "description": "wait"}
+    site.drop("t", description=f"[[tool Bash {json.dumps(command)}]]", cwd=str(site.home))
+    site.beat_that(lambda b: b["active"] and b["active"][0]["last_event"] == "tool Bash", what="of the tool")
+    (site.home / "go").touch()
+    result = site.result("t", seconds=60)
+    assert (result["status"], result["reason"], result["attempts"]) == ("failed", "budget_exceeded", 1)
+    assert result["usage"]["cost_usd"] > 0.00001 and site.dead_letters() == ["t"]

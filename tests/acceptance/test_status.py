@@ -35,8 +35,10 @@ def test_heartbeat_has_every_documented_field_and_tells_what_runs(site: Site) ->
     assert beat["stats"] == {"tasks_processed": 0, "tasks_failed": 0, "tasks_retried": 0, "tasks_dlq": 0}
     assert beat["oldest_pending_age_seconds"] >= 0 and beat["uptime_seconds"] > 0
     [active] = beat["active"]
-    assert set(active) == {"task_id", "started_at", "last_output_at", "stdout_path"}
-    assert active["task_id"] == "running"
+    assert set(active) == {
+        "task_id", "started_at", "last_output_at", "stdout_path", "last_event", "last_event_at",
+    }  # fmt: skip
+    assert active["task_id"] == "running" and active["last_event"] is None, "plain text has no events"
     assert parse_rfc3339(active["started_at"]) <= parse_rfc3339(active["last_output_at"]) + 0.02
     with open(active["stdout_path"]) as live:
         assert live.read() == "begun\n", "it can be followed while it runs"
