@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from watcher.budgets import Budgets
 from watcher.clock import Clock
 from watcher.crew import LARGEST_BATCH, Callbacks, Crew, Running
 from watcher.errors import WorkerTrouble
@@ -31,10 +32,10 @@ from watcher.events import (
 from watcher.formats.deadletter import DeadLetter
 from watcher.formats.result import Result
 from watcher.gates import Gates
-from watcher.policy.disposition import Disposition, Ending, Failure, HoldProvider, Retry, Settle, decide
+from watcher.policy.disposition import Ending, Failure, HoldProvider, Retry, Settle, decide
 from watcher.policy.retry import RetryDelays
 from watcher.runner.interface import Attempt, Live, Outcome, Output, Runner
-from watcher.spending import BUDGET_EXCEEDED, DAILY_BUDGET, Spending
+from watcher.spending import Spending
 from watcher.spool.interface import Claim, Settlement, Spool
 
 #: Finished attempts that may wait for the disk before nothing new is started.
@@ -107,7 +108,7 @@ class Executor:
         self._spool = spool
         self._runner = runner
         self._gates = gates
-        self._spending = spending
+        self._budgets = Budgets(spending)
         self._options = options
         self._clock = clock
         self._emit = emit
@@ -171,13 +172,18 @@ class Executor:
 
     def is_over_budget(self) -> bool:
         """Whether nothing starts because the day's money is spent."""
-        return self._spending is not None and self._spending.is_day_over_budget()
+        return self._budgets.is_day_over()
 
     def look(self, running: Running) -> Live | None:
         """What a running task does just now. Its costs are counted, and when they are too much it is ended."""
-        live = self._runner.live(running.attempt.mark)
+        mark = running.attempt.mark
+        live = self._runner.live(mark)
         if live is not None:
-            self._heed(running, live)
+            if live.is_answered:
+                self._gates.answered(running.claim.provider, mark)
+            why = self._budgets.heed(running, live)
+            if why is not None:
+                self._runner.stop(mark, *why)
         return live
 
     def retry_in(self) -> float | None:
@@ -253,19 +259,17 @@ class Executor:
         while none fails and no money is counted: what is claimed ahead would still run, and burn, when the breaker
         opens or the budget is spent.
         """
-        if self._spending is not None and self._spending.has_limits:
+        if self._budgets.are_set():
             return False
         return self._usual_seconds < _SHORT_SECONDS and not self._gates.are_failures_pending()
 
     def _begin_or_end(self, claim: Claim) -> None:
         """Begin it, unless its attempts have cost what they may: then it is over."""
-        spending = self._spending
-        if spending is None or not spending.is_task_over_budget(claim.task.task_id):
+        what = self._budgets.instead_of_beginning(claim.task.task_id)
+        if what is None:
             self._begin(claim)
             return
-        what = Settle("failed", BUDGET_EXCEEDED, spending.words_about(claim.task.task_id), dead_letter=True)
-        ending = Ending(Failure.PERMANENT, BUDGET_EXCEEDED)
-        outcome = Outcome(ending, None, Output(), Output(), self._clock.wall(), 0.0)
+        outcome = Outcome(Ending(Failure.PERMANENT), None, Output(), Output(), self._clock.wall(), 0.0)
         self._store(self._settlement(replace(claim, attempt=claim.attempt - 1), outcome, what))
 
     def _begin(self, claim: Claim) -> None:
@@ -281,7 +285,7 @@ class Executor:
             model=task.model or (self._options.model if task.provider is None else None),
             cwd=task.cwd,
         )
-        allowance = self._spending.allowance(task.task_id) if self._spending is not None else None
+        allowance = self._budgets.allowance(task.task_id)
         attempt.max_cost_usd = None if allowance is None else allowance.usd
         running = Running(claim, attempt, self._clock.wall(), allowance is not None and allowance.is_the_days)
         self._books.running[attempt.mark] = running
@@ -302,13 +306,13 @@ class Executor:
         del self._books.running[running.attempt.mark]
         outcome.ending = self._blame_the_disk(outcome.ending)
         self._usual_seconds += (outcome.duration_seconds - self._usual_seconds) / 8
-        self._count_cost(running, outcome)
+        self._budgets.count(running, outcome)
         self._tell(claim, outcome)
         if outcome.ending.failure is not Failure.TROUBLE:
             self._end_trouble()
         retries = claim.task.max_retries if claim.task.max_retries is not None else self._options.max_retries
         delay = self._options.delays.after(claim.attempt)
-        what = self._within_budget(claim, decide(outcome.ending, claim.attempt, retries, delay))
+        what = self._budgets.within(claim, decide(outcome.ending, claim.attempt, retries, delay))
         mark = running.attempt.mark
         if isinstance(what, Settle):
             self._tell_gate(claim.provider, mark, outcome.ending)
@@ -369,42 +373,6 @@ class Executor:
     def _may_start(self, running: Running) -> bool:
         """On a slot's thread: has its provider been held since it was claimed?"""
         return self._gates.may_start(running.claim.provider, running.attempt.mark)
-
-    # --- money
-
-    def _heed(self, running: Running, live: Live) -> None:
-        claim, mark = running.claim, running.attempt.mark
-        if live.is_answered:
-            self._gates.answered(claim.provider, mark)
-        if self._spending is None or live.cost_usd is None:
-            return
-        self._spending.record(claim.task.task_id, claim.provider, mark, live.cost_usd)
-        if self._spending.is_task_over_budget(claim.task.task_id):
-            self._runner.stop(mark, Failure.PERMANENT, BUDGET_EXCEEDED)
-        elif self._spending.is_day_over_budget():
-            self._runner.stop(mark, Failure.STOPPED, DAILY_BUDGET)
-
-    def _count_cost(self, running: Running, outcome: Outcome) -> None:
-        """Before anything else is stored: what is spent must be known, whatever kills us next."""
-        if self._spending is None:
-            return
-        task_id, mark = running.claim.task.task_id, running.attempt.mark
-        usage = outcome.usage
-        self._spending.record(task_id, running.claim.provider, mark, None if usage is None else usage.cost_usd)
-        self._spending.attempt_over(mark)
-        was_the_days = outcome.ending.reason == BUDGET_EXCEEDED and running.has_the_days_money
-        if was_the_days and not self._spending.is_task_over_budget(task_id):
-            # It was told to stop at the end of the day's money: tomorrow there is more.
-            outcome.ending = Ending(Failure.STOPPED, DAILY_BUDGET, outcome.ending.detail)
-
-    def _within_budget(self, claim: Claim, what: Disposition) -> Disposition:
-        """No retry for a task whose attempts have cost what they may; its dead letter says what they have cost."""
-        spending, task_id = self._spending, claim.task.task_id
-        if spending is None or not spending.is_task_over_budget(task_id):
-            return what
-        if isinstance(what, Retry) or (isinstance(what, Settle) and what.reason == BUDGET_EXCEEDED):
-            return Settle("failed", BUDGET_EXCEEDED, spending.words_about(task_id), dead_letter=True)
-        return what
 
     def _retry(self, claim: Claim, what: Retry) -> None:
         try:
@@ -497,8 +465,7 @@ class Executor:
                 continue
             self._books.unstored -= 1
             self._spool.settled(settlement)
-            if self._spending is not None:
-                self._spending.settled(settlement.task_id)
+            self._budgets.settled(settlement.task_id)
             self._emit(event)
         if error is not None:
             self._begin_trouble(f"store results: {error.strerror or error}")

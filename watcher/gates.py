@@ -16,11 +16,11 @@ import json
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
 
 from watcher.atomicfile import Folder, replace
 from watcher.clock import Clock, parse_rfc3339, rfc3339
 from watcher.events import BreakerMoved, Emit, ProviderHeld, ProviderResumed
+from watcher.formats.breakers import dump_breakers, parse_breakers
 from watcher.holdfiles import (
     FOLDER,
     StoredHold,
@@ -444,25 +444,18 @@ class Gates:
 
     def _store_breakers(self) -> None:
         wall, now = self._clock.wall(), self._clock.monotonic()
-        open_ones: dict[str, Any] = {}
-        for provider, gate in self._gates.items():
-            wait = gate.breaker.due_in(now)
-            if wait is not None:
-                open_ones[provider] = {"failures": gate.breaker.failures, "probe_at": rfc3339(wall + wait)}
-        self._store(self._mine, _BREAKERS, json.dumps(open_ones).encode() + b"\n")
+        waits = ((provider, gate.breaker, gate.breaker.due_in(now)) for provider, gate in self._gates.items())
+        open_ones = {name: (breaker.failures, wall + wait) for name, breaker, wait in waits if wait is not None}
+        self._store(self._mine, _BREAKERS, dump_breakers(open_ones))
 
     def _restore_breakers(self) -> None:
         try:
-            stored = json.loads(self._mine.read(_BREAKERS, _MAX_BYTES))
-            found = {
-                str(provider): (int(entry["failures"]), parse_rfc3339(entry["probe_at"]) - self._clock.wall())
-                for provider, entry in stored.items()
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            found = parse_breakers(self._mine.read(_BREAKERS, _MAX_BYTES))
+        except OSError:
             return
-        now = self._clock.monotonic()
-        for provider, (failures, wait) in found.items():
-            self.gate(provider).breaker.restore(failures, wait, now)
+        now, wall = self._clock.monotonic(), self._clock.wall()
+        for provider, (failures, probe_at) in found.items():
+            self.gate(provider).breaker.restore(failures, probe_at - wall, now)
             self._emit(BreakerMoved(provider, self.gate(provider).state(now).value, failures))
 
     def _store(self, folder: Folder, name: str, raw: bytes) -> bool:

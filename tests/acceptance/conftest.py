@@ -163,7 +163,8 @@ class Site:
 
     def script(self, text: str, name: str = "agent.sh") -> str:
         """An executable shell script; returns it as AGENT_COMMAND wants it. `$SITE` in it is the site's home."""
-        path, new = self.home / name, self.home / f".{name}.new"
+        path = self.home / name
+        new = path.with_name(f".{path.name}.new")
         new.write_text(f"#!/bin/sh\nSITE={shlex.quote(str(self.home))}\n{text}\n")
         new.chmod(0o755)
         new.rename(path)  # a shell that runs the older one must not find it empty
