@@ -96,8 +96,14 @@ LISTENER_SETTINGS = (
     "TRIGGER_RETENTION", "RESULT_RETENTION", "DLQ_RETENTION",
 )  # fmt: skip
 
+#: Every setting of the supervisor; `SupervisorConfig` has the same, in lower case.
+SUPERVISOR_SETTINGS = (
+    ROOT, *FOLDERS,
+    "MAX_RESTARTS", "RESTART_DELAY", "RESTART_RESET_AFTER", "MAX_CPU_PERCENT", "MAX_MEMORY_PERCENT",
+)  # fmt: skip
+
 #: Every setting there is.
-ALL_SETTINGS = tuple(dict.fromkeys((*SETTINGS, *LISTENER_SETTINGS)))
+ALL_SETTINGS = tuple(dict.fromkeys((*SETTINGS, *LISTENER_SETTINGS, *SUPERVISOR_SETTINGS)))
 
 
 @dataclass(frozen=True, slots=True)

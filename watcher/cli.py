@@ -23,6 +23,7 @@ from watcher.errors import WatcherError
 
 #: Every command: where it is, and what it does in one line. People see them in this order.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "up": ("watcher.commands.up", "start several workers and the listener, and keep them running"),
     "budget": ("watcher.commands.budget", "show what a worker has spent today, and let it spend more"),
     "validate": ("watcher.commands.validate", "check task files and say what is wrong with them"),
 }

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import os
 import re
+import socket
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
@@ -384,6 +385,7 @@ class Orchestrator:
         status = {
             "taken_at": rfc3339(self._clock.wall()),
             "pid": os.getpid(),
+            "host": socket.gethostname(),
             "caught_up": self._caught_up and not self._s.collector.backlog,
             "unread_files": self._s.collector.backlog,
             "known_files": self._s.collector.known_count(),

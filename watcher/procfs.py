@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 #: The environment variable that says to which attempt a process belongs; its value starts with the incarnation.
 MARK = "WATCHER_MARK"
-_MARK_BYTES = b"\0" + MARK.encode() + b"="
 #: Above the most that the kernel takes at an exec (a quarter of the stack limit, usually 2 MiB).
 _READ_AT_MOST_BYTES = 4 << 20
 
@@ -64,11 +63,16 @@ def mark_of(pid: int, after_seconds: float = 0.0) -> bytes:
     """
     if after_seconds:
         time.sleep(after_seconds)
+    return variable_of(pid, MARK)
+
+
+def variable_of(pid: int, name: str) -> bytes:
+    """A variable of a process's environment as it was when its program started; b"" when that cannot be told."""
     text = b"\0" + _read(f"/proc/{pid}/environ")
-    start = text.find(_MARK_BYTES)
+    start = text.find(b"\0" + name.encode() + b"=")
     if start < 0:
         return b""
-    start += len(_MARK_BYTES)
+    start += len(name) + 2
     end = text.find(b"\0", start)
     return text[start:] if end < 0 else text[start:end]
 

@@ -37,6 +37,7 @@ from watcher_config import (
     LISTENER_SETTINGS,
     ROOT,
     SETTINGS,
+    SUPERVISOR_SETTINGS,
     Folders,
     Given,
     Layers,
@@ -381,6 +382,34 @@ class OrchestratorConfig(_LayeredConfig):
     dlq_retention: float = Field(
         0.0, ge=0, le=3650 * _DAY, description="seconds that dead letters are kept; 0: for ever"
     )
+
+    def __init__(self, layers: Layers | None = None, **values: object) -> None:
+        super().__init__(layers, **values)
+
+
+class SupervisorConfig(_LayeredConfig):
+    """Every setting that the supervisor has for itself; the rest it takes from those of its workers."""
+
+    names: ClassVar[tuple[str, ...]] = SUPERVISOR_SETTINGS
+
+    watcher_root: Path = _same("watcher_root")
+    task_dir: Path = _same("task_dir")
+    trigger_dir: Path = _same("trigger_dir")
+    result_dir: Path = _same("result_dir")
+    heartbeat_dir: Path = _same("heartbeat_dir")
+    dlq_dir: Path = _same("dlq_dir")
+    control_dir: Path = _same("control_dir")
+    max_restarts: int = Field(10, ge=0, le=10_000, description="restarts in a row of a process that crashes")
+    restart_delay: float = Field(
+        1.0, ge=0.01, le=3600, description="seconds before the first restart; twice as long each time, at most 60"
+    )
+    restart_reset_after: float = Field(
+        60.0, ge=0, le=_DAY, description="seconds a process must have been well until earlier crashes are forgotten"
+    )
+    max_cpu_percent: float = Field(
+        80.0, ge=1, le=100, description="percent of the machine's CPUs above which instances are drained"
+    )
+    max_memory_percent: float = Field(90.0, ge=1, le=100, description="the same for its memory")
 
     def __init__(self, layers: Layers | None = None, **values: object) -> None:
         super().__init__(layers, **values)

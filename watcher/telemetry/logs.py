@@ -11,6 +11,7 @@ and outputs are never logged, since events do not carry them.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -133,6 +134,17 @@ _SENTENCES: dict[type[events.Event], str] = {
     events.FolderFound: "folder {folder} is back",
     events.LedgerRebuilt: "the listener's database is made anew",
     events.FilesPruned: "old files removed",
+    events.SupervisorStarted: "supervisor started, pid {pid}",
+    events.SupervisorStopping: "stopping, processes: {children}",
+    events.SupervisorStopped: "supervisor stopped",
+    events.ChildStarted: "{child} started, pid {pid}",
+    events.ChildEnded: "{child} has ended, pid {pid}",
+    events.ChildRestarting: "{child} is started again in {delay_seconds:.1f} s, crashes in a row: {crashes}",
+    events.ChildLeft: "{child} is left alone until SIGHUP",
+    events.ChildGivenUp: "{child} is not started again before SIGHUP, the others go on",
+    events.ChildrenRolled: "processes restarted one after the other: {children}",
+    events.RollBrokenOff: "restarting one after the other was broken off, left as they are: {left}",
+    events.InstancesScaled: "instances of {of_worker}: {instances}, were {was}",
 }
 
 
@@ -277,18 +289,18 @@ class TextLines(logging.Formatter):
             self._stamp.write(record.created)[11:23] + "Z",
             level,
             self._worker,
-            f"{what:<20}" if what else _printable(record.getMessage()),
+            f"{what:<20}" if what else printable(record.getMessage()),
             # An event's fields say all; anything else that names itself an event brought its words as the message.
-            *([_printable(record.getMessage())] if what and not extras else ()),
+            *([printable(record.getMessage())] if what and not extras else ()),
             *(f"{name}={_word(value)}" for name, value in extras.items()),
         ]
         line = " ".join(words).rstrip()
         if record.exc_info:
-            line += "".join("\n" + _printable(row) for row in self.formatException(record.exc_info).split("\n"))
+            line += "".join("\n" + printable(row) for row in self.formatException(record.exc_info).split("\n"))
         return line
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """A file's name or a program's words must not move the cursor, colour the screen or begin a line."""
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
@@ -299,7 +311,7 @@ def _word(value: object) -> str:
     text = str(value)
     if text and text.isprintable() and not any(mark in text for mark in ' "='):
         return text
-    return '"' + _printable(text).replace('"', '\\"') + '"'
+    return '"' + printable(text).replace('"', '\\"') + '"'
 
 
 # Lines to the stream ------------------------------------------------------------------------------
@@ -330,6 +342,16 @@ class LineHandler(logging.StreamHandler[Any]):
                 self._say_dropped()
         except Exception:  # noqa: BLE001 - whatever is wrong with a line or a stream must not end the worker
             self.handleError(record)
+
+    def pass_on(self, line: str) -> None:
+        """Write a line that another process has made, as it is; one that cannot be written is counted like ours."""
+        with self.lock or contextlib.nullcontext():
+            try:
+                if self._write(line):
+                    return
+            except (OSError, ValueError):
+                pass  # counted below, like every line that nobody can read
+            self.lines_dropped += 1
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Count the line. `logging.raiseExceptions` would print to the stderr that has just failed."""

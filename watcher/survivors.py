@@ -1,0 +1,75 @@
+"""Workers that outlived the supervisor that had started them (it was killed): find one, wait for it, ask it to end.
+
+A worker survives its supervisor on purpose: what it runs costs money, and it can finish and store it alone. The next
+supervisor finds the name taken. It knows such a worker by SUPERVISED in its environment, which names the supervisor by
+pid and start time; one whose supervisor still lives, or that a person started, is nobody's business here.
+
+Assumes Linux's /proc; elsewhere none is found, and the name is waited for all the same. Signals go through a pidfd, so
+they never hit a recycled number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+from typing import Any
+
+from watcher import procfs
+
+#: The environment variable that a supervisor gives to what it starts.
+SUPERVISED = "WATCHER_SUPERVISED_BY"
+
+
+def own_name() -> str:
+    """What names this process for ever: its pid and when it began."""
+    facts = procfs.facts_of(os.getpid()) if procfs.IS_THERE else None
+    return f"{os.getpid()}-{0.0 if facts is None else facts.started:.2f}"
+
+
+def find(told: dict[str, Any]) -> Survivor | None:
+    """The process that wrote this heartbeat, if it lives here and has lost its supervisor."""
+    pid = told.get("pid")
+    if not procfs.IS_THERE or type(pid) is not int or pid <= 1 or told.get("host") != socket.gethostname():
+        return None
+    try:
+        pidfd = os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
+    supervisor = procfs.variable_of(pid, SUPERVISED).decode("ascii", "replace")
+    if not supervisor or _lives(supervisor):
+        os.close(pidfd)
+        return None
+    return Survivor(pid, pidfd)
+
+
+class Survivor:
+    """One such worker, held by a pidfd."""
+
+    def __init__(self, pid: int, pidfd: int) -> None:
+        self.pid = pid
+        self._pidfd = pidfd
+
+    def has_ended(self) -> bool:
+        poller = select.poll()
+        poller.register(self._pidfd, select.POLLIN)
+        return bool(poller.poll(0))
+
+    def signal(self, number: signal.Signals) -> None:
+        """Nothing happens when it has ended or is not ours to signal."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            signal.pidfd_send_signal(self._pidfd, number)
+
+    def close(self) -> None:
+        os.close(self._pidfd)
+
+
+def _lives(name: str) -> bool:
+    """Whether this supervisor still runs. A name that is none is taken for a living one: hands off."""
+    pid, _, started = name.partition("-")
+    if not pid.isdecimal():
+        return True
+    facts = procfs.facts_of(int(pid))
+    return facts is not None and not facts.is_dead and f"{facts.started:.2f}" == started
