@@ -453,6 +453,17 @@ class ChildRestarting(Event):
 
 
 @dataclass(slots=True)
+class ChildAwaited(Event):
+    """A process that outlived its supervisor, `pid`, does its work; it is started when that one has ended."""
+
+    name: ClassVar[str] = "child.awaited"
+    level: ClassVar[str] = "warning"
+    child: str
+    pid: int
+    reason: str
+
+
+@dataclass(slots=True)
 class ChildLeft(Event):
     """Somebody else asked it to end; it is not started again before a person says so."""
 

@@ -30,6 +30,7 @@ from watcher.events import (
     SupervisorStopping,
 )
 from watcher.machine import Machine
+from watcher.survivors import Survivor
 from watcher.team import Team
 from watcher.telemetry.logs import LOGGER_NAME
 from watcher.ward import Ward
@@ -78,6 +79,7 @@ class Supervisor:
         self._is_roll_wanted = False
         self._roll: asyncio.Task[None] | None = None
         self._report_due = 0.0
+        self._strays: list[Survivor] = []
 
     async def run(self) -> int:
         """Serve until told to stop, or until nothing is left to serve; returns the exit code: 1 if something failed."""
@@ -87,8 +89,10 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGHUP, self.roll)
         self._emit(SupervisorStarted(os.getpid(), self._options.about))
         self._report_due = self._clock.monotonic() + self._options.report_interval
+        self._adopt()
         for ward in self._all():
-            ward.start()
+            if ward.survivor is None:
+                ward.start()
         while not self._signals and not self._is_all_out():
             self._turn()
             await self._nap(self._pause())
@@ -105,14 +109,30 @@ class Supervisor:
             kills = self._signals >= _KILL_NOW_AT
             for ward in self._everybody():
                 ward.end(0 if kills else self._short_grace())
-                if ward.survivor is not None:
-                    ward.survivor.signal(signal.SIGKILL if kills else signal.SIGTERM)
+            for survivor in self._survivors():
+                survivor.signal(signal.SIGKILL if kills else signal.SIGTERM)
         self._flag.set()
 
     def roll(self) -> None:
         """Restart all, one after the other. Loop thread."""
         self._is_roll_wanted = True
         self._flag.set()
+
+    # --- what outlived an earlier supervisor
+
+    def _adopt(self) -> None:
+        """Wait for those whose place is here, and have the others end when they are done with what they run."""
+        for team in self._teams:
+            self._strays += team.adopt()
+        if self._listener is not None:
+            self._listener.finds_survivor()
+        for stray in self._strays:
+            stray.end(self._clock.monotonic(), _A_DAY_SECONDS, 2 * _A_DAY_SECONDS)
+
+    def _survivors(self) -> list[Survivor]:
+        """Those that still live."""
+        self._strays = [stray for stray in self._strays if not stray.has_ended()]
+        return self._strays + [w.survivor for w in self._all() if w.survivor is not None and not w.survivor.has_ended()]
 
     # --- one turn
 
@@ -176,7 +196,9 @@ class Supervisor:
         return self._all() + retiring
 
     def _is_all_out(self) -> bool:
-        return self._roll is None and not any(ward.is_up or ward.start_at is not None for ward in self._all())
+        if self._roll is not None or self._survivors():
+            return False
+        return not any(ward.is_up or ward.start_at is not None for ward in self._all())
 
     def _report(self) -> None:
         looks = [(ward, ward.look()) for ward in self._all()]
@@ -222,8 +244,9 @@ class Supervisor:
     async def _relieve(self, ward: Ward) -> None:
         """Have the process that outlived its supervisor end; the turn after that starts ours, if we do not."""
         assert ward.survivor is not None  # asked by the caller
-        ward.survivor.signal(signal.SIGTERM)
-        while _is_survived(ward) and not self._signals:  # noqa: ASYNC110 - another process sets no event of ours
+        ward.survivor.end(self._clock.monotonic(), self._options.shutdown_grace, self._grace())
+        while ward.survivor is not None and not ward.survivor.has_ended() and not self._signals:
+            ward.survivor.push(self._clock.monotonic())
             await asyncio.sleep(self._options.look_interval)
 
     # --- the end
@@ -242,19 +265,16 @@ class Supervisor:
     async def _end_all(self, wards: Sequence[Ward]) -> None:
         """Ask all at once, and wait for all."""
         for ward in wards:
-            ward.start_at = None
+            if not ward.vitals.has_beaten and ward.survivor is None:
+                ward.finds_survivor()  # it was just about to find its name taken
             self._ask(ward)
-            if ward.survivor is not None:
-                ward.survivor.signal(signal.SIGTERM)
-        kill_at = self._clock.monotonic() + self._grace()
-        while any(ward.is_up or _is_survived(ward) for ward in wards):
+        for survivor in self._survivors():
+            survivor.end(self._clock.monotonic(), self._options.shutdown_grace, self._grace())
+        while any(ward.is_up for ward in wards) or self._survivors():
             await self._nap(self._options.look_interval)
             self._sweep()
-            for ward in wards:
-                if ward.survivor is not None and self._clock.monotonic() >= kill_at:
-                    ward.survivor.signal(signal.SIGKILL)
-        for ward in wards:
-            ward.let_survivor_go()
+            for survivor in self._survivors():
+                survivor.push(self._clock.monotonic())
 
     def _ask(self, ward: Ward) -> None:
         """Have it drain and end. One that drains already is not asked twice: that would mean now."""
@@ -269,7 +289,3 @@ class Supervisor:
 
     def _short_grace(self) -> float:
         return self._options.kill_grace + _MARGIN_SECONDS
-
-
-def _is_survived(ward: Ward) -> bool:
-    return ward.survivor is not None and not ward.survivor.has_ended()

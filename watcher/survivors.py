@@ -1,8 +1,8 @@
-"""Workers that outlived the supervisor that had started them (it was killed): find one, wait for it, ask it to end.
+"""Processes that outlived the supervisor that had started them (it was killed): find them, wait, have them end.
 
 A worker survives its supervisor on purpose: what it runs costs money, and it can finish and store it alone. The next
-supervisor finds the name taken. It knows such a worker by SUPERVISED in its environment, which names the supervisor by
-pid and start time; one whose supervisor still lives, or that a person started, is nobody's business here.
+supervisor finds it by its heartbeat, and knows it by SUPERVISED in its environment, which names the supervisor by pid
+and start time; one whose supervisor still lives, or that a person started, is nobody's business here.
 
 Assumes Linux's /proc; elsewhere none is found, and the name is waited for all the same. Signals go through a pidfd, so
 they never hit a recycled number.
@@ -15,9 +15,12 @@ import os
 import select
 import signal
 import socket
+import time
+from pathlib import Path
 from typing import Any
 
 from watcher import procfs
+from watcher.presence import read_beats
 
 #: The environment variable that a supervisor gives to what it starts.
 SUPERVISED = "WATCHER_SUPERVISED_BY"
@@ -45,12 +48,41 @@ def find(told: dict[str, Any]) -> Survivor | None:
     return Survivor(pid, pidfd)
 
 
+def find_all(heartbeats: Path, worker: str) -> dict[str, Survivor]:
+    """Those that serve this worker, by the names of their processes (`marie`, `marie@2`)."""
+    out = {}
+    for beat in read_beats(heartbeats, time.time(), []):
+        found = find(beat.fields or {}) if beat.worker == worker else None
+        if found is not None:
+            out[worker if beat.instance is None else f"{worker}@{beat.instance}"] = found
+    return out
+
+
 class Survivor:
-    """One such worker, held by a pidfd."""
+    """One such process, held by a pidfd. Monotonic seconds of the caller."""
 
     def __init__(self, pid: int, pidfd: int) -> None:
         self.pid = pid
         self._pidfd = pidfd
+        self._hurry_at: float | None = None
+        self._kill_at: float | None = None
+        self._is_asked = False
+
+    def end(self, now: float, hurry_after: float, kill_after: float) -> None:
+        """Ask it to end (TERM) unless it was asked before; `push` asks again and kills when it is time."""
+        if not self._is_asked:
+            self._is_asked = True
+            self.signal(signal.SIGTERM)
+            self.signal(signal.SIGCONT)
+        self._hurry_at, self._kill_at = now + hurry_after, now + kill_after
+
+    def push(self, now: float) -> None:
+        """Do what has become due since `end`."""
+        if self._kill_at is not None and now >= self._kill_at:
+            self.signal(signal.SIGKILL)
+        elif self._hurry_at is not None and now >= self._hurry_at:
+            self._hurry_at = None
+            self.signal(signal.SIGTERM)
 
     def has_ended(self) -> bool:
         poller = select.poll()

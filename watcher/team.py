@@ -8,19 +8,24 @@ keeps SHUTDOWN_GRACE), and until then it counts among the maximum. A worker with
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from watcher.events import Emit, InstancesScaled
 from watcher.machine import Busy
 from watcher.policy.scaling import Load, Scaler
+from watcher.survivors import Survivor, find_all
 from watcher.ward import Ward
 
 
 class Team:
     """`make` gives a ward for an instance number. `scaler` is None where their number is fixed."""
 
-    def __init__(self, worker: str, count: int, make: Callable[[int], Ward], scaler: Scaler | None, emit: Emit) -> None:
+    def __init__(
+        self, worker: str, heartbeats: Path, count: int, make: Callable[[int], Ward], scaler: Scaler | None, emit: Emit
+    ) -> None:
         self.worker = worker
         self.scaler = scaler
+        self._heartbeats = heartbeats
         self._make = make
         self._emit = emit
         self._wanted = {number: make(number) for number in range(1, count + 1)}
@@ -33,6 +38,17 @@ class Team:
     def everybody(self) -> list[Ward]:
         """The same, and those that are being drained."""
         return self.wards() + list(self._retiring.values())
+
+    def adopt(self) -> list[Survivor]:
+        """Before the first start: who serves this worker from an earlier time is waited for by its own ward.
+
+        Returns those that have none here (`marie@3` where two instances are wanted), for the caller to end.
+        """
+        found = find_all(self._heartbeats, self.worker)
+        for ward in self.wards():
+            if ward.name in found:
+                ward.wait_for(found.pop(ward.name))
+        return list(found.values())
 
     def scale(self, busy: Busy, now: float, grace_seconds: float) -> None:
         """One instance more or less, if the policy says so."""
@@ -51,6 +67,7 @@ class Team:
         return Load(
             instances=len(wards),
             active=sum(ward.vitals.count("active_tasks") for ward in wards if ward.is_up),
+            starting=sum(not (ward.is_up and ward.vitals.has_beaten) for ward in wards),
             waiting=max((ward.vitals.count("queue_size") for ward in wards if ward.is_up), default=0),
             cpu_percent=busy.cpu_percent,
             memory_percent=busy.memory_percent,
@@ -71,10 +88,12 @@ class Team:
             ward = self._wanted[number]
             return ward.is_up, ward.vitals.count("active_tasks"), -number
 
-        number = min(self._wanted, key=burden)
+        free = [number for number, ward in self._wanted.items() if ward.survivor is None]
+        if not free:
+            return
+        number = min(free, key=burden)
         self._tell(len(self._wanted) - 1, reason)
         ward = self._wanted.pop(number)
-        ward.let_survivor_go()
         if ward.is_up:
             self._retiring[number] = ward
             ward.end(grace_seconds)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from watcher.childproc import Child, spawn
 from watcher.clock import Clock
-from watcher.events import ChildEnded, ChildGivenUp, ChildLeft, ChildRestarting, ChildStarted, Emit
+from watcher.events import ChildAwaited, ChildEnded, ChildGivenUp, ChildLeft, ChildRestarting, ChildStarted, Emit
 from watcher.policy.restart import EXIT_DRAINED, EXIT_NAME_TAKEN, EXIT_SHORTAGE, Restarts, Verdict, words_of
 from watcher.relay import Lines, Say
 from watcher.survivors import Survivor, find
@@ -135,6 +135,21 @@ class Ward:
         due = "" if self.start_at is None else f", next start in {max(0.0, self.start_at - now):.0f} s"
         return Condition(False, False, self.reason + due)
 
+    def finds_survivor(self) -> bool:
+        """Whether a process of it that outlived its supervisor is there; then it is waited for."""
+        self.vitals.look(None, self._clock.monotonic())
+        found = find(self.vitals.fields)
+        if found is not None:
+            self.wait_for(found)
+        return found is not None
+
+    def wait_for(self, survivor: Survivor) -> None:
+        """Start nothing until this process has ended."""
+        self.let_survivor_go()
+        self.survivor = survivor
+        self.start_at = None
+        self._emit(ChildAwaited(self.name, survivor.pid, "it finishes what it has; SIGHUP or a stop ends it sooner"))
+
     def let_survivor_go(self) -> None:
         if self.survivor is not None:
             self.survivor.close()
@@ -209,18 +224,11 @@ class Ward:
         now = self._clock.monotonic()
         decision = self.restarts.ended(code, now)
         self.reason = detail or decision.reason
-        if code == EXIT_NAME_TAKEN:
-            self._look_for_holder(now)
+        if code == EXIT_NAME_TAKEN and self.finds_survivor():
+            return
         if decision.delay_seconds is None:
             self.has_failed = decision.verdict is Verdict.GIVE_UP
             self._emit((ChildGivenUp if self.has_failed else ChildLeft)(self.name, self.reason))
             return
         self.start_at = now + decision.delay_seconds
         self._emit(ChildRestarting(self.name, self.reason, self.restarts.crashes, decision.delay_seconds))
-
-    def _look_for_holder(self, now: float) -> None:
-        self.vitals.forget()
-        self.vitals.look(None, now)
-        self.survivor = find(self.vitals.fields)
-        if self.survivor is not None:
-            self.reason = f"its name is served by pid {self.survivor.pid}, which outlived its supervisor"

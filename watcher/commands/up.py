@@ -137,7 +137,7 @@ class _Assembly:
         def make(number: int) -> Ward:
             return self._ward(self._worker(worker, index, number, is_scaled), say)
 
-        return Team(worker, self.least, make, scaler, self.bus.emit)
+        return Team(worker, self.config.folders.heartbeats, self.least, make, scaler, self.bus.emit)
 
     def _ward(self, charge: Charge, say: Say) -> Ward:
         rules = RestartRules(

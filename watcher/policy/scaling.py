@@ -29,14 +29,16 @@ class ScalingRules:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One look. `instances` serve now, `active` tasks run in them, `waiting` lie in the shared inbox.
+    """One look. `instances` are wanted now, `active` tasks run in them, `waiting` lie in the shared inbox.
 
-    The percents are None when they are not known; then they bound nothing.
+    `starting`: so many of the instances do not work yet, so their slots say nothing. The percents are None when they
+    are not known; then they bound nothing.
     """
 
     instances: int
     active: int
     waiting: int
+    starting: int = 0
     cpu_percent: float | None = None
     memory_percent: float | None = None
 
@@ -69,10 +71,10 @@ class Scaler:
                 return self._move(load.instances - 1, crowded)
             return Target(load.instances)
         slots = load.instances * rules.slots
-        full = load.active >= slots and load.waiting > 0 and not crowded
+        full = load.active >= slots and load.waiting > 0 and not crowded and not load.starting
         if self._lasts("full", full, rules.grow_after_seconds, now) and load.instances < rules.maximum:
             return self._move(load.instances + 1, f"all {slots} slots are busy and {load.waiting} tasks wait")
-        idle = load.active <= slots - rules.slots
+        idle = load.active <= slots - rules.slots and not load.starting
         if self._lasts("idle", idle, rules.shrink_after_seconds, now) and load.instances > rules.minimum:
             return self._move(load.instances - 1, f"{load.active} tasks run where {slots} could")
         return Target(load.instances)

@@ -140,6 +140,7 @@ _SENTENCES: dict[type[events.Event], str] = {
     events.ChildStarted: "{child} started, pid {pid}",
     events.ChildEnded: "{child} has ended, pid {pid}",
     events.ChildRestarting: "{child} is started again in {delay_seconds:.1f} s, crashes in a row: {crashes}",
+    events.ChildAwaited: "{child} is served by pid {pid}, which outlived its supervisor",
     events.ChildLeft: "{child} is left alone until SIGHUP",
     events.ChildGivenUp: "{child} is not started again before SIGHUP, the others go on",
     events.ChildrenRolled: "processes restarted one after the other: {children}",

@@ -1,0 +1,84 @@
+"""What becomes of a supervised process that ended: when it is started again, and when it is left alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from watcher.policy.restart import RestartRules, Restarts, Verdict
+
+
+def record(**rules: float) -> Restarts:
+    return Restarts(RestartRules(**rules))  # type: ignore[arg-type]
+
+
+def test_each_crash_in_a_row_is_answered_later_up_to_a_longest_delay() -> None:
+    restarts = record(first_delay_seconds=1.0, longest_delay_seconds=60.0)
+    delays = [restarts.ended(-9, 0.0).delay_seconds for _ in range(10)]
+    assert delays == [1, 2, 4, 8, 16, 32, 60, 60, 60, 60]
+
+
+def test_ten_restarts_in_a_row_and_then_no_more() -> None:
+    restarts = record(limit=10)
+    verdicts = [restarts.ended(1, 0.0).verdict for _ in range(11)]
+    assert verdicts == [Verdict.RESTART] * 10 + [Verdict.GIVE_UP]
+
+
+def test_process_that_was_well_long_enough_begins_anew() -> None:
+    restarts = record(reset_after_seconds=60.0)
+    for _ in range(10):
+        restarts.ended(1, 0.0)
+    restarts.is_well(True, 100.0)
+    restarts.is_well(True, 159.9)
+    assert restarts.crashes == 10
+    restarts.is_well(True, 160.0)
+    decision = restarts.ended(1, 161.0)
+    assert (decision.verdict, decision.delay_seconds, restarts.crashes) == (Verdict.RESTART, 1.0, 1)
+
+
+def test_health_that_is_interrupted_does_not_count_as_long() -> None:
+    restarts = record(reset_after_seconds=60.0)
+    restarts.ended(1, 0.0)
+    for at, well in [(0.0, True), (59.0, False), (60.0, True), (119.0, True)]:
+        restarts.is_well(well, at)
+    assert restarts.crashes == 1
+    assert restarts.ended(1, 119.5).delay_seconds == 2.0
+
+
+def test_process_that_dies_between_two_looks_is_credited_with_the_time_it_was_well() -> None:
+    restarts = record(reset_after_seconds=60.0)
+    restarts.ended(1, 0.0)
+    restarts.is_well(True, 10.0)
+    assert restarts.ended(1, 70.0).delay_seconds == 1.0
+
+
+def test_wrong_setting_is_never_tried_again() -> None:
+    decision = record().ended(2, 0.0)
+    assert (decision.verdict, decision.delay_seconds) == (Verdict.GIVE_UP, None)
+
+
+def test_process_that_somebody_asked_to_end_is_left_alone_and_has_not_failed() -> None:
+    decision = record().ended(0, 0.0)
+    assert (decision.verdict, decision.delay_seconds) == (Verdict.LEAVE, None)
+
+
+@pytest.mark.parametrize("code", [3, 5])
+def test_what_waiting_cures_is_tried_for_ever_and_is_no_crash(code: int) -> None:
+    restarts = record(limit=2)
+    decisions = [restarts.ended(code, 0.0) for _ in range(50)]
+    assert {d.verdict for d in decisions} == {Verdict.WAIT} and decisions[-1].delay_seconds == 60.0
+    assert restarts.crashes == 0
+    assert restarts.ended(1, 0.0).delay_seconds == 1.0
+
+
+def test_fresh_start_by_a_person_forgets_everything() -> None:
+    restarts = record(limit=1)
+    assert [restarts.ended(1, 0.0).verdict for _ in range(2)] == [Verdict.RESTART, Verdict.GIVE_UP]
+    restarts.forget()
+    assert restarts.ended(1, 0.0).verdict is Verdict.RESTART
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(-9, "killed by SIGKILL"), (1, "exit code 1"), (4, "lock"), (-255, "nobody knows")]
+)
+def test_reason_says_how_it_ended(code: int, words: str) -> None:
+    assert words in record().ended(code, 0.0).reason
