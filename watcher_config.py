@@ -85,6 +85,7 @@ SETTINGS = (
     "FIFO_MODE", "QUEUE_SIZE", "SCAN_INTERVAL", "POLL_INTERVAL", "SETTLE_SECONDS",
     "MAX_TASK_BYTES", "MAX_OUTPUT_BYTES", "DEPENDENCY_TIMEOUT", "MAX_WORKER_DEATHS",
     "SHUTDOWN_GRACE", "KILL_GRACE", "MIN_FREE_BYTES", "WATCHER_INSTANCE",
+    "STATS_URL", "STATS_TOKEN",
 )  # fmt: skip
 
 #: Every setting of the listener; `OrchestratorConfig` has the same, in lower case.
@@ -155,7 +156,7 @@ class Layers:
     def problem(self, name: str, what: str) -> str:
         """One line for people: `NAME=value (environment): what`. A value that looks secret is hidden."""
         found = self.given.get(name)
-        return f"{name}={'' if found is None else shown(found.value, 200)} ({self._where(name)}): {what}"
+        return f"{name}={'' if found is None else told(name, found.value, 200)} ({self._where(name)}): {what}"
 
     def misspellings(self, names: Iterable[str] = SETTINGS) -> list[str]:
         """One line for each misspelt name that may have meant one of `names`."""
@@ -269,6 +270,13 @@ def shown(value: str, limit: int | None = None) -> str:
         return "(hidden: looks like a secret)"
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in value)
     return text if limit is None or len(text) <= limit else text[:limit] + "..."
+
+
+def told(name: str, value: str, limit: int | None = None) -> str:
+    """A setting's value for people; one whose name says that it is a secret is hidden whatever it looks like."""
+    if value and name.endswith(("_TOKEN", "_SECRET", "_PASSWORD")):
+        return "(hidden: a secret)"
+    return shown(value, limit)
 
 
 def _is_set(source: Source, value: str) -> bool:

@@ -80,7 +80,7 @@ class AttemptEnded(Event):
 
 @dataclass(slots=True)
 class TaskSettled(Event):
-    """The outcome is stored and safe. `duration_seconds` is that of the last attempt."""
+    """The outcome is stored and safe. `duration_seconds` and `exit_code` are those of the last attempt."""
 
     name: ClassVar[str] = "task.settled"
     task_id: str
@@ -94,6 +94,8 @@ class TaskSettled(Event):
     input_tokens: int | None = None
     output_tokens: int | None = None
     cost_usd: float | None = None
+    exit_code: int | None = None
+    agent_id: str | None = None
 
 
 @dataclass(slots=True)

@@ -441,6 +441,8 @@ class Executor:
             usage.input_tokens if usage else None,
             usage.output_tokens if usage else None,
             usage.cost_usd if usage else None,
+            outcome.exit_code,
+            task.agent_id,
         )
         return Settlement(task.task_id, claim.handle, claim.lane, result.dump(), letter, event, kept)
 

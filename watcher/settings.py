@@ -18,6 +18,7 @@ from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast, get_args, get_origin
+from urllib.parse import urlsplit
 
 from annotated_types import Ge, Le
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
@@ -46,8 +47,8 @@ from watcher_config import (
     read_layers,
     refuse,
     resolve_folders,
-    shown,
     state_folder,
+    told,
 )
 
 _DAY = 86_400.0
@@ -57,6 +58,7 @@ _MAX_BYTES = 1 << 26
 _HOST = Text(255, 1, r"[A-Za-z0-9:][A-Za-z0-9.:%_-]*", "a host name or an IP address")
 _INSTANCE = Text(64, 1, r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, dot, dash, underscore")
 _ACCOUNT = Text(128, 1, r"[^\0\n]+", "one line, such as team-a")
+_TOKEN = Text(4096, 1, r"[!-~]+", "one word without spaces")
 _VARIABLES = re.compile(r"[A-Za-z_*?\[][A-Za-z0-9_*?\[\]!-]*")
 
 
@@ -117,6 +119,25 @@ def _split_substitutes(value: object) -> object:
     if not good or any(pair[0] == pair[1] for pair in names) or len({pair[0] for pair in names}) < len(names):
         raise ValueError("must say who stands in for whom, each worker once: marie:anga,fabien:anga")
     return pairs
+
+
+def _stats_url(value: str) -> str:
+    """An address with nothing in it that would be sent to another place than it seems, and no password."""
+    if not value:
+        return value
+    try:
+        plain = value.format(worker="w", instance="i", agent_id="a")
+        parts = urlsplit(plain)
+        is_good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except (ValueError, KeyError, IndexError, AttributeError):
+        is_good = False
+    if not is_good or not value.isascii() or not plain.isprintable() or " " in plain or "{" in value.split("/")[2]:
+        raise ValueError(
+            "must be http://HOST/PATH or https://HOST/PATH, with {worker}, {instance}, {agent_id} in the path"
+        )
+    if parts.username is not None or parts.fragment:
+        raise ValueError("must not hold a name, a password or a #: give the token as STATS_TOKEN")
+    return value
 
 
 def _same(name: str) -> Any:
@@ -323,6 +344,14 @@ class WatcherConfig(_LayeredConfig):
         "", description="name of this process when several serve one worker name"
     )
 
+    stats_url: Annotated[str, AfterValidator(_stats_url)] = Field(
+        "",
+        description="where outcomes are told by PATCH; {worker}, {instance}, {agent_id} are filled; empty: nowhere",
+    )
+    stats_token: Annotated[str, _matches(_TOKEN, optional=True)] = Field(
+        "", description="bearer token sent along, which is never shown"
+    )
+
     def __init__(self, layers: Layers | None = None, **values: object) -> None:
         super().__init__(layers, **values)
 
@@ -488,7 +517,7 @@ def render_config(loaded: Loaded | LoadedOrchestrator, as_json: bool = False) ->
         rows = [
             {
                 "setting": setting.name,
-                "value": shown(setting.value),
+                "value": told(setting.name, setting.value),
                 "source": setting.source,
                 "meaning": setting.meaning,
                 "allowed": setting.allowed,
@@ -498,7 +527,7 @@ def render_config(loaded: Loaded | LoadedOrchestrator, as_json: bool = False) ->
         env_file = None if loaded.env_file is None else str(loaded.env_file.absolute())
         return json.dumps({"env_file": env_file, "settings": rows}, indent=2)
     header = ("SETTING", "VALUE", "FROM", "MEANING")
-    table = [header, *((s.name, shown(s.value) or "-", s.source, s.meaning) for s in loaded.settings)]
+    table = [header, *((s.name, told(s.name, s.value) or "-", s.source, s.meaning) for s in loaded.settings)]
     widths = [max(len(row[column]) for row in table) for column in range(3)]
     lines = ["  ".join([*map(str.ljust, row[:3], widths), row[3]]) for row in table]
     return "\n".join(lines) + ("" if loaded.env_file is None else f"\n\n.env is {loaded.env_file.absolute()}")

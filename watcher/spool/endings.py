@@ -157,6 +157,8 @@ class Endings:
             retry_count=int(result.get("retry_count", 0)),
             duration_seconds=float(result.get("duration_seconds", 0.0)),
             dead_lettered=True,
+            exit_code=result.get("exit_code"),
+            agent_id=task.agent_id,
         )
         return Ending(task.task_id, strictjson.dumps(result), None, event)
 
@@ -187,7 +189,15 @@ class Endings:
         )
         letter = self._letter(task, reason, detail, result.retry_count, result)
         event = TaskSettled(
-            task.task_id, "failed", reason, provider, result.attempts, result.retry_count, 0.0, dead_lettered=True
+            task.task_id,
+            "failed",
+            reason,
+            provider,
+            result.attempts,
+            result.retry_count,
+            0.0,
+            dead_lettered=True,
+            agent_id=task.agent_id,
         )
         return Ending(task.task_id, result.dump(), letter.dump(), event)
 
