@@ -45,6 +45,7 @@ from watcher_config import load_watcher_config, process_environment, render_conf
 if TYPE_CHECKING:
     from watcher.telemetry.endpoint import MetricsEndpoint
     from watcher.telemetry.metrics import WorkerMetrics
+    from watcher.telemetry.push import StatisticsPush
     from watcher_config import Loaded, WatcherConfig
 
 #: A folder that is taken away this often in a row is not coming back by itself.
@@ -77,6 +78,7 @@ class Service:
         self.worker: Worker | None = None
         self.metrics: WorkerMetrics | None = None
         self.endpoint: MetricsEndpoint | None = None
+        self.push: StatisticsPush | None = None
         self.stopping = False
 
     def run(self) -> int:
@@ -84,6 +86,14 @@ class Service:
         ignore_lease_breaks()
         become_subreaper()
         self._start_metrics()
+        self._start_push()
+        try:
+            return self._serve_again_and_again()
+        finally:
+            if self.push is not None:
+                self.push.close()
+
+    def _serve_again_and_again(self) -> int:
         for _ in range(_MAX_INCARNATIONS):
             try:
                 asyncio.run(self._serve())
@@ -282,6 +292,18 @@ class Service:
                 self.endpoint.port,
                 extra={"event": "metrics.port_moved"},
             )
+
+    def _start_push(self) -> None:
+        if not self.config.stats_url:
+            return
+        from watcher.telemetry.push import StatisticsPush
+
+        config = self.config
+        self.push = StatisticsPush(config.stats_url, config.stats_token, self.name, config.watcher_instance or None)
+        self.bus.join(self.push)
+        if self.metrics is not None:
+            self.metrics.read_statistics(self.push.numbers)
+        self.push.start()
 
     def _stop(self, reason: str) -> None:
         self.stopping = True

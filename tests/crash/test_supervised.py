@@ -97,6 +97,9 @@ def test_each_child_comes_back_from_every_kill_and_every_task_ends_once(make_sit
         site.look()
     assert killed == dict.fromkeys(CHILDREN, KILLS)
     site.wait_for(lambda: all(pids(supervisor)[c] != seen[c] for c in CHILDREN), "all to be back", 120)
+    for instance in "12":  # the first beat comes after what killed ones left was taken over
+        pid = pids(supervisor)[f"marie@{instance}"]
+        site.wait_for(lambda i=instance, p=pid: site.heartbeat(instance=i).get("pid") == p, f"a beat of {pid}", 120)  # type: ignore[misc]
     finish(site, supervisor)
     assert not supervisor.said("child.given_up")
     print(f"{sum(killed.values())} kills, {len(site.submitted)} tasks, {len(site.runs())} runs")

@@ -189,6 +189,14 @@ class WorkerMetrics:
         if log_lines_dropped is not None:
             self._lines_dropped.read = log_lines_dropped
 
+    def read_statistics(self, numbers: Callable[[], tuple[int, int]]) -> None:
+        """Expose how many outcomes were told to STATS_URL and how many were dropped; asked at each scrape."""
+        texts = ("Outcomes told to STATS_URL.", "Outcomes that STATS_URL did not take.")
+        for index, name in enumerate(("watcher_statistics_sent_total", "watcher_statistics_dropped_total")):
+            counter = _CounterOf(name, texts[index], self.worker)
+            counter.read = partial(_nth, numbers, index)
+            self.registry.register(counter)
+
     # What there is --------------------------------------------------------------------------------
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
@@ -425,6 +433,10 @@ class _CounterOf(Collector):
         if self.read is not None:
             family.add_metric((self._worker,), _asked(self.read))
         return [family]
+
+
+def _nth(numbers: Callable[[], tuple[int, ...]], index: int) -> float:
+    return numbers()[index]
 
 
 def _addable(value: float) -> float:

@@ -59,7 +59,7 @@ class _Item:
 
 
 class StatisticsPush:
-    """Call it with every event; `start` first, `close` last. Any thread may read `dropped` and `sent`."""
+    """Call it with every event; `start` first, `close` last. Any thread may ask for the numbers."""
 
     def __init__(self, url: str, token: str, worker: str, instance: str | None, limits: Limits | None = None) -> None:
         self._url = url
@@ -73,6 +73,8 @@ class StatisticsPush:
         self._thread = threading.Thread(target=self._run, name="statistics", daemon=True)
         self._say_at = float("-inf")
         self._unsaid = 0
+        self._taken = self._settled = 0  # of those that were queued; the second is the thread's
+        self._is_closed = False
         self.sent = 0
         self.dropped = 0
 
@@ -85,8 +87,13 @@ class StatisticsPush:
             return
         try:
             self._queue.put_nowait(_Item(self._address(event), body_of(event)))
+            self._taken += 1
         except queue.Full:
             self._drop("more outcomes than the server takes")
+
+    def numbers(self) -> tuple[int, int]:
+        """How many were sent, and how many dropped."""
+        return self.sent, self.dropped
 
     def close(self) -> None:
         """Send what is queued, for two seconds at most; the rest is dropped and counted. Blocks."""
@@ -97,8 +104,9 @@ class StatisticsPush:
         with contextlib.suppress(queue.Full):  # the thread looks at the time as well
             self._queue.put_nowait(None)
         self._thread.join(self._limits.drain_seconds)
+        self._is_closed = True  # a thread that still hangs in a request counts nothing any more
         self._sender.close()
-        left = sum(item is not None for item in list(self._queue.queue))
+        left = self._taken - self._settled
         if left:
             self._drop("the worker has stopped", left)
         if self._unsaid:
@@ -112,6 +120,9 @@ class StatisticsPush:
             self._wait(due - time.monotonic())
             due = time.monotonic() + 1.0 / self._limits.per_second
             why = self._deliver(item)
+            if self._is_closed:
+                return
+            self._settled += 1
             if why is None:
                 self.sent += 1
             else:
