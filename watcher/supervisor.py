@@ -131,7 +131,9 @@ class Supervisor:
 
     def _survivors(self) -> list[Survivor]:
         """Those that still live."""
-        self._strays = [stray for stray in self._strays if not stray.has_ended()]
+        for stray in [stray for stray in self._strays if stray.has_ended()]:
+            self._strays.remove(stray)
+            stray.close()
         return self._strays + [w.survivor for w in self._all() if w.survivor is not None and not w.survivor.has_ended()]
 
     # --- one turn

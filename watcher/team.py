@@ -67,7 +67,7 @@ class Team:
         return Load(
             instances=len(wards),
             active=sum(ward.vitals.count("active_tasks") for ward in wards if ward.is_up),
-            starting=sum(not (ward.is_up and ward.vitals.has_beaten) for ward in wards),
+            starting=sum(ward.is_starting for ward in wards),
             waiting=max((ward.vitals.count("queue_size") for ward in wards if ward.is_up), default=0),
             cpu_percent=busy.cpu_percent,
             memory_percent=busy.memory_percent,

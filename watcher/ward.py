@@ -83,6 +83,11 @@ class Ward:
         """It was asked to end and has not yet."""
         return self._child is not None and self._is_asked
 
+    @property
+    def is_starting(self) -> bool:
+        """It does not work yet: it has not beaten, or its next start is due."""
+        return self.start_at is not None or (self.is_up and not self.vitals.has_beaten)
+
     def uptime(self) -> float:
         return self._clock.monotonic() - self._started_at
 
