@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from watcher import childproc, procfs
+from watcher import childproc, leftovers, procfs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sessions, /proc and pidfds of Linux")
 
@@ -31,13 +31,13 @@ def new_mark() -> str:
 @pytest.fixture(autouse=True)
 def family(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A family of its own for each test; orphans are adopted while it runs and no longer."""
-    fresh = childproc._Family()
-    monkeypatch.setattr(childproc, "_family", fresh)
+    fresh = leftovers._Family()
+    monkeypatch.setattr(leftovers, "_family", fresh)
     assert childproc.become_subreaper()
     yield fresh
     assert fresh.started == set()
     assert fresh.running == {}
-    ctypes.CDLL(None).prctl(childproc._PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    ctypes.CDLL(None).prctl(leftovers._PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
     os.close(fresh._children_fd)
 
 
@@ -137,7 +137,7 @@ def test_command_that_hangs_times_out_and_ends_on_term() -> None:
 def test_command_that_ignores_term_is_killed_after_the_grace(
     without_pidfd: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(childproc, "_HAS_PIDFD", not without_pidfd)
+    monkeypatch.setattr(leftovers, "_HAS_PIDFD", not without_pidfd)
     started = Started("trap '' TERM; echo up; while :; do sleep 600; done")
     started.line()
     began = time.monotonic()
@@ -149,7 +149,7 @@ def test_command_that_ignores_term_is_killed_after_the_grace(
 
 @pytest.mark.parametrize("without_pidfd", [False, True])
 def test_other_thread_ends_a_command_while_one_waits(without_pidfd: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(childproc, "_HAS_PIDFD", not without_pidfd)
+    monkeypatch.setattr(leftovers, "_HAS_PIDFD", not without_pidfd)
     started = Started("trap '' TERM; echo up; while :; do sleep 600; done")
     started.line()
     codes: list[int | None] = []
@@ -398,7 +398,7 @@ def test_leftovers_are_ended_without_a_list_of_children_too(family: Any, monkeyp
 
 
 def test_leftovers_are_ended_without_a_subreaper_too(family: Any) -> None:
-    ctypes.CDLL(None).prctl(childproc._PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    ctypes.CDLL(None).prctl(leftovers._PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
     family.is_adopting = False
     other = Started("exec sleep 602", mark := new_mark() + "0")
     started = Started("setsid sh -c 'echo $$; exec sleep 600' & exit 0", mark[:-1])

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from watcher import childproc
+from watcher import childproc, leftovers
 from watcher.clock import SystemClock
 from watcher.policy.disposition import Failure
 from watcher.runner import files, oneshot
@@ -89,11 +89,11 @@ class Workshop:
 @pytest.fixture(autouse=True)
 def subreaper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Orphans are adopted while a test runs and no longer."""
-    family = childproc._Family()
-    monkeypatch.setattr(childproc, "_family", family)
+    family = leftovers._Family()
+    monkeypatch.setattr(leftovers, "_family", family)
     assert childproc.become_subreaper()
     yield
-    ctypes.CDLL(None).prctl(childproc._PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    ctypes.CDLL(None).prctl(leftovers._PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
     os.close(family._children_fd or -1)
     assert (family.started, family.running) == (set(), {})
 
