@@ -35,11 +35,14 @@ class Waker:
         self._inotify: InotifyFD | None = None
         self._watches: dict[str, tuple[Any, Path]] = {}
         self.problem: str | None = None
+        self._last_mode: str | None = None
         self._start()
 
     @property
     def mode(self) -> str:
-        """`events` or `polling`, as the heartbeat says it."""
+        """`events` or `polling`, as the heartbeat says it; after `close` what it was last."""
+        if self._last_mode is not None:
+            return self._last_mode
         return "events" if self._inotify is not None and self.problem is None else "polling"
 
     def watch(self, key: str, path: Path, *, removals: bool = False) -> bool:
@@ -98,6 +101,7 @@ class Waker:
                 self._loop.call_soon_threadsafe(self.flag.set)
 
     def close(self) -> None:
+        self._last_mode = self.mode
         if self._inotify is not None:
             for key in list(self._watches):
                 self.unwatch(key)

@@ -132,3 +132,10 @@ def test_idle_worker_stops_at_once(site: Site) -> None:
     worker.signal(signal.SIGTERM)
     assert worker.ended() == 0 and time.monotonic() - began < 3
     assert_nothing_is_left(site, worker)
+
+
+def test_last_heartbeat_says_how_the_worker_was_woken(site: Site) -> None:
+    worker = site.start()
+    wake = site.beat()["wake"]
+    assert worker.stop() == 0
+    assert (site.beat()["status"], site.beat()["wake"]) == ("stopped", wake)

@@ -331,3 +331,14 @@ def test_closing_ends_the_reader_and_gives_its_descriptors_back(tmp_path: Path) 
 
     run(body)
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_mode_after_closing_is_the_last_one(tmp_path: Path) -> None:
+    async def body(waker: Waker) -> None:
+        waker.watch("inbox", tmp_path)
+        waker.close()
+        assert waker.mode == "events"
+        waker.problem = "later"
+        assert waker.mode == "events"
+
+    run(body)
