@@ -11,12 +11,11 @@ import argparse
 import asyncio
 import signal
 import sys
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from watcher import __version__
+from watcher import __version__, service
 from watcher.clock import SystemClock
-from watcher.errors import LockLost, NameTaken, SettingError
+from watcher.errors import LockLost
 from watcher.events import Bus, LedgerRebuilt
 from watcher.maintenance.batches import Batches, Graphs
 from watcher.maintenance.collector import Collector
@@ -135,41 +134,34 @@ class Service:
         return f"version {__version__}, {who} below {self.config.watcher_root}{metrics}"
 
     def _start_metrics(self) -> None:
-        from watcher.telemetry.endpoint import MetricsEndpoint
         from watcher.telemetry.listener import ListenerMetrics
 
-        wanted = self.config.metrics
         self.metrics = ListenerMetrics(
             lambda: self.orchestrator.oldest_unread_age() if self.orchestrator is not None else 0.0,
             lambda: self.orchestrator.oldest_notice_age() if self.orchestrator is not None else 0.0,
             lambda: self.orchestrator.last_scan_age() if self.orchestrator is not None else 0.0,
         )
-        self.endpoint = MetricsEndpoint(
+        self.endpoint = service.start_endpoint(
             self.metrics.registry,
-            wanted.metrics_host,
-            wanted.metrics_port,
-            wanted.port_was_set,
+            self.config.metrics,
             ready=lambda: self.orchestrator.is_ready() if self.orchestrator is not None else (False, "starting"),
             alive=lambda: self.orchestrator.is_alive() if self.orchestrator is not None else (True, "starting"),
+            log=self.log,
         )
-        self.endpoint.start()
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line and listen; returns the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        loaded = load_orchestrator_config(_given(options))
+
+    def body() -> int:
+        loaded = load_orchestrator_config(service.given(options, _FLAGS))
         if options.print_config:
             print(render_config(loaded, as_json=options.json))
             return 0
         return Service(loaded).run(options.once)
-    except SettingError as error:
-        print(f"orchestrator_listener: {error}", file=sys.stderr)
-        return 2
-    except NameTaken as error:
-        print(f"orchestrator_listener: {error}", file=sys.stderr)
-        return 3
+
+    return service.run("orchestrator_listener", body)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -188,11 +180,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="with --print-config: as JSON")
     parser.add_argument("--version", action="version", version=f"watcher {__version__}")
     return parser
-
-
-def _given(options: argparse.Namespace) -> Mapping[str, str]:
-    pairs: list[tuple[str, str | None]] = [(name, getattr(options, flag)) for flag, name in _FLAGS.items()]
-    return {name: value for name, value in pairs if value is not None}
 
 
 if __name__ == "__main__":

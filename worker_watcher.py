@@ -16,13 +16,13 @@ import random
 import re
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from watcher import __version__
+from watcher import __version__, service
 from watcher.childproc import become_subreaper
 from watcher.clock import SystemClock
-from watcher.errors import LockLost, NameTaken, SettingError, WorkerTrouble, is_trouble
+from watcher.errors import LockLost, SettingError, WorkerTrouble, is_trouble
 from watcher.events import Bus
 from watcher.executor import Executor, ExecutorOptions
 from watcher.formats.task import WORKER_PATTERN
@@ -271,27 +271,17 @@ class Service:
         wanted = self.config.metrics
         if not wanted.enable_metrics:
             return
-        from watcher.telemetry.endpoint import MetricsEndpoint
         from watcher.telemetry.metrics import WorkerMetrics
 
         self.metrics = WorkerMetrics(self.name, providers=(self.config.provider,))
         self.bus.join(self.metrics)
-        self.endpoint = MetricsEndpoint(
+        self.endpoint = service.start_endpoint(
             self.metrics.registry,
-            wanted.metrics_host,
-            wanted.metrics_port,
-            wanted.port_was_set,
+            wanted,
             ready=lambda: self.worker.is_ready() if self.worker is not None else (False, "starting"),
             alive=lambda: self.worker.is_alive() if self.worker is not None else (True, "starting"),
+            log=self.log,
         )
-        self.endpoint.start()
-        if self.endpoint.port != wanted.metrics_port != 0:
-            self.log.warning(
-                "port %d is taken; metrics are on port %d",
-                wanted.metrics_port,
-                self.endpoint.port,
-                extra={"event": "metrics.port_moved"},
-            )
 
     def _start_push(self) -> None:
         if not self.config.stats_url:
@@ -327,22 +317,15 @@ def _starting(name: str) -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> int:
     """Read the command line and serve; returns the exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        loaded = load_watcher_config(_given(options))
+
+    def body() -> int:
+        loaded = load_watcher_config(service.given(options, _FLAGS))
         if options.print_config:
             print(render_config(loaded, as_json=options.json))
             return 0
         return Service(_checked(options.worker), loaded).run()
-    except SettingError as error:
-        print(f"worker_watcher: {error}", file=sys.stderr)
-        return 2
-    except NameTaken as error:
-        print(f"worker_watcher: {error}", file=sys.stderr)
-        return 3
-    except WorkerTrouble as trouble:
-        cure = "nothing is lost; start it again when the machine has what was missing"
-        print(f"worker_watcher: {trouble}; {cure}", file=sys.stderr)
-        return 5
+
+    return service.run("worker_watcher", body)
 
 
 def _checked(name: str | None) -> str:
@@ -371,11 +354,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="with --print-config: as JSON")
     parser.add_argument("--version", action="version", version=f"watcher {__version__}")
     return parser
-
-
-def _given(options: argparse.Namespace) -> Mapping[str, str]:
-    pairs: list[tuple[str, str | None]] = [(name, getattr(options, flag)) for flag, name in _FLAGS.items()]
-    return {name: value for name, value in pairs if value is not None}
 
 
 if __name__ == "__main__":
