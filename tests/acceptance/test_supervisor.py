@@ -289,6 +289,22 @@ def test_drained_instance_finishes_its_task_however_long_it_takes(site: Site) ->
     assert up.stop() == 0
 
 
+def test_busy_machine_gets_no_more_instances(site: Site) -> None:
+    up = Up(
+        site, "marie", "--min", "1", "--max", "3", "--grow-after", "0.1", "--max-memory", "1", "--max-cpu", "100",
+        AGENT_COMMAND=site.script(GATED), MAX_CONCURRENT_TASKS="1",
+    )  # fmt: skip
+    up.beats("marie@1")
+    site.drop("one")
+    site.drop("two")
+    site.beat_that(lambda beat: (beat["active_tasks"], beat["queue_size"]) == (1, 1), "marie@1")
+    site.pass_beats(20, "marie@1")  # many times what growing takes
+    assert up.lines("instances.scaled") == [] and names(site.root / "heartbeats") == ["marie@1.json"]
+    open_gate(site)
+    assert site.result("two")["status"] == "completed"
+    assert up.stop() == 0
+
+
 def test_stop_gives_back_what_a_scaled_instance_runs_after_the_grace(site: Site) -> None:
     up = Up(site, "marie", "--min", "1", "--max", "2", AGENT_COMMAND=site.script(GATED), SHUTDOWN_GRACE="0.5")
     up.beats("marie@1")
