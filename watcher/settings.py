@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shlex
+import socket
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ _DAY = 86_400.0
 _MAX_BYTES = 1 << 26
 
 _HOST = Text(255, 1, r"[A-Za-z0-9:][A-Za-z0-9.:%_-]*", "a host name or an IP address")
+#: The value of WATCHER_INSTANCE that stands for the name of the machine.
+OWN_HOSTNAME = "@hostname"
 _INSTANCE = Text(64, 1, r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, dot, dash, underscore")
 _ACCOUNT = Text(128, 1, r"[^\0\n]+", "one line, such as team-a")
 _TOKEN = Text(4096, 1, r"[!-~]+", "one word without spaces")
@@ -138,6 +141,14 @@ def _stats_url(value: str) -> str:
     if parts.username is not None or parts.fragment:
         raise ValueError("must not hold a name, a password or a #: give the token as STATS_TOKEN")
     return value
+def _own_name(value: object) -> object:
+    """`@hostname` becomes this machine's or container's name: all replicas have one environment, and each its name."""
+    if value != OWN_HOSTNAME:
+        return value
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname().partition(".")[0])[:64]
+    if not name[:1].isalnum():
+        raise ValueError(f"{OWN_HOSTNAME}: this machine's name cannot be used as an instance; write one")
+    return name
 
 
 def _same(name: str) -> Any:
@@ -340,8 +351,8 @@ class WatcherConfig(_LayeredConfig):
     min_free_bytes: int = Field(
         16 << 20, ge=0, le=1 << 50, description="bytes free on the disk below which nothing is claimed"
     )
-    watcher_instance: Annotated[str, _matches(_INSTANCE, optional=True)] = Field(
-        "", description="name of this process when several serve one worker name"
+    watcher_instance: Annotated[str, BeforeValidator(_own_name), _matches(_INSTANCE, optional=True)] = Field(
+        "", description="name of this process when several serve one worker name; @hostname: the machine's or container's"
     )
 
     stats_url: Annotated[str, AfterValidator(_stats_url)] = Field(
