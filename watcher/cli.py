@@ -25,6 +25,7 @@ from watcher.errors import WatcherError
 COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("watcher.commands.up", "start several workers and the listener, and keep them running"),
     "budget": ("watcher.commands.budget", "show what a worker has spent today, and let it spend more"),
+    "health": ("watcher.commands.health", "ask whether a worker is well, for container probes"),
     "validate": ("watcher.commands.validate", "check task files and say what is wrong with them"),
 }
 

@@ -146,12 +146,15 @@ class Beat:
         )
 
 
-def read_beats(place: Path, now: float, problems: list[str]) -> list[Beat]:
-    """Every heartbeat in a folder, by name; also those that cannot be read. `now` is wall seconds."""
+def read_beats(place: Path, now: float, problems: list[str], worker: str | None = None) -> list[Beat]:
+    """Every heartbeat in a folder (or those of one worker), by name; also those that cannot be read.
+
+    `now` is wall seconds.
+    """
     out = []
     for name in sorted(list_names(place, problems)):
         found = _HEARTBEAT.fullmatch(name)
-        if found is None:
+        if found is None or worker not in (None, found[1]):
             continue
         fields: Json | None = None
         changed_at = now

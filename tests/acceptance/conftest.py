@@ -138,6 +138,16 @@ class Site:
         wait_for(f"the first heartbeat of {arguments[0]}", has_beaten)
         return process
 
+    def run(
+        self, *words: str, stdin: str = "", seconds: float = PATIENCE_SECONDS, **settings: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `watcher ...` as a person does and wait for its end."""
+        environment = self.environment(settings) | {"PYTHONPATH": str(REPOSITORY)}
+        return subprocess.run(
+            [sys.executable, "-m", "watcher", *words], cwd=self.home, env=environment, input=stdin, text=True,
+            capture_output=True, timeout=seconds * 3, check=False,
+        )  # fmt: skip
+
     def command_pids(self) -> list[int]:
         """Every living process that some command of this site is or has left behind."""
         own = {process.pid for process in self.processes}

@@ -1,0 +1,82 @@
+"""`watcher health` tells a container's probe whether a real worker is well, by its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+
+from tests.acceptance.conftest import Site
+from watcher.probe import LATE_INTERVALS, LATE_SECONDS
+
+
+def test_serving_worker_is_well_and_one_that_stopped_is_not(site: Site) -> None:
+    worker = site.start("marie")
+    assert site.run("health", "marie").returncode == 0
+    worker.stop()
+    done = site.run("health", "marie")
+    assert (done.returncode, "stopped" in done.stdout) == (1, True)
+
+
+def test_worker_that_never_was_is_not_well(site: Site) -> None:
+    done = site.run("health", "marie")
+    assert done.returncode == 1
+    assert "never beaten" in done.stdout
+
+
+def test_killed_worker_is_not_well_although_its_last_beat_is_young(site: Site) -> None:
+    worker = site.start("marie", HEARTBEAT_INTERVAL=60)
+    worker.kill()
+    done = site.run("health", "marie", "--json")
+    assert done.returncode == 1
+    assert "killed" in json.loads(done.stdout)["processes"][0]["why"]
+
+
+def test_frozen_worker_is_not_well_until_its_sequence_moves_again(site: Site) -> None:
+    worker = site.start("marie")
+    worker.signal(signal.SIGSTOP)
+    beat = site.root / "heartbeats" / "marie.json"
+    stamp = beat.stat().st_mtime - LATE_INTERVALS * 0.1 - LATE_SECONDS - 1  # as if it had been frozen for so long
+    os.utime(beat, (stamp, stamp))
+    assert site.run("health", "marie").returncode == 1
+    worker.signal(signal.SIGCONT)
+    assert site.run("health", "marie", "--within", "30").returncode == 0
+
+
+def test_clock_of_another_machine_does_not_make_a_beating_worker_sick(site: Site) -> None:
+    worker = site.start("marie", HEARTBEAT_INTERVAL=0.2)
+    worker.signal(signal.SIGSTOP)
+    beat = site.root / "heartbeats" / "marie.json"
+    os.utime(beat, (1_000_000_000, 1_000_000_000))  # as its writer's slow clock would stamp it
+    assert site.run("health", "marie", "--within", "0.3").returncode == 1
+    worker.signal(signal.SIGCONT)
+    assert site.run("health", "marie", "--within", "30").returncode == 0
+
+
+def test_worker_whose_inbox_is_gone_is_not_well(site: Site) -> None:
+    site.start("marie", HEARTBEAT_INTERVAL=60, SCAN_INTERVAL=600)
+    shutil.rmtree(site.inbox())
+    done = site.run("health", "marie")
+    assert done.returncode == 1
+
+
+def test_one_living_instance_of_several_is_enough_and_each_can_be_asked_alone(site: Site) -> None:
+    site.start("marie", "--instance", "1")
+    second = site.start("marie", "--instance", "2")
+    second.kill()
+    assert site.run("health", "marie").returncode == 0
+    assert site.run("health", "marie@1").returncode == 0
+    assert site.run("health", "marie", "--instance", "2").returncode == 1
+
+
+def test_degraded_worker_is_well_unless_asked_strictly(site: Site) -> None:
+    site.start("marie", MIN_FREE_BYTES=1 << 50)
+    site.beat_that(lambda beat: beat["status"] == "degraded", what="that is degraded")
+    assert site.run("health", "marie").returncode == 0
+    assert site.run("health", "marie", "--strict").returncode == 1
+
+
+def test_listener_is_asked_by_its_lock(site: Site) -> None:
+    assert site.run("health", "--listener").returncode == 1
+    assert site.run("health").returncode == 2
