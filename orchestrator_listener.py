@@ -134,6 +134,7 @@ class Service:
         return f"version {__version__}, {who} below {self.config.watcher_root}{metrics}"
 
     def _start_metrics(self) -> None:
+        from watcher.telemetry.disk import DiskSpace
         from watcher.telemetry.listener import ListenerMetrics
 
         self.metrics = ListenerMetrics(
@@ -141,6 +142,7 @@ class Service:
             lambda: self.orchestrator.oldest_notice_age() if self.orchestrator is not None else 0.0,
             lambda: self.orchestrator.last_scan_age() if self.orchestrator is not None else 0.0,
         )
+        self.metrics.registry.register(DiskSpace({"state": self.config.state_dir}))
         self.endpoint = service.start_endpoint(
             self.metrics.registry,
             self.config.metrics,

@@ -48,6 +48,7 @@ __all__ = [
     "folders",
     "load_orchestrator_config",
     "load_watcher_config",
+    "own_instance",
     "process_environment",
     "read_layers",
     "render_config",
@@ -58,6 +59,9 @@ Source = Literal["flag", "environment", ".env", "default"]
 
 #: Names the `.env` file; only the environment can set it.
 ENV_FILE = "WATCHER_ENV_FILE"
+
+#: The value of WATCHER_INSTANCE that stands for the name of the machine.
+OWN_HOSTNAME = "@hostname"
 
 ROOT = "WATCHER_ROOT"
 DEFAULT_ROOT = "./shared"
@@ -216,6 +220,22 @@ def folders(layers: Layers) -> Folders:
     found, problems = resolve_folders(layers)
     refuse(layers.misspellings((ROOT, *FOLDERS)) + problems)
     return found
+
+
+def own_instance(text: str) -> str:
+    """What an instance setting means: `@hostname` is this machine's or container's name, all else itself.
+
+    All replicas of a container have one environment; so each gets an identity of its own. Raises SettingError when
+    the machine's name has no letter or digit to begin with.
+    """
+    if text != OWN_HOSTNAME:
+        return text
+    import socket  # after all else: it costs a submit 2 ms
+
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname().partition(".")[0])[:64]
+    if not name[:1].isalnum():
+        raise SettingError(f"WATCHER_INSTANCE={OWN_HOSTNAME}: this machine has no usable name; write an instance")
+    return name
 
 
 def state_folder(layers: Layers, root: Path) -> Path:

@@ -271,9 +271,12 @@ class Service:
         wanted = self.config.metrics
         if not wanted.enable_metrics:
             return
+        from watcher.telemetry.disk import DiskSpace
         from watcher.telemetry.metrics import WorkerMetrics
 
         self.metrics = WorkerMetrics(self.name, providers=(self.config.provider,))
+        places = self.config.folders
+        self.metrics.registry.register(DiskSpace({"tasks": places.tasks, "results": places.results}))
         self.bus.join(self.metrics)
         self.endpoint = service.start_endpoint(
             self.metrics.registry,

@@ -13,7 +13,6 @@ import json
 import os
 import re
 import shlex
-import socket
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -45,6 +44,7 @@ from watcher_config import (
     Layers,
     Misspelt,
     Source,
+    own_instance,
     read_layers,
     refuse,
     resolve_folders,
@@ -57,8 +57,6 @@ _DAY = 86_400.0
 _MAX_BYTES = 1 << 26
 
 _HOST = Text(255, 1, r"[A-Za-z0-9:][A-Za-z0-9.:%_-]*", "a host name or an IP address")
-#: The value of WATCHER_INSTANCE that stands for the name of the machine.
-OWN_HOSTNAME = "@hostname"
 _INSTANCE = Text(64, 1, r"[A-Za-z0-9][A-Za-z0-9._-]*", "letters, digits, dot, dash, underscore")
 _ACCOUNT = Text(128, 1, r"[^\0\n]+", "one line, such as team-a")
 _TOKEN = Text(4096, 1, r"[!-~]+", "one word without spaces")
@@ -142,13 +140,10 @@ def _stats_url(value: str) -> str:
         raise ValueError("must not hold a name, a password or a #: give the token as STATS_TOKEN")
     return value
 def _own_name(value: object) -> object:
-    """`@hostname` becomes this machine's or container's name: all replicas have one environment, and each its name."""
-    if value != OWN_HOSTNAME:
-        return value
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname().partition(".")[0])[:64]
-    if not name[:1].isalnum():
-        raise ValueError(f"{OWN_HOSTNAME}: this machine's name cannot be used as an instance; write one")
-    return name
+    try:
+        return own_instance(value) if isinstance(value, str) else value
+    except SettingError as error:
+        raise ValueError(str(error)) from None
 
 
 def _same(name: str) -> Any:

@@ -2,8 +2,8 @@
 
 Well is: its heartbeat moves and it could claim a task; also while it is paused, held or draining, unless --strict is
 given. The heartbeat's age decides at once; one that is late is watched for up to --within seconds. With several
-processes of one worker (marie@1, marie@2) one that is well is enough; name one to ask about it alone. `--listener`
-asks about orchestrator_listener.py instead.
+processes of one worker (marie@1, marie@2) one that is well is enough; name one to ask about it alone, as WATCHER_INSTANCE
+in the environment does (in a container, each asks about itself). `--listener` asks about orchestrator_listener.py instead.
 
 Exit code 0: well; 1: not.
 """
@@ -15,7 +15,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from watcher.errors import SettingError
-from watcher_config import folders, read_layers, state_folder
+from watcher_config import folders, own_instance, read_layers, state_folder
 
 if TYPE_CHECKING:
     from watcher.probe import Health
@@ -38,8 +38,10 @@ def run(options: argparse.Namespace) -> int:
     from watcher.probe import Health, probe
 
     name, _, instance = options.worker.partition("@")
-    wanted = options.instance or instance or None
-    found = probe(folders(read_layers()), name, wanted, options.within, options.strict)
+    layers = read_layers()
+    ours = layers.given.get("WATCHER_INSTANCE")
+    wanted = options.instance or instance or (own_instance(ours.value) if ours is not None else None)
+    found = probe(folders(layers), name, wanted, options.within, options.strict)
     if not found:
         found = [Health(options.worker, False, "it has never beaten here; is WATCHER_ROOT the same, has it started?")]
     return _say(options, any(health.is_well for health in found), found)
