@@ -111,7 +111,7 @@ class Service:
                 ledger.has_outcome,
             ),
             pruner=Pruner(
-                folders,
+                folders | {"heartbeats": places.heartbeats},
                 Retention(config.trigger_retention, config.result_retention, config.dlq_retention),
                 clock,
                 emit,

@@ -1,7 +1,7 @@
 """The compose file brought up as a project of its own, and the ways to look into it: what the container checks share.
 
-Everything is asked through the engine and through Prometheus' HTTP interface, so that it works wherever the engine keeps
-its volumes. Raises Failed with what was expected and what was there.
+Everything is asked through the engine and through Prometheus' HTTP interface, so that it works wherever the engine
+keeps its volumes. Raises Failed with what was expected and what was there.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ elif ask["do"] == "read":
         except FileNotFoundError: pass
     print(json.dumps(out))
 elif ask["do"] == "list":
-    print(json.dumps([os.path.relpath(p, root) for p in glob.glob(f"{root}/{ask['pattern']}", include_hidden=True, recursive=True)]))
+    found = glob.glob(f"{root}/{ask['pattern']}", include_hidden=True, recursive=True)
+    print(json.dumps([os.path.relpath(path, root) for path in found]))
 elif ask["do"] == "processes":
     out = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -143,7 +144,9 @@ class Site:
         return found
 
 
-def run(command: list[str], settings: dict[str, str] | None = None, check: bool = True, stdin: str | None = None) -> str:
+def run(
+    command: list[str], settings: dict[str, str] | None = None, check: bool = True, stdin: str | None = None
+) -> str:
     """The standard output of a command that must succeed, within ten minutes."""
     environment = {**os.environ, **(settings or {})}
     done = subprocess.run(

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Bring docker-compose.watcher.yml up for real and see that it keeps what the README promises.
 
-Thirty tasks through three workers; every documented metric, dashboard query and target in Prometheus; a killed worker; a
-stop while a task runs; a new container while tasks arrive; two containers that serve one worker; orphans, with no shell
+Thirty tasks through three workers; every documented metric, dashboard query and target in Prometheus; a killed worker;
+a stop while a task runs; a new container while tasks arrive; two containers that serve one worker; orphans, with no shell
 in the image. Takes everything down again, also when a check fails. Called by .ci/containers, which makes the images.
 
 Usage: container_checks.py COMPOSE [--keep]      exit code 0: all held; 1: one did not
@@ -152,7 +152,9 @@ def two_containers_serve_one_worker(site: Site) -> None:
     expect(not again, f"ran more than once: {again}")
     receipts = site.ask("read", pattern="triggers/marie/i*.json")
     expect(len(receipts) == 200, f"{len(receipts)} receipts for 200 tasks")
-    shares = {who: sum(r["incarnation"] == who for r in found.values()) for who in {r["incarnation"] for r in found.values()}}
+    shares = {
+        who: sum(r["incarnation"] == who for r in found.values()) for who in {r["incarnation"] for r in found.values()}
+    }
     expect(len(shares) == 2, f"only one of them has worked: {shares}")
     beats = site.beats("marie")
     hosts = {container[:12] for container in site.containers("marie")}

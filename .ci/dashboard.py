@@ -14,7 +14,9 @@ _FILL = {"$__rate_interval": "5m", "$__interval": "1m", "$__range": "1h", "$work
 def queries_of(path: Path) -> list[tuple[str, str]]:
     """(panel title, PromQL) for each target of each panel, and for each template variable."""
     board = json.loads(path.read_text())
-    found = [(panel["title"], _filled(target["expr"])) for panel in _panels(board) for target in panel.get("targets", [])]
+    found = [
+        (panel["title"], _filled(target["expr"])) for panel in _panels(board) for target in panel.get("targets", [])
+    ]
     for variable in board.get("templating", {}).get("list", []):
         matched = re.fullmatch(r"label_values\((.+), *\w+\)", str(variable.get("query", "")))
         if matched:

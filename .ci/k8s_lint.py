@@ -33,7 +33,18 @@ Doc = dict[str, Any]
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
-_FACTORS = {"m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, None: 1.0}
+_FACTORS = {
+    "m": 1e-3,
+    "k": 1e3,
+    "M": 1e6,
+    "G": 1e9,
+    "T": 1e12,
+    "Ki": 2**10,
+    "Mi": 2**20,
+    "Gi": 2**30,
+    "Ti": 2**40,
+    None: 1.0,
+}
 _WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job")
 #: What no server takes any more; the schemas only warn.
 _REMOVED = {
@@ -47,7 +58,9 @@ _REMOVED = {
     ("batch/v1beta1", "CronJob"): "batch/v1",
 }
 #: What agents want in their environment; not settings of the suite.
-_LOGINS = re.compile(r"ANTHROPIC_[A-Z_]+|CLAUDE_CODE_[A-Z_]+|GEMINI_[A-Z_]+|GOOGLE_[A-Z_]+|CURSOR_[A-Z_]+|OPENAI_[A-Z_]+|HTTPS?_PROXY|NO_PROXY|TZ")
+_LOGINS = re.compile(
+    r"ANTHROPIC_[A-Z_]+|CLAUDE_CODE_[A-Z_]+|GEMINI_[A-Z_]+|GOOGLE_[A-Z_]+|CURSOR_[A-Z_]+|OPENAI_[A-Z_]+|HTTPS?_PROXY|NO_PROXY|TZ"
+)
 
 
 def lint(docs: list[Doc]) -> list[str]:
@@ -150,7 +163,7 @@ class _Lint:
                 found = self._find(kind, reference["name"], _namespace(doc))
                 if found is None and not reference.get("optional"):
                     faults.append(f"takes its settings from the {kind} {reference['name']!r}, which is not there")
-                values |= {k: v for k, v in ((found or {}).get("data") or {}).items() if kind == "ConfigMap"}
+                values |= {k: str(v) for k, v in ((found or {}).get("data") or {}).items() if kind == "ConfigMap"}
         for entry in container.get("env", []):
             values[entry["name"]] = str(entry.get("value", "from-a-field"))
         return values, faults
@@ -170,7 +183,9 @@ class _Lint:
                 yield f"sets {name}, which is no setting of {module}"
         try:
             layers = read_layers(None, {k: v for k, v in values.items() if k in ALL_SETTINGS}, "/dev/null")
-            config: WatcherConfig | OrchestratorConfig = WatcherConfig(layers) if is_worker else OrchestratorConfig(layers)
+            config: WatcherConfig | OrchestratorConfig = (
+                WatcherConfig(layers) if is_worker else OrchestratorConfig(layers)
+            )
         except SettingError as error:
             yield f"{module} would refuse its settings: {error}"
             return
@@ -183,7 +198,9 @@ class _Lint:
         if kind == "Service":
             yield from self._service(doc, spec)
         elif kind in ("PodDisruptionBudget", "NetworkPolicy"):
-            selector = spec.get("selector" if kind == "PodDisruptionBudget" else "podSelector", {}).get("matchLabels", {})
+            selector = spec.get("selector" if kind == "PodDisruptionBudget" else "podSelector", {}).get(
+                "matchLabels", {}
+            )
             found = self._selected(selector, _namespace(doc))
             if not found:
                 yield f"selects no pod: {selector}"
@@ -194,7 +211,11 @@ class _Lint:
         elif kind == "ServiceMonitor":
             yield from self._monitor(doc, spec)
         elif kind == "ConfigMap":
-            yield from (f"{k} must be text: put quotes around it" for k, v in doc.get("data", {}).items() if not isinstance(v, str))
+            yield from (
+                f"{k} must be text: put quotes around it"
+                for k, v in doc.get("data", {}).items()
+                if not isinstance(v, str)
+            )
 
     def _service(self, doc: Doc, spec: Doc) -> Iterator[str]:
         found = self._selected(spec.get("selector", {}), _namespace(doc))
@@ -241,7 +262,8 @@ class _Lint:
                     yield f"{_title(doc)}: {name!r} is served by {served[name]} already"
                 served[name] = _title(doc)
                 if _template_labels(doc).get("worker") != name:
-                    yield f"{_title(doc)}: serves {name!r} and has the label worker={_template_labels(doc).get('worker')}"
+                    label = _template_labels(doc).get("worker")
+                    yield f"{_title(doc)}: serves {name!r} and has the label worker={label}"
                 yield from self._one_pod(doc, container)
 
     def _one_pod(self, doc: Doc, container: Doc) -> Iterator[str]:
@@ -251,7 +273,7 @@ class _Lint:
         if spec.get("replicas", 1) > 1:
             yield f"{_title(doc)}: has {spec['replicas']} replicas and no WATCHER_INSTANCE"
         if doc["kind"] == "Deployment" and spec.get("strategy", {}).get("type") != "Recreate":
-            yield f"{_title(doc)}: without WATCHER_INSTANCE its strategy must be Recreate: a second pod would be refused"
+            yield f"{_title(doc)}: without WATCHER_INSTANCE the strategy must be Recreate: a second pod is refused"
 
 
 def _restricted(pod: Doc) -> Iterator[str]:

@@ -30,6 +30,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from watcher.errors import SettingError
 from watcher.formats import task
 from watcher.formats.fields import Text
 from watcher_config import (
@@ -347,7 +348,8 @@ class WatcherConfig(_LayeredConfig):
         16 << 20, ge=0, le=1 << 50, description="bytes free on the disk below which nothing is claimed"
     )
     watcher_instance: Annotated[str, BeforeValidator(_own_name), _matches(_INSTANCE, optional=True)] = Field(
-        "", description="name of this process when several serve one worker name; @hostname: the machine's or container's"
+        "",
+        description="name of this process when several serve one worker name; @hostname: the machine's or container's",
     )
 
     stats_url: Annotated[str, AfterValidator(_stats_url)] = Field(

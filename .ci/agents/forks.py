@@ -1,4 +1,4 @@
-"""An agent that leaves two daemons behind: one sleeps for an hour in a session of its own, one ends at once unreaped."""
+"""An agent that leaves two daemons behind: one sleeps for an hour in a session of its own, one ends unreaped."""
 
 import os
 import sys

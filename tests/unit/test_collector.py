@@ -313,6 +313,28 @@ def test_only_what_is_older_than_its_retention_goes_and_a_clock_that_jumps_remov
     assert [(e.receipts, e.notices, e.results) for e in site.memory.of(FilesPruned)] == [(1, 1, 0), (0, 0, 1)]
 
 
+def test_beats_of_instances_that_ended_long_ago_go_and_those_of_workers_stay(site: Site, tmp_path: Path) -> None:
+    beats = tmp_path / "beats"
+    beats.mkdir()
+    for name in ("marie.json", "marie@7f3a.json", "marie@new.json"):
+        (beats / name).write_text("{}")
+    pruner = Pruner(site.folders | {"heartbeats": beats}, Retention(60.0, 0.0, 0.0), site.clock, site.memory)
+    site.clock.pass_seconds(3600)
+    for _ in pruner.prune(lambda *_: True):
+        pass
+    assert len(names_of(beats)) == 3, "a living process may be silent for an hour"
+    site.clock.pass_seconds(3700)
+    now = site.clock.now_wall
+    os.utime(beats / "marie@new.json", (now, now))
+    for _ in pruner.prune(lambda *_: True):
+        pass
+    assert names_of(beats) == ["marie.json", "marie@new.json"]
+
+
+def names_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 # --- reassigning
 
 

@@ -316,6 +316,22 @@ def test_names_follow_their_pattern(name: str, good: str, bad: str) -> None:
     assert f"{name}={bad} (environment): must " in refusal(env={name: bad})
 
 
+@pytest.mark.parametrize(
+    ("host", "instance"),
+    [("3f2a9c01d7e4", "3f2a9c01d7e4"), ("marie-7f9c.pods.example", "marie-7f9c"), ("my_host!x", "my_host-x")],
+)
+def test_at_hostname_gives_each_container_an_instance_of_its_own(
+    host: str, instance: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: host)
+    assert load(env={"WATCHER_INSTANCE": "@hostname"}).config.watcher_instance == instance
+
+
+def test_machine_without_a_usable_name_is_refused_as_an_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "-")
+    assert "write an instance" in refusal(env={"WATCHER_INSTANCE": "@hostname"})
+
+
 def test_metrics_view_knows_whether_the_port_was_set() -> None:
     assert load().config.metrics.port_was_set is False
     metrics = load(env={"METRICS_PORT": "9090", "METRICS_HOST": "10.0.0.1", "ENABLE_METRICS": "no"}).config.metrics

@@ -2,8 +2,9 @@
 
 Well is: its heartbeat moves and it could claim a task; also while it is paused, held or draining, unless --strict is
 given. The heartbeat's age decides at once; one that is late is watched for up to --within seconds. With several
-processes of one worker (marie@1, marie@2) one that is well is enough; name one to ask about it alone, as WATCHER_INSTANCE
-in the environment does (in a container, each asks about itself). `--listener` asks about orchestrator_listener.py instead.
+processes of one worker (marie@1, marie@2) one that is well is enough; name one to ask about it alone, as
+WATCHER_INSTANCE in the environment does: so each container asks about itself. `--listener` asks about
+orchestrator_listener.py instead.
 
 Exit code 0: well; 1: not.
 """

@@ -19,6 +19,9 @@ from watcher.events import Emit, FilesPruned
 from watcher.maintenance.recorder import NOTICES
 from watcher.spool.places import ORIGINALS, OUTPUT
 
+#: No living process is silent for so long: HEARTBEAT_INTERVAL is at most one hour.
+_LONGEST_BEAT_SECONDS = 7200.0
+
 
 @dataclass(frozen=True, slots=True)
 class Retention:
@@ -66,8 +69,19 @@ class Pruner:
             for _, name in self._old(folders["dlq"] / worker / ORIGINALS, retention.dead_letters, any_name=True):
                 _remove(folders["dlq"] / worker / ORIGINALS / name)
                 yield
+        yield from self._prune_beats()
         if any(removed.values()):
             self._emit(FilesPruned(**removed))
+
+    def _prune_beats(self) -> Iterator[None]:
+        """Beats of instances (`marie@7f3a`) that ended long ago: a container's name does not come again."""
+        heartbeats, seconds = self._folders.get("heartbeats"), self._retention.triggers
+        if heartbeats is None or seconds <= 0:
+            return
+        for place, name in self._old(heartbeats, max(seconds, _LONGEST_BEAT_SECONDS)):
+            if "@" in name:
+                _remove(place / name)
+            yield
 
     def _old(self, place: Path, seconds: float, any_name: bool = False) -> Iterator[tuple[Path, str]]:
         if seconds <= 0:
