@@ -3,7 +3,7 @@
 
 Thirty tasks through three workers; every documented metric, dashboard query and target in Prometheus; a killed worker;
 a stop while a task runs; a new container while tasks arrive; two containers that serve one worker; orphans, with no
-shell in the image. Takes everything down again, also when a check fails. Called by .ci/containers, which makes the images.
+shell in the image. Takes everything down again, also when a check fails. .ci/containers makes the images and calls it.
 
 Usage: container_checks.py COMPOSE [--keep]      exit code 0: all held; 1: one did not
 """
