@@ -77,6 +77,7 @@ def thirty_tasks(site: Site) -> None:
         beats = site.beats(worker)
         expect(list(beats) == [f"{worker}.json"], f"heartbeats of {worker}: {list(beats)}")
     wait_for("30 notices", lambda: len(site.names("triggers/orchestrator/*--t??.json")) == 30)
+    site.submit("anga", {"tomorrow": "a task that waits"}, not_before=time.time() + 86_400)
     site.submit("fabien", {"bad": "[stderr no luck] [exit 3]"}, max_retries=1)
     expect(site.result("fabien", "bad")["exit_code"] == 3, "the failing task's exit code")
     wait_for("its dead letter", lambda: site.names("dlq/fabien/bad.json"))
