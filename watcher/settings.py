@@ -140,6 +140,8 @@ def _stats_url(value: str) -> str:
     if parts.username is not None or parts.fragment:
         raise ValueError("must not hold a name, a password or a #: give the token as STATS_TOKEN")
     return value
+
+
 def _own_name(value: object) -> object:
     try:
         return own_instance(value) if isinstance(value, str) else value
