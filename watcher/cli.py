@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "budget": ("watcher.commands.budget", "show what a worker has spent today, and let it spend more"),
     "health": ("watcher.commands.health", "ask whether a worker is well, for container probes"),
     "validate": ("watcher.commands.validate", "check task files and say what is wrong with them"),
+    "webhook": ("watcher.commands.webhook", "take tasks over HTTP, and say what became of them"),
 }
 
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, cast, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Protocol, cast, get_args, get_origin
 from urllib.parse import urlsplit
 
 from annotated_types import Ge, Le
@@ -521,7 +521,17 @@ def _in_force(config: _LayeredConfig, layers: Layers) -> tuple[Setting, ...]:
     )
 
 
-def render_config(loaded: Loaded | LoadedOrchestrator, as_json: bool = False) -> str:
+class InForce(Protocol):
+    """Any config that was loaded, as its table is made of it."""
+
+    @property
+    def settings(self) -> tuple[Setting, ...]: ...
+
+    @property
+    def env_file(self) -> Path | None: ...
+
+
+def render_config(loaded: InForce, as_json: bool = False) -> str:
     """The settings in force for people: a table, or one JSON object. What looks like a secret is hidden."""
     if as_json:
         rows = [
@@ -575,8 +585,9 @@ def _explain(kind: type[_LayeredConfig], error: ValidationError, layers: Layers)
 def _service_link(layers: Layers, field_name: str) -> str:
     """Kubernetes gives pods NAME_PORT=tcp://... for each service: one called `metrics` sets METRICS_PORT."""
     given = layers.given.get(field_name.upper())
-    if field_name == "metrics_port" and given is not None and given.value.startswith("tcp://"):
-        return " (Kubernetes set it for a service called metrics: put enableServiceLinks: false in the pod)"
+    if field_name.endswith("_port") and given is not None and given.value.startswith("tcp://"):
+        service = field_name.removesuffix("_port")
+        return f" (Kubernetes set it for a service called {service}: put enableServiceLinks: false in the pod)"
     return ""
 
 
@@ -598,11 +609,15 @@ def _number(value: object) -> str:
     return str(value).removesuffix(".0")
 
 
+#: What stands between the members of a setting that is a list; all others are commands.
+_BETWEEN = {"agent_env": ",", "workers": ",", "reassign": ",", "webhook_workers": ",", "allowed_cwd": os.pathsep}
+
+
 def _as_text(field_name: str, value: object) -> str:
     """A value as the environment would have it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        between = {"agent_env": ",", "workers": ",", "reassign": ",", "allowed_cwd": os.pathsep}.get(field_name)
+        between = _BETWEEN.get(field_name)
         return shlex.join(value) if between is None else between.join(map(str, value))
     return _number(value) if isinstance(value, float) else str(value)

@@ -68,6 +68,8 @@ class Number:
 
     def check(self, value: object) -> Any:
         wanted = "a whole number" if self.integer else "a number"
+        if self.integer and isinstance(value, float) and value.is_integer():
+            value = int(value)  # 7.0 is an integer to JSON Schema, and so to everybody who reads the published one
         if isinstance(value, bool) or not isinstance(value, int if self.integer else (int, float)):
             raise FieldError(f"must be {wanted}, not {_kind_of(value)}")
         # NaN fails both comparisons; asking math.isfinite instead raises for a whole number of 400 digits.

@@ -146,6 +146,10 @@ _SENTENCES: dict[type[events.Event], str] = {
     events.ChildrenRolled: "processes restarted one after the other: {children}",
     events.RollBrokenOff: "restarting one after the other was broken off, left as they are: {left}",
     events.InstancesScaled: "instances of {of_worker}: {instances}, were {was}",
+    events.WebhookStarted: "taking posts on {host} port {port}",
+    events.WebhookStopped: "no longer taking posts",
+    events.TaskAccepted: "{of_worker}/{task_id} accepted from {source}, a copy: {is_copy}",
+    events.RequestRefused: "{route} refused with {status}, others not logged: {not_logged}",
 }
 
 
