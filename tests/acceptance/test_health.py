@@ -68,6 +68,8 @@ def test_one_living_instance_of_several_is_enough_and_each_can_be_asked_alone(si
     assert site.run("health", "marie").returncode == 0
     assert site.run("health", "marie@1").returncode == 0
     assert site.run("health", "marie", "--instance", "2").returncode == 1
+    assert site.run("health", "marie", WATCHER_INSTANCE="2").returncode == 1, "a container asks about itself"
+    assert site.run("health", "marie", WATCHER_INSTANCE="1").returncode == 0
 
 
 def test_degraded_worker_is_well_unless_asked_strictly(site: Site) -> None:
