@@ -222,6 +222,20 @@ def test_killed_worker_leaves_no_command_behind_and_its_task_runs_again(site: Si
     assert_nothing_is_left(site)
 
 
+def test_commands_of_a_killed_worker_end_also_when_nobody_takes_over(site: Site) -> None:
+    escape = 'setsid sleep 300 & echo "$$ $!" >> "$SITE/notes"; ' + GATED.partition(";")[2]
+    up = Up(site, "marie", "anga", "--max-restarts", "0", AGENT_COMMAND=site.script(escape))
+    pids = up.beating("marie", "anga")
+    site.drop("t")
+    wait_for("the command", site.noted)
+    os.kill(pids["marie"], signal.SIGKILL)
+    up.says("child.given_up", child="marie")
+    commands = [int(pid) for pid in site.noted()[0].split()]
+    wait_for("their end", lambda: not any(is_alive(pid) for pid in commands), PATIENCE)
+    assert up.says("process.leftovers_killed", worker="supervisor")["processes"] >= 2
+    assert up.stop() == 1
+
+
 def test_frozen_worker_is_named_and_left_alone(site: Site) -> None:
     up = Up(site, "marie", "anga", "--report-every", "0.3")
     pids = up.beating("marie", "anga")
