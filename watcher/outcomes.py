@@ -12,7 +12,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,12 +61,13 @@ class Outcome:
 
 class Awaited:
     """The tasks of one worker whose ends are waited for. Make it before they are submitted: what was there before, a
-    dead letter of an earlier file with the same id, is not their end."""
+    dead letter of an earlier file with the same id, is not their end. `old_letters_count` is for tasks that were
+    submitted some time ago."""
 
-    def __init__(self, folders: Folders, worker: str, ids: Iterable[str]) -> None:
+    def __init__(self, folders: Folders, worker: str, ids: Iterable[str], *, old_letters_count: bool = False) -> None:
         self._results = folders.results / worker
         self._letters = folders.dlq / worker
-        self._before = set(_names(self._letters))
+        self._before = set() if old_letters_count else set(_names(self._letters))
         self.worker = worker
         self.open = set(ids)
 
@@ -104,28 +105,58 @@ class Awaited:
         return out
 
 
-def wait(awaited: Sequence[Awaited], seconds: float | None, each: Callable[[list[Outcome]], None]) -> bool:
-    """Look until all have ended; returns False when `seconds` are over first (None: no limit).
+class Pace:
+    """How long to rest between two looks, within `seconds` (None: no limit).
 
-    `each` gets what has ended after every look, also when that is nothing. The pause between two looks is short after
-    something happened and grows while nothing does.
+    Short after something happened, longer while nothing does, and in keeping with what a look costs.
     """
-    end = None if seconds is None else time.monotonic() + seconds
-    pause = PAUSE_SECONDS[0]
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._end = None if seconds is None else time.monotonic() + seconds
+        self._pause = PAUSE_SECONDS[0]
+
+    def something_ended(self) -> None:
+        self._pause = PAUSE_SECONDS[0] / 1.5
+
+    def rest(self, began: float, awaited: Sequence[Awaited]) -> float:
+        """Seconds until the next look, after one that began at `began` (monotonic). Raises TimeoutError."""
+        now = time.monotonic()
+        self._pause = min(self._pause * 1.5, PAUSE_SECONDS[1])
+        rest = max(self._pause, (now - began) / _SHARE)
+        if self._end is None:
+            return rest
+        if now >= self._end:
+            some = ", ".join(f"{one.worker}/{i}" for one in awaited for i in sorted(one.open)[:3])
+            raise TimeoutError(f"{some} did not end within {self._seconds:g} s; it goes on")
+        return min(rest, self._end - now)
+
+
+def each_look(awaited: Sequence[Awaited], seconds: float | None) -> Iterator[list[Outcome]]:
+    """Look until all have ended; gives what has ended after every look, also when that is nothing.
+
+    Raises TimeoutError when `seconds` are over first.
+    """
+    pace = Pace(seconds)
     while True:
         began = time.monotonic()
         ended = [outcome for one in awaited for outcome in one.look()]
-        each(ended)
+        yield ended
         if not any(one.open for one in awaited):
-            return True
-        now = time.monotonic()
-        pause = PAUSE_SECONDS[0] if ended else min(pause * 1.5, PAUSE_SECONDS[1])
-        rest = max(pause, (now - began) / _SHARE)
-        if end is not None:
-            rest = min(rest, end - now)
-            if rest <= 0:
-                return False
-        time.sleep(rest)
+            return
+        if ended:
+            pace.something_ended()
+        time.sleep(pace.rest(began, awaited))
+
+
+def wait(awaited: Sequence[Awaited], seconds: float | None, each: Callable[[list[Outcome]], None]) -> bool:
+    """Look until all have ended; returns False when `seconds` are over first. `each` gets what every look found."""
+    try:
+        for ended in each_look(awaited, seconds):
+            each(ended)
+    except TimeoutError:
+        return False
+    return True
 
 
 def refuse_known(folders: Folders, worker: str, task_id: str) -> None:

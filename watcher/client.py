@@ -1,0 +1,274 @@
+"""Give agents work from Python: `Client().submit("marie", "List the files")`, then wait, map, read results.
+
+Promise: what `submit` has returned is durable and ends as exactly one result, also when this program, the worker or
+the machine dies meanwhile; a later program can wait for it by worker and id. Needs no running worker and no server:
+only the folders. Waiting asks the folders again and again, a few times a second.
+
+`Client` blocks; `watcher.aclient.AsyncClient` is the same for asyncio. A client holds no file, thread or lock: make as
+many as you like, use one from many threads. Raises InvalidTask for what the worker would refuse, AlreadyKnown or
+AlreadySubmitted for an id that is taken, TimeoutError when waiting took too long, OSError as the system gives it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
+
+from watcher import outcomes
+from watcher.clock import rfc3339
+from watcher.errors import InvalidTask, WatcherError
+from watcher.formats.task import TASK_FILE_NAME
+from watcher.submit import new_task_id, submit_many
+
+if TYPE_CHECKING:
+    from watcher_config import Folders
+
+#: Tasks that are made durable together.
+_GROUP = 100
+
+
+class TaskRef(NamedTuple):
+    """Which task is meant: the worker and the id. Two of them are equal when they mean the same task."""
+
+    worker: str
+    task_id: str
+
+    def __str__(self) -> str:
+        return f"{self.worker}/{self.task_id}"
+
+
+class TaskFields(TypedDict, total=False):
+    """The optional fields of a task; docs/protocol.md says what each means. None leaves a field out.
+
+    `dependencies` takes ids, `worker/id` and TaskRefs; `not_before` a time with its zone, RFC 3339 text or seconds.
+    """
+
+    task_id: str | None
+    timeout: float | None
+    priority: int | str | None
+    dependencies: Sequence[str | TaskRef] | None
+    metadata: Mapping[str, Any] | None
+    agent_id: str | None
+    provider: str | None
+    model: str | None
+    cwd: str | os.PathLike[str] | None
+    not_before: datetime | float | str | None
+    batch_id: str | None
+    max_retries: int | None
+
+
+class TaskFailed(WatcherError):
+    """A task did not complete. Reaction: read `result`, which says why."""
+
+    def __init__(self, result: TaskResult) -> None:
+        why = f" ({result.reason})" if result.reason and result.reason != result.status else ""
+        detail = f": {result.detail}" if result.detail else ""
+        super().__init__(f"{result.ref} {result.status}{why}{detail}; see {result.path}")
+        self.result = result
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """How a task ended. `status` is `completed`, `failed`, `timeout`, `cancelled`, or `refused` for a file that never
+    became a task and has only a dead letter. `fields` is the whole file; `path` where it lies."""
+
+    ref: TaskRef
+    status: str
+    path: Path
+    fields: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def task_id(self) -> str:
+        return self.ref.task_id
+
+    @property
+    def worker(self) -> str:
+        return self.ref.worker
+
+    @property
+    def is_completed(self) -> bool:
+        return self.status == "completed"
+
+    @property
+    def stdout(self) -> str:
+        """The agent's answer; at most MAX_OUTPUT_BYTES of it (`fields["stdout_truncated"]`)."""
+        return str(self.fields.get("stdout") or "")
+
+    @property
+    def stderr(self) -> str:
+        return str(self.fields.get("stderr") or "")
+
+    @property
+    def exit_code(self) -> int | None:
+        return self.fields.get("exit_code")
+
+    @property
+    def duration_seconds(self) -> float:
+        return float(self.fields.get("duration_seconds") or 0.0)
+
+    @property
+    def reason(self) -> str | None:
+        """A stable word for why it did not complete; None when it did."""
+        return _text(self.fields, "reason", "dlq_reason")
+
+    @property
+    def detail(self) -> str | None:
+        return _text(self.fields, "detail", "dlq_detail")
+
+    @property
+    def usage(self) -> Mapping[str, Any]:
+        """`input_tokens`, `output_tokens`, `cost_usd`, as far as the provider tells them."""
+        return self.fields.get("usage") or {}
+
+    def or_raise(self) -> TaskResult:
+        """This result if the task completed, else TaskFailed."""
+        if not self.is_completed:
+            raise TaskFailed(self)
+        return self
+
+
+class Client:
+    """The way in and out for programs. `root` is a WATCHER_ROOT; without it the settings say where the folders are
+    (environment, then `.env`), as for every command; `folders` names each folder."""
+
+    def __init__(self, root: str | os.PathLike[str] | None = None, *, folders: Folders | None = None) -> None:
+        self.folders = folders or _folders(root)
+
+    # --- in
+
+    def submit(self, worker: str, description: str, **fields: Unpack[TaskFields]) -> TaskRef:
+        """Put one task in, durably; returns which it is. Without `task_id` it gets a fresh one."""
+        return self.submit_fields(worker, task_fields(description, fields))
+
+    def submit_fields(self, worker: str, fields: Mapping[str, Any]) -> TaskRef:
+        """The same for the object that a task file holds, unknown fields included."""
+        return self.submit_many(worker, [fields])[0]
+
+    def submit_many(self, worker: str, many: Iterable[Mapping[str, Any]]) -> list[TaskRef]:
+        """Several at once, which is faster: each group of 100 is made durable together. All of a group are checked
+        before the first of it is put in."""
+        refs: list[TaskRef] = []
+        rest = iter(many)
+        while group := list(itertools.islice(rest, _GROUP)):
+            for fields in group:
+                if fields.get("task_id") is not None:
+                    outcomes.refuse_known(self.folders, worker, str(fields["task_id"]))
+            refs += [TaskRef(worker, i) for i in submit_many(self.folders.tasks, worker, [dict(f) for f in group])]
+        return refs
+
+    def map(
+        self, worker: str, descriptions: Iterable[str], *, seconds: float | None = None, **fields: Unpack[TaskFields]
+    ) -> Iterator[TaskResult]:
+        """Submit a task for each description now, and give their results in the same order, each as soon as it and
+        those before it have ended. They share a `batch_id`. Raises TimeoutError when `seconds` are over first."""
+        return self._in_order(self.submit_for_each(worker, descriptions, fields), seconds)
+
+    def submit_for_each(self, worker: str, descriptions: Iterable[str], fields: TaskFields) -> list[TaskRef]:
+        """One task for each description; they share `fields` and, unless that is among them, a fresh `batch_id`."""
+        if fields.get("task_id") is not None:
+            raise InvalidTask("invalid_field", "task_id: many tasks cannot share one; leave it out")
+        shared: TaskFields = {"batch_id": f"map-{new_task_id()}", **fields}
+        return self.submit_many(worker, (task_fields(description, shared) for description in descriptions))
+
+    def _in_order(self, refs: list[TaskRef], seconds: float | None) -> Iterator[TaskResult]:
+        found: dict[TaskRef, TaskResult] = {}
+        ended = self.as_completed(refs, seconds=seconds)
+        for ref in refs:
+            while ref not in found:
+                result = next(ended)
+                found[result.ref] = result
+            yield found.pop(ref)
+
+    # --- out
+
+    def wait(self, ref: TaskRef | tuple[str, str], seconds: float | None = None) -> TaskResult:
+        """Wait until this task has ended, whoever submitted it. Raises TimeoutError after `seconds`."""
+        return next(self.as_completed([ref], seconds=seconds))
+
+    def as_completed(
+        self, refs: Iterable[TaskRef | tuple[str, str]], *, seconds: float | None = None
+    ) -> Iterator[TaskResult]:
+        """The results of these tasks, in the order in which they end. Raises TimeoutError after `seconds`."""
+        awaited = awaited_of(self.folders, refs)
+        for ended in outcomes.each_look(awaited, seconds):
+            yield from (read_result(outcome) for outcome in ended)
+
+    def result(self, ref: TaskRef | tuple[str, str]) -> TaskResult | None:
+        """How this task ended; None while it has not."""
+        (awaited,) = awaited_of(self.folders, [ref])
+        ended = awaited.look()
+        return read_result(ended[0]) if ended else None
+
+    def results(
+        self, worker: str | None = None, *, status: str | None = None, batch_id: str | None = None
+    ) -> Iterator[TaskResult]:
+        """What has ended, newest first, of one worker or of all. A result that is removed meanwhile is left out."""
+        for _, path in sorted(self._result_files(worker), reverse=True):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                found = outcomes.Outcome(path.stem, path.parent.name, "", path).read()
+                right = status in (None, found["status"]) and batch_id in (None, found.get("batch_id"))
+                if right:
+                    yield TaskResult(TaskRef(path.parent.name, path.stem), found["status"], path, found)
+
+    def _result_files(self, worker: str | None) -> Iterator[tuple[int, Path]]:
+        root = self.folders.results
+        for folder in [root / worker] if worker is not None else _folders_in(root):
+            with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+                for entry in entries:
+                    if TASK_FILE_NAME.fullmatch(entry.name):
+                        with contextlib.suppress(FileNotFoundError):
+                            yield entry.stat(follow_symlinks=False).st_mtime_ns, folder / entry.name
+
+
+def task_fields(description: str, fields: TaskFields) -> dict[str, Any]:
+    """The object of a task file: what was given, as JSON knows it."""
+    out: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+    if "dependencies" in out:
+        out["dependencies"] = [str(one) for one in out["dependencies"]]
+    if "cwd" in out:
+        out["cwd"] = os.path.abspath(out["cwd"])
+    if "metadata" in out:
+        out["metadata"] = dict(out["metadata"])
+    moment = out.get("not_before")
+    if isinstance(moment, datetime):
+        if moment.tzinfo is None:
+            raise InvalidTask("invalid_field", "not_before: a time needs its zone, like datetime.now(UTC)")
+        out["not_before"] = rfc3339(moment.timestamp())
+    return {"description": description, **out}
+
+
+def awaited_of(folders: Folders, refs: Iterable[TaskRef | tuple[str, str]]) -> list[outcomes.Awaited]:
+    """One Awaited for each worker. What these tasks left before counts: they may have ended already."""
+    by_worker: dict[str, list[str]] = {}
+    for worker, task_id in refs:
+        by_worker.setdefault(worker, []).append(task_id)
+    return [outcomes.Awaited(folders, worker, ids, old_letters_count=True) for worker, ids in by_worker.items()]
+
+
+def read_result(outcome: outcomes.Outcome) -> TaskResult:
+    return TaskResult(TaskRef(outcome.worker, outcome.task_id), outcome.status, outcome.path, outcome.read())
+
+
+def _text(fields: Mapping[str, Any], *names: str) -> str | None:
+    return next((str(fields[name]) for name in names if fields.get(name) is not None), None)
+
+
+def _folders(root: str | os.PathLike[str] | None) -> Folders:
+    from watcher_config import Given, Layers, folders, read_layers
+
+    if root is None:
+        return folders(read_layers())
+    return folders(Layers({"WATCHER_ROOT": Given(os.fspath(root), "flag")}))
+
+
+def _folders_in(root: Path) -> list[Path]:
+    try:
+        return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except FileNotFoundError:
+        return []
