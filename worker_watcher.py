@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from watcher import __version__, service
 from watcher.childproc import become_subreaper
 from watcher.clock import SystemClock
+from watcher.control import ControlDesk, ControlOptions
 from watcher.errors import LockLost, SettingError, WorkerTrouble, is_trouble
 from watcher.events import Bus
 from watcher.executor import Executor, ExecutorOptions
@@ -114,7 +115,7 @@ class Service:
         instance = config.watcher_instance or None
         with _starting(self.name):
             incarnation = Incarnation(folders.tasks / self.name, self.name, instance)
-        places = gates = beats = spending = None
+        places = gates = beats = spending = control = None
         try:
             with _starting(self.name):
                 places = Places(
@@ -152,7 +153,7 @@ class Service:
                     self.clock,
                     lambda: self.endpoint.port if self.endpoint is not None else None,
                 )
-                self.worker = self._assemble(places, incarnation, gates, beats, spending)
+                self.worker, control = self._assemble(places, incarnation, gates, beats, spending)
             gc.collect()
             gc.freeze()
             await self.worker.run()
@@ -165,10 +166,12 @@ class Service:
                 places.leave()
                 places.close()
             incarnation.close()
+            if control is not None:
+                control.close()  # last: of two processes that a drain ends together, one must see that it is alone
 
     def _assemble(
         self, places: Places, incarnation: Incarnation, gates: Gates, beats: Beats, spending: Spending
-    ) -> Worker:
+    ) -> tuple[Worker, ControlDesk]:
         config = self.config
         runner = OneShotRunner(
             built_in(
@@ -230,6 +233,15 @@ class Service:
             spending,
         )
         self.bus.join(beats)
+        control = ControlDesk(
+            config.folders.control,
+            ControlOptions(self.name, config.watcher_instance or None, config.settle_seconds),
+            incarnation,
+            spool,
+            executor,
+            self.clock,
+            self.bus.emit,
+        )
         worker = Worker(
             WorkerOptions(
                 worker=self.name,
@@ -243,7 +255,7 @@ class Service:
                 about=self._about(),
                 holds=config.folders.control / HOLDS,
             ),
-            Parts(spool, runner, executor, gates, beats, incarnation, spending),
+            Parts(spool, runner, executor, gates, beats, incarnation, control, spending),
             self.clock,
             self.bus.emit,
         )
@@ -257,7 +269,7 @@ class Service:
                 spent_today_usd=spending.spent_today,
                 daily_budget_usd=spending.budget_today,
             )
-        return worker
+        return worker, control
 
     def _about(self) -> str:
         config = self.config

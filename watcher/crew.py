@@ -69,6 +69,7 @@ class Crew:
         self._committer: threading.Thread | None = None
         self._arrived: deque[tuple[Callable[..., None], tuple[object, ...]]] = deque()
         self._is_waking = False
+        self._refused: set[str] = set()
         #: Moves whenever a slot begins something; only its change means anything.
         self.begun = 0
 
@@ -104,6 +105,10 @@ class Crew:
         """Whether something handed over is not begun yet."""
         return not self._starts.empty()
 
+    def refuse(self, mark: str) -> None:
+        """If this attempt is not begun yet, it ends as CANCELLED and never runs."""
+        self._refused.add(mark)
+
     def take_back(self) -> list[Running]:
         """Those that no slot has begun."""
         waiting: list[Running] = []
@@ -111,6 +116,7 @@ class Crew:
             with contextlib.suppress(queue.Empty):
                 running = self._starts.get_nowait()
                 if running is not None:
+                    self._refused.discard(running.attempt.mark)
                     waiting.append(running)
         return waiting
 
@@ -143,9 +149,12 @@ class Crew:
             except OSError as error:
                 self._hand_over(self._callbacks.unannounced, running, error)
             self._hand_over(self._callbacks.ended, running, self._outcome(running.attempt))
+            self._refused.discard(running.attempt.mark)
 
     def _outcome(self, attempt: Attempt) -> Outcome:
         started_at, began = self._clock.wall(), time.monotonic()
+        if attempt.mark in self._refused:
+            return Outcome(Ending(Failure.CANCELLED), None, Output(), Output(), started_at, 0.0)
         try:
             return self._runner.run(attempt)
         except Exception as error:  # noqa: BLE001 - a defect in a runner must cost one attempt, not the worker

@@ -299,6 +299,40 @@ class WakeDegraded(Event):
     detail: str
 
 
+@dataclass(slots=True)
+class WorkerPaused(Event):
+    """It starts nothing until it is resumed; what runs goes on."""
+
+    name: ClassVar[str] = "worker.paused"
+    level: ClassVar[str] = "warning"
+    reason: str
+
+
+@dataclass(slots=True)
+class WorkerResumed(Event):
+    name: ClassVar[str] = "worker.resumed"
+
+
+@dataclass(slots=True)
+class CommandDone(Event):
+    """A file of the control folder was obeyed and consumed. `detail` says what came of it."""
+
+    name: ClassVar[str] = "command.done"
+    command: str
+    task_id: str
+    detail: str
+
+
+@dataclass(slots=True)
+class CommandRefused(Event):
+    """A file of the control folder could not be obeyed; it lies in `.refused` there."""
+
+    name: ClassVar[str] = "command.refused"
+    level: ClassVar[str] = "error"
+    file: str
+    detail: str
+
+
 # --- the listener's
 
 

@@ -90,6 +90,8 @@ class _Books:
     trouble: _Trouble | None = None
     space_checked: float = float("-inf")
     draining: bool = False
+    paused: bool = False
+    cancelling: dict[str, str] = field(default_factory=dict)
 
 
 class Executor:
@@ -133,7 +135,13 @@ class Executor:
     def fill(self) -> None:
         """Claim and start as much as the limits allow."""
         self._look_ahead()
-        if self._is_well() and not self._books.draining and not self.is_over_budget():
+        if not self._is_well() or self._books.draining:
+            return
+        if self._books.paused:
+            if not self._books.unstored:
+                self._end_trouble()  # nothing is started to try it with
+            return
+        if not self.is_over_budget():
             self._claim()
             self._gates.put_back_permits()
             self._look_ahead()
@@ -198,6 +206,29 @@ class Executor:
         self._take_back("worker_stopping")
         self._check_idle()
 
+    def pause(self, is_paused: bool) -> None:
+        """While paused nothing new is claimed or begun; what runs goes on."""
+        if is_paused and not self._books.paused:
+            self._take_back("worker_paused")
+        self._books.paused = is_paused
+
+    def cancel(self, task_id: str, detail: str) -> bool:
+        """End the run of this task, whose result is then `cancelled`; False when it does not run here.
+
+        Call it again until the task has its result: an attempt that is just being started hears only the next call.
+        One that completes by itself meanwhile stays completed.
+        """
+        marks = [mark for mark, one in self._books.running.items() if one.claim.task.task_id == task_id]
+        for mark in marks:
+            self._books.cancelling[mark] = detail
+            self._crew.refuse(mark)
+            self._runner.stop(mark, Failure.CANCELLED)
+        return bool(marks)
+
+    def end(self, ending: Settlement) -> None:
+        """Store the outcome of a task that does not run and never will."""
+        self._store(ending)
+
     def stop_running(self) -> int:
         """End what runs; it goes back untouched. Returns how many that were."""
         running = self.running()
@@ -225,6 +256,7 @@ class Executor:
         """What was claimed ahead and does not run yet goes back untouched."""
         for running in self._crew.take_back():
             del self._books.running[running.attempt.mark]
+            self._books.cancelling.pop(running.attempt.mark, None)
             self._gates.told_nothing(running.claim.provider, running.attempt.mark)
             self._give_back(running.claim, reason)
 
@@ -304,7 +336,7 @@ class Executor:
         """An attempt is over: decide and act, then start the next."""
         claim = running.claim
         del self._books.running[running.attempt.mark]
-        outcome.ending = self._blame_the_disk(outcome.ending)
+        outcome.ending = self._asked_to_end(running.attempt.mark, self._blame_the_disk(outcome.ending))
         self._usual_seconds += (outcome.duration_seconds - self._usual_seconds) / 8
         self._budgets.count(running, outcome)
         self._tell(claim, outcome)
@@ -331,6 +363,13 @@ class Executor:
             if what.trouble:
                 self._begin_trouble(f"{what.reason}: {outcome.ending.detail or ''}".rstrip(": "))
             self._give_back(claim, what.reason)
+
+    def _asked_to_end(self, mark: str, ending: Ending) -> Ending:
+        """Whoever was cancelled and did not complete is cancelled, whatever it died of: it must not run again."""
+        detail = self._books.cancelling.pop(mark, None)
+        if detail is None or ending.failure is None:
+            return ending
+        return Ending(Failure.CANCELLED, "cancelled", detail)
 
     def _blame_the_disk(self, ending: Ending) -> Ending:
         """A command that fails while the disk is full has most likely failed by that: it costs no attempt."""
@@ -426,6 +465,7 @@ class Executor:
             metadata=task.metadata,
             dependencies=task.dependencies,
             incarnation=self._options.incarnation,
+            submitted=task.submitted,
         )
         letter = _dead_letter(claim, result) if what.dead_letter else None
         usage = outcome.usage
@@ -555,6 +595,6 @@ def _dead_letter(claim: Claim, result: Result) -> bytes:
         retry_count=result.retry_count,
         detail=result.detail,
         submitted=claim.task.submitted,
-        result=result.as_json(),
+        result=result.for_letter(),
         task_sha256=claim.task.sha256,
     ).dump()

@@ -169,8 +169,9 @@ def refuse_known(folders: Folders, worker: str, task_id: str) -> None:
         path = folders.results / worker / f"{task_id}.json"
         raise AlreadyKnown(f"task {task_id!r} of {worker} has ended already; read {path}, or choose another id")
     inbox = folders.tasks / worker
-    for place in (inbox / ".retry", *(inbox / ".claims" / n for n in _names(inbox / ".claims") if "." not in n)):
-        if any(name.startswith(f"{task_id}~") for name in _names(place)):
+    claims = [inbox / ".claims" / name for name in _names(inbox / ".claims") if "." not in name]
+    for place in (inbox / ".retry", inbox / ".held", *claims):
+        if any(name == f"{task_id}.json" or name.startswith(f"{task_id}~") for name in _names(place)):
             raise AlreadyKnown(f"task {task_id!r} of {worker} is on its way; wait for its result or choose another id")
 
 

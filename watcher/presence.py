@@ -194,6 +194,8 @@ def processes(worker: str, beats: list[Beat], claims: list[Claims], now: float) 
     for claim in claims:
         if claim.incarnation not in known and claim.lives is not None:
             newcomer = _without_beat(worker, claim, now)
+            if newcomer is None:
+                continue
             there = found.get(newcomer.instance)
             if there is None or not there.is_alive:
                 found[newcomer.instance] = newcomer
@@ -209,12 +211,17 @@ def sum_up(found: tuple[Process, ...]) -> tuple[State, float | None]:
     return worst.state, worst.for_seconds
 
 
-def _without_beat(worker: str, claim: Claims, now: float) -> Process:
-    """A process that has not beaten, from the notes beside its lock: it has just started, or died before."""
+def _without_beat(worker: str, claim: Claims, now: float) -> Process | None:
+    """A process that has not beaten, from the notes beside its lock: it has just started, or died before.
+
+    None for a tool that changes a task there.
+    """
     notes: Json = {}
     with contextlib.suppress(OSError, ValueError):
         value = strictjson.loads(read_small(claim.place.with_name(f"{claim.incarnation}.json"))[0])
         notes = value if isinstance(value, dict) else {}
+    if notes.get("visit"):
+        return None
     started_at = moment(notes.get("started_at")) if claim.lives else None
     return Process(
         worker=worker,

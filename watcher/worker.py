@@ -16,6 +16,7 @@ from pathlib import Path
 
 from watcher import childproc
 from watcher.clock import Clock
+from watcher.control import ControlDesk
 from watcher.crew import Running
 from watcher.errors import LockLost, WorkerTrouble
 from watcher.events import (
@@ -41,14 +42,17 @@ from watcher.spool.incarnation import Incarnation
 from watcher.telemetry.heartbeat import Beats, Pulse
 from watcher.wake import Waker
 
-#: The key of the inbox among the watched folders; the others are workers' names, which are never empty.
+#: The keys of our own folders among the watched ones; the others are workers' names, which are neither.
 _INBOX = ""
-#: The key of the folder of holds; no worker's name has a slash.
+#: No worker's name has a slash.
 _HOLDS = "/holds"
+_CONTROL = "/control"
 #: A scan may take this share of the time at most; a folder with a million files is scanned less often.
 _SCAN_SHARE = 0.05
 #: A scan or beat that is due this soon is made now: one wake-up instead of two.
 _TOGETHER_SECONDS = 0.3
+#: While it drains, a worker looks this often for commands and signals.
+_OBEY_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,7 @@ class Parts:
     gates: Gates
     beats: Beats
     incarnation: Incarnation
+    control: ControlDesk
     spending: Spending | None = None
 
 
@@ -90,6 +95,7 @@ class Worker:
         self._emit = emit
         self._waker: Waker | None = None
         self._stops = 0
+        self._is_patient = False
         self._stop_reason = ""
         self._released = 0
         self._beat_due = 0.0
@@ -110,11 +116,13 @@ class Worker:
         self._waker = Waker(loop)
         parts = self._parts
         parts.executor.start(loop, self._rearm)
+        parts.control.on_drain(self.drain)
         try:
             self._emit(WorkerStarted(parts.incarnation.id, os.getpid(), self._options.about))
             self._try_to_look_around()
             self._watch_inbox()
             await self._scan()
+            self._obey()
             while not self._stops:
                 self._step()
                 await self._wait(self._pause())
@@ -137,9 +145,19 @@ class Worker:
         finally:
             self._finish()
 
+    def drain(self, reason: str) -> None:
+        """Claim nothing more and end when what runs has ended, however long that takes. Loop thread."""
+        if not self._stops:
+            self._stops, self._is_patient, self._stop_reason = 1, True, reason
+            if self._waker is not None:
+                self._waker.flag.set()
+
     def stop(self, reason: str) -> None:
-        """First call: drain. Second call: stop what runs now. Loop thread."""
-        self._stops += 1
+        """First call: drain, for SHUTDOWN_GRACE at most. Second call: stop what runs now. Loop thread."""
+        if self._is_patient:
+            self._is_patient, self._stop_reason = False, reason
+        else:
+            self._stops += 1
         self._stop_reason = self._stop_reason or reason
         if self._stops >= 2:
             self._released = max(self._released, self._parts.executor.stop_running())
@@ -203,9 +221,12 @@ class Worker:
         assert self._waker is not None
         names, lost = self._waker.take()
         inbox: list[str] = []
+        told = False
         for key, name in names:
             if key == _INBOX:
                 inbox.append(name)
+            elif key == _CONTROL:
+                told = True
             elif key != _HOLDS:  # that it woke us is all: the gates look at their folder before each claim
                 self._parts.spool.notice_result(key, name)
         if inbox:
@@ -215,6 +236,17 @@ class Worker:
             self._emit(WakeDegraded("events were lost; scanning"))
         if lost or self._clock.monotonic() >= self._scan_due - _TOGETHER_SECONDS:
             await self._scan()
+            told = True
+        if told or self._parts.control.next_due_in() == 0.0:
+            self._obey()
+
+    def _obey(self) -> None:
+        """What the control folder says; a change of state is shown at once."""
+        control = self._parts.control
+        control.look()
+        if control.wants_beat:
+            control.wants_beat = False
+            self._beat_due = 0.0
 
     async def _scan(self) -> None:
         """Compare folders and index; check that we are still who we think we are."""
@@ -247,7 +279,9 @@ class Worker:
         """Seconds until something is due without an event."""
         now = self._clock.monotonic()
         waits = [self._scan_due - now, self._beat_due - now]
-        for wait in (self._parts.spool.next_due_in(), self._parts.executor.retry_in(), self._gate_due_in()):
+        parts = self._parts
+        dues = (parts.spool.next_due_in(), parts.executor.retry_in(), parts.control.next_due_in(), self._gate_due_in())
+        for wait in dues:
             if wait is not None:
                 waits.append(wait)
         return max(0.001, min(waits))
@@ -259,6 +293,8 @@ class Worker:
     def _watch_inbox(self) -> None:
         assert self._waker is not None
         self._waker.watch(_INBOX, self._options.inbox)
+        if not self._waker.is_watching(_CONTROL):
+            self._waker.watch(_CONTROL, self._parts.control.path, removals=True)
         if self._options.holds is not None and not self._waker.is_watching(_HOLDS):
             self._waker.watch(_HOLDS, self._options.holds, removals=True)
 
@@ -266,7 +302,7 @@ class Worker:
         """Watch again what was lost, and the results that blocked tasks wait for."""
         assert self._waker is not None
         is_deaf = self._options.holds is not None and not self._waker.is_watching(_HOLDS)
-        if is_deaf or not self._waker.is_watching(_INBOX):
+        if is_deaf or not self._waker.is_watching(_INBOX) or not self._waker.is_watching(_CONTROL):
             self._watch_inbox()
         self._watch_results()
         if self._waker.problem != self._wake_problem:
@@ -342,7 +378,7 @@ class Worker:
         return Pulse(
             status=status,
             reason=reason or (self._stop_reason if self._stops else None),
-            queue_size=parts.spool.waiting(),
+            queue_size=parts.spool.waiting() + parts.spool.held(),
             active=[self._active(running) for running in parts.executor.running()],
             circuit_breaker_state=parts.gates.worst_state().value,
             held_until=held_until,
@@ -355,6 +391,8 @@ class Worker:
         trouble = parts.executor.trouble or self._scan_trouble
         if trouble is not None:
             return "degraded", trouble, None
+        if parts.control.paused is not None:
+            return "paused", parts.control.paused, None
         if parts.spending is not None and parts.executor.is_over_budget():
             return "held", parts.spending.words_about_today(), parts.spending.day_ends_at()
         holds = parts.gates.holds()
@@ -384,7 +422,10 @@ class Worker:
     async def _drain(self) -> None:
         executor = self._parts.executor
         executor.drain()
+        self._beat_due = 0.0
         self._emit(WorkerDraining(self._stop_reason, executor.active()))
+        while self._is_patient and not executor.is_idle():
+            await self._settle_down(None)
         if self._stops < 2:
             await self._settle_down(self._options.shutdown_grace)
         self._released = max(self._released, executor.stop_running())
@@ -396,11 +437,14 @@ class Worker:
         """Wait until nothing runs and everything is stored, at most so long; beat meanwhile."""
         executor = self._parts.executor
         end = None if seconds is None else self._clock.monotonic() + seconds
-        stops = self._stops
-        while not executor.is_idle() and stops == self._stops:
+        stops, is_patient = self._stops, self._is_patient
+        while not executor.is_idle() and (stops, is_patient) == (self._stops, self._is_patient):
             executor.fill()
-            self._beat("draining")
-            waits = [self._options.heartbeat_interval, executor.retry_in()]
+            self._parts.control.look()
+            if self._clock.monotonic() >= self._beat_due:
+                self._beat_due = self._clock.monotonic() + self._options.heartbeat_interval
+                self._beat("draining")
+            waits = [self._options.heartbeat_interval, executor.retry_in(), _OBEY_SECONDS]
             waits.append(None if end is None else end - self._clock.monotonic())
             wait = min(w for w in waits if w is not None)
             if end is not None and self._clock.monotonic() >= end:

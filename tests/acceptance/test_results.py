@@ -18,7 +18,7 @@ from watcher.formats.schemas import all_schemas
 RESULT_FIELDS = {
     "task_id", "worker", "status", "exit_code", "stdout", "stderr", "duration_seconds", "timestamp", "retry_count",
     "started_at", "attempts", "reason", "provider", "usage", "stdout_truncated", "stderr_truncated", "agent_id",
-    "batch_id", "metadata", "incarnation", "task_sha256",
+    "batch_id", "metadata", "incarnation", "task_sha256", "submitted",
 }  # fmt: skip
 RECEIPT_FIELDS = {"kind", "task_id", "worker", "timestamp", "attempt", "incarnation"}
 
@@ -88,7 +88,9 @@ def test_failing_task_runs_four_times_with_growing_pauses_and_is_then_a_dead_let
     assert (letter["task_id"], letter["worker"]) == ("bad", "marie")
     assert (letter["dlq_reason"], letter["retry_count"]) == ("max_retries_exceeded", 3)
     assert "no such file" in letter["dlq_detail"] and parse_rfc3339(letter["dlq_timestamp"])
-    assert letter["dlq_result"] == result and fits(all_schemas()["dead-letter"], letter)
+    assert letter["dlq_result"] | {"submitted": json.loads(raw)} == result and fits(
+        all_schemas()["dead-letter"], letter
+    )
     stats = site.beat_that(lambda beat: beat["stats"]["tasks_dlq"], what="with a dead letter")["stats"]
     assert stats == {"tasks_processed": 1, "tasks_failed": 1, "tasks_retried": 3, "tasks_dlq": 1}
 

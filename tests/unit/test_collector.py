@@ -276,13 +276,20 @@ def test_task_that_goes_back_from_a_claim_to_its_retry_during_the_look_is_seen(
     retry.mkdir()
     real = waiting_module._list
 
-    def moves_before_the_claims_are_listed(place: Path, is_inbox: bool) -> Any:
+    def moves_before_the_claims_are_listed(place: Path) -> Any:
         if place == claim.parent and claim.exists():
             claim.rename(retry / "a~1-0-5.json")
-        return real(place, is_inbox)
+        return real(place)
 
     monkeypatch.setattr(waiting_module, "_list", moves_before_the_claims_are_listed)
     assert site.sight().batches == {"b": 1}
+
+
+def test_held_task_is_on_its_way_and_never_overdue(site: Site) -> None:
+    site.task("a", place=".held", batch_id="b")
+    sight = site.sight()
+    assert sight.batches == {"b": 1}
+    assert sight.tasks["marie", "a"].is_held
 
 
 # --- pruning

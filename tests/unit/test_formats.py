@@ -105,7 +105,7 @@ def test_file_of_version_1_fits_the_schema_and_a_broken_one_does_not(name: str, 
 
 def test_every_format_has_a_file_of_version_1_that_shows_all_its_fields() -> None:
     shown = {
-        "task": ["task"], "result": ["result"], "heartbeat": ["heartbeat"], "receipt": ["receipt"],
+        "task": ["task"], "result": ["result", "result-submitted"], "heartbeat": ["heartbeat"], "receipt": ["receipt"],
         "dead-letter": ["dead_letter", "dead_letter-no-task"],
     }  # fmt: skip
     for schema, names in shown.items():
@@ -138,7 +138,7 @@ def written() -> dict[str, bytes]:
         reason="max_retries_exceeded", detail="why", provider="claude", usage=Usage(1, 2, 0.5), stdout_truncated=True,
         stderr_truncated=True, stdout_path="/o", stderr_path="/e", agent_id="g", batch_id="b", metadata={"k": 1},
         dependencies=("a", "anga/b"),
-        incarnation="i",
+        incarnation="i", submitted={"description": "d"},
     )  # fmt: skip
     bare = Result(
         task_id="a", worker="marie", status="completed", exit_code=0, stdout="", stderr="", duration_seconds=0.0,

@@ -15,6 +15,7 @@ def test_worker_that_drains_for_an_hour_is_alive_as_long_as_it_beats() -> None:
     parts, clock = Mock(), HandClock()
     parts.runner.sweep.return_value = 0
     parts.spool.oldest_arrival.return_value = None
+    parts.spool.waiting.return_value = parts.spool.held.return_value = 0
     parts.executor.running.return_value = []
     worker = Worker(options, parts, clock, Memory())
     assert worker.is_alive()[0]

@@ -47,6 +47,7 @@ FIELDS: dict[str, Kind] = {
     "dependencies": ListOf(Text(193, 1), 20_000),
     "incarnation": Optional(Text(64)),
     "task_sha256": Text(64, 64, "[0-9a-f]*"),
+    "submitted": Optional(Object()),
 }
 REQUIRED = (
     "task_id", "worker", "status", "exit_code", "stdout", "stderr", "duration_seconds", "timestamp", "retry_count",
@@ -73,7 +74,10 @@ class Usage:
 
 @dataclass(slots=True)
 class Result:
-    """One stored result. Times are wall seconds since the epoch here and RFC 3339 in the file."""
+    """One stored result. Times are wall seconds since the epoch here and RFC 3339 in the file.
+
+    `submitted` is the task as it was written, so that it can be run again from its result.
+    """
 
     task_id: str
     worker: str
@@ -100,6 +104,7 @@ class Result:
     metadata: dict[str, Any] | None = None
     incarnation: str | None = None
     dependencies: tuple[str, ...] = ()
+    submitted: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The object that the file holds; `status` stands early so that a reader of many needs only the head."""
@@ -134,6 +139,14 @@ class Result:
             out["stdout_path"] = self.stdout_path
         if self.stderr_path is not None:
             out["stderr_path"] = self.stderr_path
+        if self.submitted is not None:
+            out["submitted"] = self.submitted
+        return out
+
+    def for_letter(self) -> dict[str, Any]:
+        """The same for a dead letter, which holds the task's own fields already."""
+        out = self.as_json()
+        out.pop("submitted", None)
         return out
 
     def dump(self) -> bytes:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from watcher.formats import deadletter, heartbeat, notice, result, task
+from watcher.formats import command, deadletter, heartbeat, notice, result, task
 
 
 def all_schemas() -> dict[str, dict[str, Any]]:
@@ -16,6 +16,7 @@ def all_schemas() -> dict[str, dict[str, Any]]:
         "task": task.schema(),
         "result": result.schema(),
         "dead-letter": deadletter.schema(),
+        "command": command.schema(),
         "heartbeat": heartbeat.schema(),
         "receipt": notice.schema(),
         "notice": notice.notice_schema(),

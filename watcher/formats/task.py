@@ -75,6 +75,9 @@ FIELDS: dict[str, Kind] = {
     "max_retries": Number(0, 100, integer=True),
 }
 
+#: What a task that runs again carries along: one object for each earlier run, the oldest first.
+PAST = "x_history"
+
 _NULLABLE = frozenset(FIELDS) - {"description"}
 
 

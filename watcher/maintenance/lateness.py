@@ -35,6 +35,8 @@ class Lateness:
         news = News()
         late: set[str] = set()
         for task in sight.tasks.values():
+            if task.is_held:
+                continue  # somebody wants it to wait
             found = overdue(self._state(task, sight, workers), self._limits)
             key = f"late:{task.worker}/{task.task_id}"
             if found is not None:

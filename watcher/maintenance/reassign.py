@@ -29,6 +29,7 @@ from watcher.formats.task import TASK_FILE_NAME
 from watcher.maintenance.recorder import News
 from watcher.maintenance.roster import Roster, claims_of
 from watcher.spool.places import CLAIMS, RETRY, History
+from watcher.spool.places import HELD as HELD_TASKS
 
 HELD = ".reassign"
 _NAME_LOCK = "name.lock"
@@ -192,7 +193,7 @@ def _ids_of(inbox: Path) -> set[str]:
     """Every task that is on its way for this worker."""
     found = {name[:-5] for name in _names(inbox) if TASK_FILE_NAME.fullmatch(name)}
     claims = [inbox / CLAIMS / name for name in _names(inbox / CLAIMS) if "." not in name]
-    for place in (inbox / RETRY, *claims):
+    for place in (inbox / RETRY, inbox / HELD_TASKS, *claims):
         found.update(h.stem for h in map(History.of, _names(place)) if h is not None)
     return found
 

@@ -23,7 +23,7 @@ from watcher.formats import strictjson
 from watcher.formats import task as task_format
 from watcher.formats.fields import FieldError
 from watcher.formats.task import TASK_FILE_NAME
-from watcher.spool.places import CLAIMS, RETRY, History
+from watcher.spool.places import CLAIMS, HELD, RETRY, History
 
 _INCARNATION = re.compile(r"[0-9a-f]{32}")
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -52,6 +52,7 @@ class OnItsWay:
     attempt: int
     facts: Facts
     since: float
+    is_held: bool = False
 
 
 @dataclass(slots=True)
@@ -82,7 +83,7 @@ class WaitingTasks:
         for worker in workers:
             inbox = self._root / worker
             for place, incarnation in _places(inbox):
-                for number, (name, inode) in enumerate(_list(place, incarnation is None and place == inbox)):
+                for number, (name, inode) in enumerate(_list(place)):
                     if number % _PORTION == _PORTION - 1:
                         yield
                     history = History.of(name)
@@ -93,7 +94,8 @@ class WaitingTasks:
                     facts[(worker, inode)] = known
                     key = (worker, history.stem, f"{incarnation or place.name}/{name}")
                     since[key] = self._since.get(key) or self._first_seen(place / name, history, known, incarnation)
-                    task = OnItsWay(worker, history.stem, incarnation, history.attempts, known, since[key])
+                    is_held = place.name == HELD
+                    task = OnItsWay(worker, history.stem, incarnation, history.attempts, known, since[key], is_held)
                     sight.tasks[(worker, history.stem)] = task
             yield
         for task in sight.tasks.values():
@@ -145,9 +147,11 @@ class WaitingTasks:
 
 def _places(inbox: Path) -> Iterator[tuple[Path, str | None]]:
     """Where tasks of this worker are, in the direction in which they move; claims last and, for those that go back
-    to `.retry`, that once more."""
+    to `.retry`, that once more; `.held` before and after the inbox, because tasks move both ways between the two."""
+    yield inbox / HELD, None
     yield inbox, None
     yield inbox / RETRY, None
+    yield inbox / HELD, None
     with contextlib.suppress(OSError):
         for name in os.listdir(inbox / CLAIMS):
             if _INCARNATION.fullmatch(name):
@@ -155,13 +159,15 @@ def _places(inbox: Path) -> Iterator[tuple[Path, str | None]]:
     yield inbox / RETRY, None
 
 
-def _list(place: Path, is_inbox: bool) -> list[tuple[str, int]]:
+def _list(place: Path) -> list[tuple[str, int]]:
+    is_hidden = place.name in (RETRY, HELD) or place.parent.name == CLAIMS
     try:
         with os.scandir(place) as entries:
             return [
                 (e.name, e.inode())
                 for e in entries
-                if (TASK_FILE_NAME.fullmatch(e.name) if is_inbox else "~" in e.name and not e.name.endswith("!.json"))
+                if (is_hidden and "~" in e.name and not e.name.endswith("!.json"))
+                or (place.parent.name != CLAIMS and place.name != RETRY and TASK_FILE_NAME.fullmatch(e.name))
             ]
     except OSError:
         return []

@@ -15,7 +15,7 @@ from watcher.clock import Clock
 from watcher.errors import InvalidTask
 from watcher.formats.task import Task, parse_task
 from watcher.spool.dependencies import Needs, Results, find_cycle, look
-from watcher.spool.places import CLAIMS, RETRY, History, Places
+from watcher.spool.places import CLAIMS, HELD, RETRY, History, Places
 
 
 class _Options(Protocol):
@@ -42,6 +42,10 @@ class Blocked:
 
     def __contains__(self, name: str) -> bool:
         return name in self._needs
+
+    def names(self) -> set[str]:
+        """The files of all blocked tasks."""
+        return set(self._needs)
 
     def add(self, name: str, task: Task) -> InvalidTask | None:
         """Block the task unless its dependencies are met. Returns why it can never run, if so."""
@@ -125,10 +129,10 @@ class Blocked:
 def _holds(inbox: Path, stem: str) -> bool:
     if (inbox / f"{stem}.json").exists():
         return True
-    places = [inbox / RETRY, *(inbox / CLAIMS / name for name in _folders(inbox / CLAIMS))]
+    places = [inbox / RETRY, inbox / HELD, *(inbox / CLAIMS / name for name in _folders(inbox / CLAIMS))]
     for place in places:
         for name in _names(place):
-            history = History.of(name) if "~" in name else None
+            history = History.of(name)
             if history is not None and history.stem == stem:
                 return True
     return False

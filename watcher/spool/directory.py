@@ -1,8 +1,8 @@
 """The directory engine: state is a place, a rename is the transition.
 
-`tasks/<worker>/x.json` waits; `.retry/x~1-0-DUE.json` waits with a history; `.claims/<incarnation>/x~1-0.json` runs;
-then there is a result or a dead letter and the claim is gone. Memory holds one index entry per waiting task, never its
-text: the folder is the truth, events are hints, and a scan compares the two.
+`tasks/<worker>/x.json` waits; `.retry/x~1-0-DUE.json` waits with a history; `.held/x.json` is held;
+`.claims/<incarnation>/x~1-0.json` runs; then there is a result or a dead letter and the claim is gone. Memory holds one
+index entry per waiting task, never its text: the folder is the truth, events are hints, a scan compares the two.
 
 Everything here belongs to the loop thread, except `taken` and `settle`, which run on other threads and touch folders
 only. Raises WorkerTrouble when the machine, not a file, is at fault.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Collection, Iterator
+from typing import Any, Literal
 
 from watcher.atomicfile import Folder, move, move_new, replace
 from watcher.clock import Clock
@@ -21,6 +22,7 @@ from watcher.events import Emit, Event, TaskFieldsUnknown, TaskReleased
 from watcher.formats.notice import Receipt
 from watcher.formats.task import Task, parse_task
 from watcher.policy.order import Waiting
+from watcher.spool import inhand
 from watcher.spool.dependencies import fill
 from watcher.spool.endings import Endings
 from watcher.spool.interface import Claim, Claimed, Settlement
@@ -29,6 +31,9 @@ from watcher.spool.places import History, Places
 from watcher.spool.reading import FileState, Reading, file_state, read_task_file
 from watcher.spool.rescue import rescue
 from watcher.spool.settling import Settler
+
+#: How a task stands that a command was about.
+Standing = Literal["waits", "held", "runs", "runs_elsewhere", "ended", "unknown"]
 
 #: Below this many free inodes nothing is claimed: a result needs a few of its own.
 _MIN_FREE_INODES = 64
@@ -48,6 +53,7 @@ class DirectorySpool:
         self._settler = Settler(places)
         self._active: dict[str, str] = {}
         self._claims_seen: tuple[int, list[str]] = (-1, [])
+        self._held_seen: tuple[int, list[str]] = (-1, [])
 
     # --- what waits
 
@@ -176,6 +182,71 @@ class DirectorySpool:
         """Where a kept output of this task will be."""
         return str(self._places.output.path / f"{task_id}.{stream}")
 
+    # --- by command
+
+    def cancel(self, task_id: str, detail: str) -> Settlement | Standing:
+        """End a waiting or held task without running it: the outcome to store. Else how the task stands.
+
+        Raises InvalidTask, Busy, OSError.
+        """
+        if self._places.results.has(f"{task_id}.json"):
+            return "ended"
+        if task_id in self._active:
+            return "runs"
+        taken = inhand.take_in_hand(self._places, task_id, self._options.max_task_bytes)
+        if taken is None:
+            return "runs_elsewhere" if self._is_with_others(task_id) else "unknown"
+        self._lookout.gone(taken.came_from.name, task_id)
+        self._active[task_id] = taken.handle
+        return self._endings.cancelled(taken.task, taken.came_from.history, detail).with_handle(taken.handle, None)
+
+    def hold(self, task_id: str) -> Standing:
+        """Keep a waiting task from starting until it is released."""
+        there = inhand.hold(self._places, task_id)
+        if there is None:
+            return self._standing(task_id)
+        self._lookout.gone(there.name, task_id)
+        return "held"
+
+    def release_held(self, task_id: str) -> Standing:
+        """Let a held task start."""
+        name = inhand.release(self._places, task_id)
+        if name is None:
+            return self._standing(task_id)
+        self._lookout.index(name)
+        return "waits"
+
+    def edit(self, task_id: str, changes: dict[str, Any]) -> Standing:
+        """Give fields of a waiting or held task other values."""
+        name = inhand.edit(self._places, task_id, changes, self._options.max_task_bytes)
+        if name is None:
+            return self._standing(task_id)
+        if self._places.held.has(name):
+            return "held"
+        self._lookout.index(name)
+        return "waits"
+
+    def held(self) -> int:
+        """How many tasks are held."""
+        return len(self._held_names())
+
+    def _standing(self, task_id: str) -> Standing:
+        if task_id in self._active or self._is_with_others(task_id):
+            return "runs"
+        if self._places.results.has(f"{task_id}.json"):
+            return "ended"
+        return "waits" if inhand.find_waiting(self._places, task_id) is not None else "unknown"
+
+    def _is_with_others(self, task_id: str) -> bool:
+        return any(self._is_claimed_by(other, task_id) for other in self._places.other_incarnations())
+
+    def _held_names(self) -> list[str]:
+        """What `.held` has, listed again only when something came or went."""
+        changed = os.fstat(self._places.held.fd).st_mtime_ns
+        if changed != self._held_seen[0]:
+            self._held_seen = (changed, self._places.held.names())
+        return self._held_seen[1]
+
     # --- claiming
 
     def _claim_one(self, waiting: Waiting, out: Claimed) -> None:
@@ -267,6 +338,8 @@ class DirectorySpool:
     def _is_elsewhere(self, stem: str, name: str) -> bool:
         """Whether a task of this id is running or waits with a history: the new file must wait for its outcome."""
         if stem in self._active:
+            return True
+        if any(held == f"{stem}.json" or held.startswith(f"{stem}~") for held in self._held_names()):
             return True
         returned = self._lookout.returned(stem)
         if returned is not None and returned != name and self._places.retry.has(returned):

@@ -17,7 +17,7 @@ from watcher.errors import InvalidTask
 from watcher.events import Event, TaskDropped, TaskRefused, TaskSettled
 from watcher.formats import strictjson
 from watcher.formats.deadletter import DeadLetter
-from watcher.formats.result import Result, parse_result
+from watcher.formats.result import Result, Status, parse_result
 from watcher.formats.task import TASK_FILE_NAME, Task, parse_task
 from watcher.spool.interface import Settlement
 from watcher.spool.places import History, Places, bad_name_handle, original_name
@@ -70,6 +70,11 @@ class Endings:
             text = f"{history.deaths} workers died while they ran it"
             return self._failed(task, history, "worker_died", text)
         return None
+
+    def cancelled(self, task: Task, history: History, detail: str) -> Ending:
+        """A waiting task that somebody does not want any more: a result, and nothing to redrive."""
+        result = self._unrun(task, history, "cancelled", "cancelled", detail)
+        return Ending(task.task_id, result.dump(), None, _settled(result, dead_lettered=False))
 
     def take(self, folder: Folder, name: str) -> str | None:
         """Claim a file that will not run, whatever it is; None when it is gone. Raises OSError."""
@@ -160,15 +165,19 @@ class Endings:
             exit_code=result.get("exit_code"),
             agent_id=task.agent_id,
         )
-        return Ending(task.task_id, strictjson.dumps(result), None, event)
+        return Ending(task.task_id, strictjson.dumps(result | {"submitted": task.submitted}), None, event)
 
     def _failed(self, task: Task, history: History, reason: str, detail: str) -> Ending:
         """A task that was accepted and ends without (another) run: a result and a dead letter."""
-        provider = task.provider or self._options.default_provider
-        result = Result(
+        result = self._unrun(task, history, "failed", reason, detail)
+        letter = self._letter(task, reason, detail, result.retry_count, result)
+        return Ending(task.task_id, result.dump(), letter.dump(), _settled(result, dead_lettered=True))
+
+    def _unrun(self, task: Task, history: History, status: Status, reason: str, detail: str) -> Result:
+        return Result(
             task_id=task.task_id,
             worker=self._places.worker,
-            status="failed",
+            status=status,
             exit_code=None,
             stdout="",
             stderr="",
@@ -180,26 +189,14 @@ class Endings:
             task_sha256=task.sha256,
             reason=reason,
             detail=detail,
-            provider=provider,
+            provider=task.provider or self._options.default_provider,
             agent_id=task.agent_id,
             batch_id=task.batch_id,
             metadata=task.metadata,
             dependencies=task.dependencies,
             incarnation=self._places.incarnation,
+            submitted=task.submitted,
         )
-        letter = self._letter(task, reason, detail, result.retry_count, result)
-        event = TaskSettled(
-            task.task_id,
-            "failed",
-            reason,
-            provider,
-            result.attempts,
-            result.retry_count,
-            0.0,
-            dead_lettered=True,
-            agent_id=task.agent_id,
-        )
-        return Ending(task.task_id, result.dump(), letter.dump(), event)
 
     def _letter(self, task: Task, reason: str, detail: str, retries: int, result: Result | None) -> DeadLetter:
         return DeadLetter(
@@ -210,9 +207,16 @@ class Endings:
             retry_count=retries,
             detail=detail,
             submitted=task.submitted,
-            result=None if result is None else result.as_json(),
+            result=None if result is None else result.for_letter(),
             task_sha256=task.sha256,
         )
+
+
+def _settled(result: Result, *, dead_lettered: bool) -> TaskSettled:
+    return TaskSettled(
+        result.task_id, result.status, result.reason, result.provider or "", result.attempts, result.retry_count, 0.0,
+        dead_lettered, agent_id=result.agent_id,
+    )  # fmt: skip
 
 
 def _lstat(folder: Folder, name: str) -> int:

@@ -28,15 +28,19 @@ _NAME_LOCK = "name.lock"
 
 
 class Incarnation:
-    """This process's identity in a worker's inbox. `id` is 128 random bits; everything else is notes for people."""
+    """This process's identity in a worker's inbox. `id` is 128 random bits; everything else is notes for people.
 
-    def __init__(self, inbox: Path, worker: str, instance: str | None) -> None:
+    `visit` is what a tool is doing here: it serves no name and needs none.
+    """
+
+    def __init__(self, inbox: Path, worker: str, instance: str | None, visit: str | None = None) -> None:
         self.id = secrets.token_hex(16)
         self.worker = worker
         self.instance = instance
         self._claims = inbox / CLAIMS
         self._claims.mkdir(parents=True, exist_ok=True)
-        self._name_fds = self._take_name()
+        self._visit = visit
+        self._name_fds = [] if visit else self._take_name()
         self._fds: dict[str, int] = {}
         self._locks: list[FileLock] = []
         try:
@@ -51,6 +55,22 @@ class Incarnation:
     def busy_fd(self) -> int:
         """The descriptor that every command must inherit."""
         return self._fds["busy"]
+
+    def began_ns(self) -> int:
+        """When it began, as the file system of the tasks stamps it (nanoseconds)."""
+        return (self._claims / f"{self.id}.lock").stat().st_mtime_ns
+
+    def others(self, began_before_ns: int | None = None) -> list[dict[str, Any]]:
+        """The notes of the other living processes that serve this worker, if asked only those older than this."""
+        out = []
+        for notes in living_notes(self._claims):
+            if notes.get("incarnation") == self.id:
+                continue
+            with contextlib.suppress(OSError):
+                began = (self._claims / f"{notes.get('incarnation')}.lock").stat().st_mtime_ns
+                if began_before_ns is None or began < began_before_ns:
+                    out.append(notes)
+        return out
 
     @property
     def busy_path(self) -> Path:
@@ -125,6 +145,7 @@ class Incarnation:
             "instance": self.instance,
             "pid": os.getpid(),
             "host": socket.gethostname(),
+            "visit": self._visit,
             "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         folder = Folder(self._claims)
@@ -164,7 +185,7 @@ def living_notes(claims: Path) -> list[dict[str, Any]]:
             continue
         with contextlib.suppress(OSError, ValueError):
             notes = json.loads(path.read_bytes())
-            if isinstance(notes, dict):
+            if isinstance(notes, dict) and not notes.get("visit"):
                 out.append(notes)
     return out
 

@@ -127,6 +127,9 @@ class Lookout:
                 known.discard(name, self._clock.monotonic())
             if number % 200 == 199:
                 yield
+        for name in self._blocked.names() - there:
+            if not self.folder_of(name).has(name):
+                self._blocked.discard(name)
         for waiting in self._blocked.look_again():
             self.index(waiting)
             yield
@@ -296,6 +299,12 @@ class Lookout:
         now = self._clock.monotonic()
         for name in [n for n, u in self._unsettled.items() if everything or u.again_at <= now]:
             self.index(name)
+
+    def gone(self, name: str, stem: str) -> None:
+        """The file was taken out of the line on purpose: held, changed or ended."""
+        self._forget_waiting(name)
+        if self._returned.get(stem) == name:
+            del self._returned[stem]
 
     def _forget_waiting(self, name: str) -> None:
         self._unsettled.pop(name, None)

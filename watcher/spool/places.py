@@ -3,6 +3,8 @@
 A task's counters live in its file's name, so that one rename moves the task and its history together and the bytes
 stay as they were submitted: `x.json` is new; `x~2-1.json` in a claim folder is running its attempt 2 after one worker
 died; `x~2-1-1763768000123.json` in `.retry` waits until that wall time in milliseconds. `~` is in no task id.
+A claim whose name has that third number does not run: somebody has it in hand, to change or to end it, and a rescuer
+puts it back as it was. `h` after the number says that it came from `.held`.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from watcher.atomicfile import Folder, move, publish_new
@@ -18,22 +20,29 @@ from watcher.errors import LockLost, SettingError
 
 CLAIMS = ".claims"
 RETRY = ".retry"
+HELD = ".held"
+ARCHIVE = ".archive"
 TEMPORARY = ".tmp"
 OUTPUT = ".output"
 ORIGINALS = ".originals"
 
 _INCARNATION = re.compile(r"[0-9a-f]{32}")
-_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})~(\d{1,9})-(\d{1,9})(?:-(\d{1,15}))?\.json")
+_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})~(\d{1,9})-(\d{1,9})(?:-(\d{1,15})(h)?)?\.json")
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A task file's name, taken apart. `attempts` counts started attempts that count; `due` is wall seconds."""
+    """A task file's name, taken apart. `attempts` counts started attempts that count; `due` is wall seconds.
+
+    `is_in_hand` and `is_held` say of a claim that it is not run, and that it was held before.
+    """
 
     stem: str
     attempts: int = 0
     deaths: int = 0
     due: float = 0.0
+    is_in_hand: bool = field(default=False, compare=False)
+    is_held: bool = field(default=False, compare=False)
 
     @classmethod
     def of(cls, name: str) -> History | None:
@@ -42,7 +51,7 @@ class History:
         if found is None:
             return cls(name[:-5]) if "~" not in name and name.endswith(".json") else None
         due = int(found[4]) / 1000 if found[4] else 0.0
-        return cls(found[1], int(found[2]), int(found[3]), due)
+        return cls(found[1], int(found[2]), int(found[3]), due, found[4] is not None, found[5] is not None)
 
     def claimed(self) -> str:
         """The name in a claim folder, for the attempt number `attempts`."""
@@ -50,7 +59,11 @@ class History:
 
     def waiting(self) -> str:
         """The name in `.retry`."""
-        return f"{self.stem}~{self.attempts}-{self.deaths}-{int(self.due * 1000)}.json"
+        return f"{self.stem}~{self.attempts}-{self.deaths}-{round(self.due * 1000)}.json"
+
+    def in_hand(self, *, was_held: bool) -> str:
+        """The name in a claim folder of a task that is not run but changed."""
+        return self.waiting().removesuffix(".json") + ("h.json" if was_held else ".json")
 
 
 class Places:
@@ -65,6 +78,7 @@ class Places:
             self.inbox = _open(tasks / worker, undo)
             self.claims = _open(tasks / worker / CLAIMS, undo)
             self.retry = _open(tasks / worker / RETRY, undo)
+            self.held = _open(tasks / worker / HELD, undo)
             self.mine = _open(tasks / worker / CLAIMS / incarnation, undo)
             self.results = _open(results / worker, undo)
             self.results_tmp = _open(results / worker / TEMPORARY, undo)
@@ -115,7 +129,16 @@ class Places:
         """
         if not self.mine.is_current():
             raise LockLost(f"the claim folder {self.mine.path} was deleted or replaced; starting anew")
-        others = (self.retry, self.results, self.results_tmp, self.output, self.dlq, self.dlq_tmp, self.originals)
+        others = (
+            self.retry,
+            self.held,
+            self.results,
+            self.results_tmp,
+            self.output,
+            self.dlq,
+            self.dlq_tmp,
+            self.originals,
+        )
         return [str(folder.path) for folder in (*others, self.triggers) if folder.mend()]
 
     def temporary_folders(self) -> tuple[Folder, ...]:

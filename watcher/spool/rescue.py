@@ -12,14 +12,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from typing import Any
 
 from watcher import childproc
 from watcher.atomicfile import Folder, move_new
 from watcher.errors import InvalidTask
 from watcher.events import Emit, LeftoversKilled, TaskRescued
 from watcher.formats.result import parse_result
-from watcher.formats.task import parse_task
+from watcher.formats.task import PAST, parse_task
 from watcher.spool.incarnation import try_lock
+from watcher.spool.inhand import back_from_hand
 from watcher.spool.places import History, Places
 
 _INCARNATION = re.compile(r"[0-9a-f]{32}")
@@ -78,6 +80,13 @@ def _take_back(places: Places, dead: str, emit: Emit) -> list[str]:
                 folder.remove(name)
                 emit(TaskRescued(history.stem, history.deaths, dead, "result_exists"))
                 continue
+            if history.is_in_hand:
+                back = back_from_hand(places, folder, name, history)
+                if back is not None:
+                    if not history.is_held:
+                        out.append(back)
+                    emit(TaskRescued(history.stem, history.deaths, dead, "not_changed"))
+                continue
             back = History(history.stem, max(0, history.attempts - 1), history.deaths + 1).waiting()
             if move_new(folder, name, places.retry, back):
                 out.append(back)
@@ -88,7 +97,10 @@ def _take_back(places: Places, dead: str, emit: Emit) -> list[str]:
 
 
 def _is_settled(places: Places, folder: Folder, name: str, history: History) -> bool:
-    """Whether the result of this very task is there: then only the last step is missing."""
+    """Whether the result of this very task is there: then only the last step is missing.
+
+    Or it is a task that was to run again, and the result that was to make way for it still stands: it does not.
+    """
     if not places.results.has(f"{history.stem}.json"):
         return False
     try:
@@ -96,7 +108,16 @@ def _is_settled(places: Places, folder: Folder, name: str, history: History) -> 
         task = parse_task(folder.read(name, _MAX_STORED_BYTES), history.stem, places.worker)
     except (OSError, ValueError, InvalidTask):
         return False
-    return bool(stored.get("task_sha256") == task.sha256)
+    if stored.get("task_sha256") == task.sha256:
+        return True
+    return history.is_in_hand and is_rerun_of(task.submitted, stored)
+
+
+def is_rerun_of(submitted: dict[str, Any], stored: dict[str, Any]) -> bool:
+    """Whether this task's last run, by its own history, is the one whose result this is."""
+    past = submitted.get(PAST)
+    last = past[-1] if isinstance(past, list) and past and isinstance(past[-1], dict) else {}
+    return all(last.get(name) == stored.get(name) for name in ("timestamp", "task_sha256"))
 
 
 def _clean_up(places: Places, dead: str) -> None:
