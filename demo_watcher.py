@@ -15,16 +15,18 @@ import argparse
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from watcher.errors import InvalidTask, SettingError, WatcherError
+from watcher.commands import shared
+from watcher.commands.fields import given_fields, pair, text_of
+from watcher.errors import SettingError, WatcherError
 from watcher_config import folders, read_layers, state_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from watcher.outcomes import Outcome
-    from watcher.screen import Look, Tally
+    from watcher.screen import Tally
     from watcher_config import Folders
 
 _DEFAULT_WORKERS = "marie,anga,fabien"
@@ -32,8 +34,6 @@ _DEFAULT_TEXT = "Task {n} of {total}: answer with one line."
 _MAX_BATCH = 1_000_000
 #: Tasks of a batch that are made durable together; between two of these groups the bar moves.
 _GROUP = 100
-#: A wait of this length passes in silence; then the person hears when nobody serves the worker.
-_PATIENCE_SECONDS = 1.0
 #: Between two lines of progress where nothing can be redrawn.
 _LINE_SECONDS = 5.0
 
@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to fail
+    shared.speak_as("demo_watcher")
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -53,15 +54,15 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        _tell(
+        shared.tell(
             "stopped; its workers have ended, its files stay" if options.demo else "stopped; what was submitted goes on"
         )
         return 130
     except WatcherError as error:
-        _tell(str(error))
+        shared.tell(str(error))
         return 2
     except OSError as error:
-        _tell(f"{error.filename or 'a file or folder'}: {error.strerror or error}")
+        shared.tell(f"{error.filename or 'a file or folder'}: {error.strerror or error}")
         return 2
     return code
 
@@ -104,60 +105,28 @@ def _setup(options: argparse.Namespace, places: Folders) -> int:
 
 
 def _task(options: argparse.Namespace, places: Folders) -> int:
-    from watcher.submit import new_task_id, submit
+    from watcher.commands.submit import put_in
 
     worker, text = options.task
-    fields = _fields(options) | {"task_id": options.id or new_task_id(), "description": _text(text)}
-    task_id = fields["task_id"]
+    given = given_fields(options) | {"description": text_of(text)}
     if options.id is not None:
-        from watcher.outcomes import refuse_known
-
-        refuse_known(places, worker, task_id)
-    if options.wait is not None:
-        return _task_and_wait(options, places, worker, fields)
-    is_new = not (places.tasks / worker).is_dir()
-    submit(places.tasks, worker, fields)
-    if is_new:
-        _tell(f"note: {worker} is a new name here; its tasks wait for: python worker_watcher.py {worker}")
-    if options.json:
-        _say_json(_about(places, worker, task_id))
-    else:
-        print(f"submitted {task_id} to {worker}")
-        print(f"result    {places.results / worker / task_id}.json")
-    return 0
-
-
-def _task_and_wait(options: argparse.Namespace, places: Folders, worker: str, fields: dict[str, Any]) -> int:
-    from watcher import outcomes
-    from watcher.submit import submit
-
-    awaited = outcomes.Awaited(places, worker, [fields["task_id"]])
-    submit(places.tasks, worker, fields)
-    _tell(f"waiting for {worker}/{fields['task_id']}")
-    found: list[Outcome] = []
-    patience = _Patience(places, worker)
-
-    def each(ended: list[Outcome]) -> None:
-        found.extend(ended)
-        patience.check()
-
-    outcomes.wait([awaited], options.wait, each)
-    _say_outcome(options, places, worker, fields["task_id"], found[0] if found else None)
-    return 0 if found and found[0].is_completed else 1
+        given["task_id"] = options.id
+    return put_in(places, worker, given, options.wait, as_json=options.json)
 
 
 def _batch(options: argparse.Namespace, places: Folders) -> int:
     from watcher import outcomes
+    from watcher.commands.submit import Patience
     from watcher.screen import Tally, batch_summary
     from watcher.submit import new_task_id, submit_many
 
     worker, total = options.worker, options.batch
     batch_id = options.batch_id or f"batch-{new_task_id()}"
-    fields = _fields(options) | {"batch_id": batch_id}
-    template = _text(options.text)
+    fields = given_fields(options) | {"batch_id": batch_id}
+    template = text_of(options.text)
     began = time.monotonic()
     awaited = outcomes.Awaited(places, worker, [])
-    tally, progress, patience = Tally(total), _Progress(began), _Patience(places, worker)
+    tally, progress, patience = Tally(total), _Progress(began), Patience(places, worker)
 
     def each(ended: list[Outcome]) -> None:
         tally.ended += len(ended)
@@ -196,31 +165,16 @@ def _status(options: argparse.Namespace, places: Folders) -> int:
         lookout.know(read_statuses(state))
     overview = lookout.look()
     if options.json:
-        _say_json(overview.as_json() | {"listener": {"is_running": listens, "status": read_status(state)}})
+        shared.say_json(overview.as_json() | {"listener": {"is_running": listens, "status": read_status(state)}})
     else:
-        print("\n".join([*status_lines(overview, _look()), "", *listener_lines(state)]))
+        print("\n".join([*status_lines(overview, shared.look()), "", *listener_lines(state)]))
     return 0
 
 
 def _report(options: argparse.Namespace, places: Folders) -> int:
-    from pathlib import Path
+    from watcher.commands.report import report
 
-    from watcher.listenerview import read_points, read_view
-    from watcher.report import report_html, report_text
-
-    state = state_folder(read_layers(), places.root)
-    view = read_view(state)
-    if view is None:
-        _tell(f"no listener has counted anything in {state}; run: python orchestrator_listener.py --once")
-        return 1
-    if options.json:
-        _say_json(view.as_json())
-    elif options.html is None:
-        print(report_text(view))
-    else:
-        Path(options.html).write_text(report_html(view, read_points(state), str(places.root)), encoding="utf-8")
-        print(options.html)
-    return 0
+    return report(places, options.html, as_json=options.json)
 
 
 def _watch(options: argparse.Namespace, places: Folders) -> int:
@@ -237,13 +191,13 @@ def _watch(options: argparse.Namespace, places: Folders) -> int:
             began = time.monotonic()
             overview = lookout.look()
             if options.json:
-                _say_json(overview.as_json())
+                shared.say_json(overview.as_json())
             elif redrawn:
-                look = _look()
+                look = shared.look()
                 lines = [*screen.status_lines(overview, look), "", f"{time.strftime('%H:%M:%S')}  Ctrl-C ends this"]
                 sys.stdout.write(screen.status_frame(lines, look.height))
             else:
-                print("\n".join(screen.status_lines(overview, _look())), end="\n\n")
+                print("\n".join(screen.status_lines(overview, shared.look())), end="\n\n")
             sys.stdout.flush()
             time.sleep(max(1.0, (time.monotonic() - began) * 3))
     except KeyboardInterrupt:
@@ -272,107 +226,10 @@ def _demo(options: argparse.Namespace) -> int:
 
     _end_as_by_ctrl_c()
     root = None if options.demo_root is None else Path(options.demo_root)
-    return Showcase(root, say, _look, sys.stdout.isatty()).run()
-
-
-# --- what a task is made of
-
-
-def _fields(options: argparse.Namespace) -> dict[str, Any]:
-    """The optional fields of a task, as far as they were given."""
-    given = {
-        "priority": _number_or_word(options.priority),
-        "timeout": options.timeout,
-        "agent_id": options.agent,
-        "dependencies": _list(options.after),
-        "batch_id": options.batch_id,
-        "metadata": _pairs(options.meta),
-        "provider": options.provider,
-        "model": options.model,
-        "cwd": None if options.cwd is None else os.path.abspath(os.path.expanduser(options.cwd)),
-    }
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def _text(given: str) -> str:
-    """The task's text, from stdin when it is `-`. What is not UTF-8 is refused, not repaired."""
-    if given != "-":
-        return given
-    if sys.stdin.isatty():
-        _tell("reading the task from the keyboard; end it with Ctrl-D")
-    try:
-        return sys.stdin.buffer.read().decode()
-    except UnicodeDecodeError as error:
-        raise InvalidTask("invalid_text", f"stdin is not UTF-8 at byte {error.start}") from None
-
-
-def _number_or_word(text: str | None) -> int | str | None:
-    try:
-        return None if text is None else int(text)
-    except ValueError:
-        return text
-
-
-def _list(text: str | None) -> list[str] | None:
-    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _pairs(given: list[str] | None) -> dict[str, str] | None:
-    return None if given is None else {key: value for key, _, value in (pair.partition("=") for pair in given)}
+    return Showcase(root, say, shared.look, sys.stdout.isatty()).run()
 
 
 # --- what is said
-
-
-def _say_outcome(
-    options: argparse.Namespace, places: Folders, worker: str, task_id: str, outcome: Outcome | None
-) -> None:
-    from watcher.screen import refused_text, result_text
-
-    record = None if outcome is None else outcome.read()
-    if options.json:
-        refused = outcome is not None and outcome.status == "refused"
-        told = {"outcome": None if outcome is None else outcome.status}
-        _say_json(
-            _about(places, worker, task_id)
-            | told
-            | {"result": None if refused else record, "dead_letter": record if refused else None}
-        )
-    elif outcome is None or record is None:
-        _tell(f"{worker}/{task_id} has not ended within {options.wait:g} s; it goes on")
-        print(f"result    {places.results / worker / task_id}.json")
-    elif outcome.status == "refused":
-        print(refused_text(record, outcome.path, _look()))
-    else:
-        print(result_text(record, outcome.path, _look()))
-
-
-def _about(places: Folders, worker: str, task_id: str) -> dict[str, Any]:
-    name = f"{task_id}.json"
-    paths = {"task_path": places.tasks, "result_path": places.results, "dlq_path": places.dlq}
-    return {"task_id": task_id, "worker": worker} | {key: str(path / worker / name) for key, path in paths.items()}
-
-
-def _say_json(value: object) -> None:
-    import json
-
-    print(json.dumps(value), flush=True)
-
-
-def _tell(text: str) -> None:
-    """One thing beside the output proper."""
-    sys.stdout.flush()
-    print(f"demo_watcher: {text}", file=sys.stderr, flush=True)
-
-
-def _look() -> Look:
-    """How large the terminal is now, and whether colour is welcome there (https://no-color.org)."""
-    from watcher.screen import Look
-
-    if not sys.stdout.isatty():
-        return Look(width=200)
-    size = os.get_terminal_size(sys.stdout.fileno())
-    return Look(size.columns or 80, size.lines or 24, colour=not os.environ.get("NO_COLOR"))
 
 
 class _Progress:
@@ -387,7 +244,7 @@ class _Progress:
         from watcher.screen import progress_line, redraw
 
         now = time.monotonic()
-        line = progress_line(tally, now - self._began, _look())
+        line = progress_line(tally, now - self._began, shared.look())
         if self._redrawn:
             sys.stdout.write(redraw([line], 1 if self._said[1] else 0))
             sys.stdout.flush()
@@ -400,24 +257,6 @@ class _Progress:
     def end(self) -> None:
         """The bar stays where it is; the next line comes below."""
         sys.stdout.flush()
-
-
-class _Patience:
-    """Says once, after a while, that nobody serves the worker that is waited for."""
-
-    def __init__(self, places: Folders, worker: str) -> None:
-        self._places = places
-        self._worker = worker
-        self._due: float | None = time.monotonic() + _PATIENCE_SECONDS
-
-    def check(self) -> None:
-        if self._due is None or time.monotonic() < self._due:
-            return
-        from watcher.overview import Lookout
-
-        self._due = None
-        if not any(process.is_alive for process in Lookout(self._places).processes(self._worker)):
-            _tell(f"nobody serves {self._worker} now; start it: python worker_watcher.py {self._worker}")
 
 
 # --- the command line
@@ -458,7 +297,7 @@ def _parser() -> argparse.ArgumentParser:
     both.add_argument("--timeout", type=_seconds, metavar="S", help="seconds one attempt may take")
     both.add_argument("--agent", metavar="A", help="agent_id: tasks with the same one run in order")
     both.add_argument("--batch-id", metavar="B", help="a name for tasks that belong together")
-    both.add_argument("--meta", action="append", type=_pair, metavar="K=V", help="metadata; may be repeated")
+    both.add_argument("--meta", action="append", type=pair, metavar="K=V", help="metadata; may be repeated")
     both.add_argument("--provider", help="which agent CLI")
     both.add_argument("--model", help="which model")
     both.add_argument("--cwd", metavar="DIR", help="where the agent works")
@@ -517,13 +356,6 @@ def _batch_size(text: str) -> int:
     if not 1 <= value <= _MAX_BATCH:
         raise argparse.ArgumentTypeError(f"{text}: a number of tasks from 1 to {_MAX_BATCH}")
     return value
-
-
-def _pair(text: str) -> str:
-    key, between, _ = text.partition("=")
-    if not key or not between:
-        raise argparse.ArgumentTypeError(f"{text!r}: write it as name=value")
-    return text
 
 
 def _end_as_by_ctrl_c() -> None:

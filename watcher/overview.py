@@ -24,7 +24,7 @@ from watcher.clock import Clock, SystemClock, rfc3339
 from watcher.formats.result import HEAD_BYTES, status_in_head
 from watcher.formats.task import TASK_FILE_NAME, WORKER_PATTERN
 from watcher.presence import Beat, Claims, Json, Process, State
-from watcher.spool.places import RETRY, History
+from watcher.spool.places import HELD, RETRY, History
 
 if TYPE_CHECKING:
     from watcher_config import Folders
@@ -52,7 +52,8 @@ class RunningTask:
 
 @dataclass(frozen=True, slots=True)
 class WorkerOverview:
-    """One worker. `retrying` is a part of `pending`; `orphaned` are claims of dead processes, no part of `running`.
+    """One worker. `retrying` and `held` are parts of `pending`; `orphaned` are claims of dead processes and no part of
+    `running`.
 
     `failed` counts results that are not completed, `unread` the files among them that tell no status.
     """
@@ -71,6 +72,7 @@ class WorkerOverview:
     breaker: str | None
     oldest_pending_seconds: float | None
     processes: tuple[Process, ...]
+    held: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +127,14 @@ class Lookout:
         running.sort(key=lambda task: (task.worker, -(task.for_seconds or 0.0), task.task_id))
         return Overview(now, str(self._folders.root), tuple(workers), tuple(running), self._told())
 
+    def beating(self) -> set[str]:
+        """Every worker that has left a heartbeat."""
+        return {beat.worker for beat in presence.read_beats(self._folders.heartbeats, self._clock.wall(), [])}
+
     def processes(self, worker: str) -> tuple[Process, ...]:
         """Who serves or served this worker; cheap, because it counts nothing."""
         now = self._clock.wall()
-        beats = [b for b in presence.read_beats(self._folders.heartbeats, now, []) if b.worker == worker]
+        beats = presence.read_beats(self._folders.heartbeats, now, [], worker)
         return presence.processes(worker, beats, presence.read_claims(self._folders.tasks / worker, []), now)
 
     def _worker(self, worker: str, beats: list[Beat], running: list[RunningTask], now: float) -> WorkerOverview:
@@ -139,7 +145,8 @@ class Lookout:
         running += active
         new = self._arrived(inbox, TASK_FILE_NAME.fullmatch)
         retrying = self._arrived(inbox / RETRY, presence.has_history)
-        oldest = min((*new.values(), *retrying.values()), default=None)
+        held = self._arrived(inbox / HELD, lambda name: History.of(name) is not None)
+        oldest = min((*new.values(), *retrying.values(), *held.values()), default=None)
         statuses = self._statuses.setdefault(worker, _Facts(_read_status))
         statuses.refresh(self._folders.results / worker, TASK_FILE_NAME.fullmatch, self._problems)
         done = sum(status == "completed" for status in statuses.values())
@@ -150,8 +157,9 @@ class Lookout:
             worker=worker,
             state=state,
             for_seconds=for_seconds,
-            pending=len(new) + len(retrying),
+            pending=len(new) + len(retrying) + len(held),
             retrying=len(retrying),
+            held=len(held),
             running=len(active),
             orphaned=sum(len(claim.names) for claim in claims if claim.lives is False),
             done=done,
@@ -249,6 +257,8 @@ def _running(claims: list[Claims], beats: list[Beat], processes: tuple[Process, 
         for name in claim.names if claim.lives else ():
             history = History.of(name)
             assert history is not None  # only such names are in Claims
+            if history.is_in_hand:
+                continue  # somebody changes it just now; it does not run
             told = {} if beat is None else beat.active(history.stem)
             since = presence.moment(told.get("started_at")) or _claimed_at(claim.place / name)
             output_at = _output_at(told)

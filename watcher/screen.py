@@ -195,6 +195,8 @@ def _about_tasks(worker: WorkerOverview) -> list[str]:
         out.append(f"{worker.worker}: {text}; start it again: {start}")
     elif worker.pending:
         out.append(f"{worker.worker}: {count(worker.pending, 'task')} waiting and nobody serves them: {start}")
+    if worker.held:
+        out.append(f"{worker.worker}: {count(worker.held, 'task')} held; let one start: watcher release ID")
     if worker.unread:
         out.append(f"{worker.worker}: {count(worker.unread, 'file')} among its results that cannot be read as one")
     return out

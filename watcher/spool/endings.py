@@ -189,7 +189,7 @@ class Endings:
             task_sha256=task.sha256,
             reason=reason,
             detail=detail,
-            provider=task.provider or self._options.default_provider,
+            provider=task.provider or self._options.default_provider or None,
             agent_id=task.agent_id,
             batch_id=task.batch_id,
             metadata=task.metadata,

@@ -1,0 +1,26 @@
+"""Change the priority of a waiting task: `watcher prio ID high`, or a number from -1000 to 1000.
+
+Exit code 1: it does not wait.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from watcher.commands import shared
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("tasks", metavar="ID", nargs=1, type=shared.utf8, help="the task's id, or worker/id")
+    parser.add_argument("priority", metavar="N", type=shared.utf8, help="critical, high, normal, low or a number")
+    shared.add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from watcher.commands.each import each_task
+    from watcher.commands.fields import number_or_word
+    from watcher.intervene import edit
+
+    places, changes = shared.places(), {"priority": number_or_word(options.priority)}
+    done = f"has priority {options.priority} now"
+    return each_task(options, done, lambda worker, task_id: edit(places, worker, task_id, changes))

@@ -1,0 +1,86 @@
+"""Put dead letters back in line: `watcher redrive ID...`, or --all, or --reason R.
+
+The task goes back as it was submitted, with its past in `x_history`; flags change fields of it first. Its result and
+its dead letter move to `.archive` beside them, the letter only when the task is safe. A file that could not be read as
+a task goes back unchanged with --force, or as a new one with --description. A letter of several for one id is named
+like ID~2. Exit code 1: one of them could not be put back.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from watcher.commands import shared
+from watcher.commands.edit import add_changes, given_changes
+from watcher.errors import SettingError, WatcherError
+
+if TYPE_CHECKING:
+    from watcher.again import Letter
+    from watcher_config import Folders
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("tasks", metavar="ID", nargs="*", type=shared.utf8, help="the dead letter's id, or worker/id")
+    parser.add_argument("--all", action="store_true", help="every dead letter")
+    parser.add_argument("--reason", metavar="R", type=shared.utf8, help="every dead letter with this dlq_reason")
+    shared.add_worker(parser)
+    parser.add_argument("--force", action="store_true", help="send unreadable files back as they are")
+    parser.add_argument("--id", metavar="ID", type=shared.utf8, help="give it this id (one dead letter only)")
+    add_changes(parser)
+    shared.add_json(parser, "one JSON object for each")
+
+
+def run(options: argparse.Namespace) -> int:
+    shared.only_one([options.tasks, options.all, options.reason], "give ids, or --all, or --reason R")
+    places, changes = shared.places(), given_changes(options)
+    chosen, missing = _chosen(places, options)
+    if options.id is not None and len(chosen) + len(missing) != 1:
+        raise SettingError("--id goes with one dead letter")
+    results = [_one(places, letter, changes, options) for letter in chosen]
+    for name in missing:
+        _say(options, name, "", f"no dead letter {name!r}")
+    if not chosen and not missing and not options.json:
+        print("no dead letter to redrive")
+    return 0 if all(results) and not missing else 1
+
+
+def _chosen(places: Folders, options: argparse.Namespace) -> tuple[list[Letter], list[str]]:
+    """The dead letters that are meant, and the names that mean none."""
+    from watcher.again import letters
+    from watcher.whereabouts import workers
+
+    names = [options.worker] if options.worker else workers(places)
+    found = [letter for worker in names for letter in letters(places, worker)]
+    if options.all or options.reason is not None:
+        return [letter for letter in found if options.reason in (None, letter.reason)], []
+    chosen: list[Letter] = []
+    missing: list[str] = []
+    for name in options.tasks:
+        meant = [letter for letter in found if name in (letter.path.stem, letter.name)]
+        if len(meant) > 1:
+            raise SettingError(f"{name!r} may be {' or '.join(sorted(one.name for one in meant))}; say which")
+        chosen += meant
+        missing += [] if meant else [name]
+    return chosen, missing
+
+
+def _one(places: Folders, letter: Letter, changes: dict[str, Any], options: argparse.Namespace) -> bool:
+    from watcher.again import redrive
+
+    try:
+        task_id = redrive(places, letter, changes, force=options.force, new_id=options.id)
+    except (WatcherError, OSError) as error:
+        _say(options, letter.name, "", str(error))
+        return False
+    _say(options, letter.name, task_id, None)
+    return True
+
+
+def _say(options: argparse.Namespace, name: str, task_id: str, problem: str | None) -> None:
+    if options.json:
+        shared.say_json({"dead_letter": name, "task_id": task_id or None, "is_done": not problem, "detail": problem})
+    elif problem is None:
+        print(f"{name} is in line again" + (f" as {task_id}" if not name.endswith(f"/{task_id}") else ""))
+    else:
+        shared.tell(problem)

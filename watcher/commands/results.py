@@ -1,0 +1,40 @@
+"""What has ended, newest first: `watcher results`, or of one worker, status or batch."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+
+from watcher.commands import shared
+
+_STATUSES = ("completed", "failed", "timeout", "cancelled")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    shared.add_worker(parser)
+    parser.add_argument("--status", choices=_STATUSES, metavar="S", help="only this status: " + ", ".join(_STATUSES))
+    parser.add_argument("--batch-id", metavar="B", type=shared.utf8, help="only results of this batch")
+    parser.add_argument("--limit", metavar="N", type=shared.positive, default=20, help="at most so many (20)")
+    shared.add_json(parser, "one whole result a line")
+
+
+def run(options: argparse.Namespace) -> int:
+    from watcher.client import Client
+    from watcher.screen import duration
+
+    client = Client(folders=shared.places())
+    found = client.results(options.worker, status=options.status, batch_id=options.batch_id)
+    rows = []
+    for result in itertools.islice(found, options.limit):
+        if options.json:
+            shared.say_json(dict(result.fields))
+            continue
+        answer = result.stdout.strip().partition("\n")[0] if result.is_completed else result.detail or ""
+        moment = str(result.fields.get("timestamp"))[:19].replace("T", " ")
+        why = f"{result.status} ({result.reason})" if result.reason not in (None, result.status) else result.status
+        rows.append([moment, result.worker, result.task_id, why, duration(result.duration_seconds), answer])
+    if rows:
+        shared.say_table(["ENDED (UTC)", "WORKER", "TASK", "STATUS", "TOOK", "ANSWER"], rows)
+    elif not options.json:
+        print("no result yet")
+    return 0

@@ -1,0 +1,42 @@
+"""End the pause of a worker, or with --provider the hold of a provider (which all workers then probe at once).
+
+Exit code 1: it was not paused, or not held.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from watcher.commands import shared
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workers", metavar="NAME", nargs="*", type=shared.utf8, help="the worker, like marie")
+    parser.add_argument("--provider", metavar="NAME", type=shared.utf8, help="end the hold of this provider instead")
+    shared.add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from watcher.tell import checked, lift_provider, resume
+
+    shared.only_one([options.workers, options.provider], "give a worker, or --provider NAME")
+    places = shared.places()
+    if options.provider is not None:
+        done = lift_provider(places.control, options.provider)
+        _say(options, "provider", options.provider, done, "is held no more", "was not held")
+        return 0 if done else 1
+    for worker in options.workers:
+        checked(worker)
+    code = 0
+    for worker in options.workers:
+        done = resume(places.control, worker)
+        _say(options, "worker", worker, done, "goes on", "was not paused")
+        code = code if done else 1
+    return code
+
+
+def _say(options: argparse.Namespace, kind: str, name: str, done: bool, yes: str, no: str) -> None:
+    if options.json:
+        shared.say_json({kind: name, "was_stopped": done})
+    else:
+        print(f"{name} {yes if done else no}")

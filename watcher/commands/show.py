@@ -1,0 +1,97 @@
+"""Where is a task, and what is known of it: `watcher show ID` or `watcher show WORKER/ID`.
+
+Shows every place where it is: its file while it waits, its claim while it runs, its result, its dead letters, and
+results of earlier runs. Exit code 1 when it is nowhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from watcher.commands import shared
+from watcher.screen import clean, duration, letter_line, result_line
+from watcher.whereabouts import Sighting, find
+
+if TYPE_CHECKING:
+    from watcher_config import Folders
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", metavar="ID", type=shared.utf8, help="the task's id, or worker/id")
+    shared.add_json(parser, "one JSON object for each place")
+
+
+def run(options: argparse.Namespace) -> int:
+    places = shared.places()
+    found = find(places, options.task)
+    if not found:
+        shared.tell(f"no task {options.task!r} in {places.root}")
+        return 1
+    for sighting in found:
+        stored = _stored(sighting)
+        if options.json:
+            archived = [str(path) for path in _archived(places, sighting)] if sighting.state == "ended" else []
+            shared.say_json(sighting.as_json() | {"stored": stored, "archived": archived})
+        else:
+            print("\n".join(_lines(places, sighting, stored)))
+    return 0
+
+
+def _stored(sighting: Sighting) -> dict[str, Any] | None:
+    """What a result or a dead letter holds."""
+    if sighting.state not in ("ended", "dead_letter"):
+        return None
+    try:
+        value = json.loads(sighting.path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _lines(places: Folders, sighting: Sighting, stored: dict[str, Any] | None) -> list[str]:
+    head = f"{sighting.name} {sighting.state.replace('_', ' ')}"
+    if sighting.state == "ended":
+        lines = [result_line(stored) if stored is not None else f"{head}: its result cannot be read"]
+        if stored is not None and stored.get("detail"):
+            lines.append(f"  why       {clean(str(stored['detail']))}")
+        lines += [f"  earlier   {path}" for path in _archived(places, sighting)]
+    elif sighting.state == "dead_letter":
+        lines = [f"dead letter {sighting.path.stem}: {letter_line(stored)}" if stored is not None else head]
+    else:
+        lines = [head + _since(sighting), *_task_lines(sighting)]
+    return [*lines, f"  file      {clean(str(sighting.path))}"]
+
+
+def _since(sighting: Sighting) -> str:
+    if sighting.due is not None:
+        return f", due in {duration(max(0.0, sighting.due - time.time()))}"
+    if sighting.arrived_at is not None:
+        return f", {duration(max(0.0, time.time() - sighting.arrived_at))} old"
+    return ""
+
+
+def _task_lines(sighting: Sighting) -> list[str]:
+    lines = []
+    if sighting.attempts or sighting.deaths:
+        lines.append(f"  attempt   {sighting.attempts}, after {sighting.deaths} worker deaths")
+    if sighting.incarnation is not None:
+        lines.append(f"  claim of  {sighting.incarnation}")
+    if sighting.missing:
+        lines.append(f"  waits for {', '.join(sighting.missing)}")
+    if sighting.detail is not None:
+        lines.append(f"  why       {clean(sighting.detail)}")
+    task = sighting.task
+    if task is not None:
+        told = {n: v for n, v in task.submitted.items() if n not in ("task_id", "worker", "description", "x_history")}
+        lines += [f"  {clean(name):<9} {clean(json.dumps(value, ensure_ascii=False))}" for name, value in told.items()]
+        lines.append(f"  task      {clean(task.description.strip())}".replace("\n", "\n            "))
+    return lines
+
+
+def _archived(places: Folders, sighting: Sighting) -> list[Path]:
+    folder = places.results / sighting.worker / ".archive"
+    return sorted(folder.glob(f"{sighting.task_id}~*.json")) if folder.is_dir() else []

@@ -1,0 +1,135 @@
+"""Give a worker a task: `watcher submit marie "List the files"`, or `-` for standard input, or --file.
+
+Prints the task's id and where its result will be. When this command has ended, the task is safe in the inbox, whether
+or not a worker runs. With --wait it waits for the result and prints that.
+
+Exit code 0: submitted, and with --wait completed; 1: it did not complete, or not in time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING, Any
+
+from watcher.commands import fields, shared
+from watcher.errors import SettingError
+
+if TYPE_CHECKING:
+    from watcher.outcomes import Outcome
+    from watcher_config import Folders
+
+#: A wait of this length passes in silence; then the person hears when nobody serves the worker.
+_PATIENCE_SECONDS = 1.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("worker", metavar="NAME", type=shared.utf8, help="the worker, like marie")
+    parser.add_argument("text", metavar="TEXT", nargs="?", type=shared.utf8, help="what to do; - is standard input")
+    parser.add_argument("--file", metavar="FILE", help="take the text from a file")
+    parser.add_argument("--id", metavar="ID", type=shared.utf8, help="the task's id (default: a fresh one)")
+    fields.add_fields(parser)
+    parser.add_argument(
+        "--wait", metavar="S", nargs="?", type=shared.seconds, const=float("inf"), help="wait for the result, at most S"
+    )
+    shared.add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    if (options.text is None) == (options.file is None):
+        raise SettingError('give the text, or - for standard input, or --file FILE: watcher submit marie "List files"')
+    text = fields.text_in(options.file) if options.file is not None else fields.text_of(options.text)
+    given = fields.given_fields(options) | {"description": text}
+    if options.id is not None:
+        given["task_id"] = options.id
+    return put_in(shared.places(), options.worker, given, options.wait, as_json=options.json)
+
+
+def put_in(places: Folders, worker: str, given: dict[str, Any], wait: float | None, *, as_json: bool) -> int:
+    """Submit one task, say so, and with `wait` (seconds) wait for its end and show that; returns the exit code."""
+    from watcher.submit import new_task_id, submit
+
+    task_id = given.get("task_id")
+    if task_id is not None:
+        from watcher.outcomes import refuse_known
+
+        refuse_known(places, worker, task_id)
+    else:
+        task_id = new_task_id()
+    whole = {"task_id": task_id, **given}
+    if wait is not None:
+        return _and_wait(places, worker, whole, None if wait == float("inf") else wait, as_json)
+    is_new = not (places.tasks / worker).is_dir()
+    submit(places.tasks, worker, whole)
+    if is_new:
+        shared.tell(f"note: {worker} is a new name here; its tasks wait for: python worker_watcher.py {worker}")
+    if as_json:
+        shared.say_json(about(places, worker, task_id))
+    else:
+        print(f"submitted {task_id} to {worker}")
+        print(f"result    {places.results / worker / task_id}.json")
+    return 0
+
+
+def _and_wait(places: Folders, worker: str, whole: dict[str, Any], wait: float | None, as_json: bool) -> int:
+    from watcher import outcomes
+    from watcher.submit import submit
+
+    awaited = outcomes.Awaited(places, worker, [whole["task_id"]])
+    submit(places.tasks, worker, whole)
+    shared.tell(f"waiting for {worker}/{whole['task_id']}")
+    found: list[Outcome] = []
+    patience = Patience(places, worker)
+
+    def each(ended: list[Outcome]) -> None:
+        found.extend(ended)
+        patience.check()
+
+    outcomes.wait([awaited], wait, each)
+    say_outcome(places, worker, whole["task_id"], found[0] if found else None, wait, as_json)
+    return 0 if found and found[0].is_completed else 1
+
+
+def say_outcome(
+    places: Folders, worker: str, task_id: str, outcome: Outcome | None, wait: float | None, as_json: bool
+) -> None:
+    """Show how a task ended, or that it has not within `wait` seconds."""
+    from watcher.screen import refused_text, result_text
+
+    record = None if outcome is None else outcome.read()
+    if as_json:
+        refused = outcome is not None and outcome.status == "refused"
+        told = {"outcome": None if outcome is None else outcome.status}
+        stored = {"result": None if refused else record, "dead_letter": record if refused else None}
+        shared.say_json(about(places, worker, task_id) | told | stored)
+    elif outcome is None or record is None:
+        shared.tell(f"{worker}/{task_id} has not ended within {wait:g} s; it goes on")
+        print(f"result    {places.results / worker / task_id}.json")
+    elif outcome.status == "refused":
+        print(refused_text(record, outcome.path, shared.look()))
+    else:
+        print(result_text(record, outcome.path, shared.look()))
+
+
+def about(places: Folders, worker: str, task_id: str) -> dict[str, Any]:
+    name = f"{task_id}.json"
+    paths = {"task_path": places.tasks, "result_path": places.results, "dlq_path": places.dlq}
+    return {"task_id": task_id, "worker": worker} | {key: str(path / worker / name) for key, path in paths.items()}
+
+
+class Patience:
+    """Says once, after a while, that nobody serves the worker that is waited for."""
+
+    def __init__(self, places: Folders, worker: str) -> None:
+        self._places = places
+        self._worker = worker
+        self._due: float | None = time.monotonic() + _PATIENCE_SECONDS
+
+    def check(self) -> None:
+        if self._due is None or time.monotonic() < self._due:
+            return
+        from watcher.overview import Lookout
+
+        self._due = None
+        if not any(process.is_alive for process in Lookout(self._places).processes(self._worker)):
+            shared.tell(f"nobody serves {self._worker} now; start it: python worker_watcher.py {self._worker}")

@@ -1,0 +1,58 @@
+"""Who serves: every worker process with its state, and workers that have tasks and no process.
+
+Exit code 1: one of the workers that were named has no living process (without names: always 0).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import TYPE_CHECKING
+
+from watcher.commands import shared
+
+if TYPE_CHECKING:
+    from watcher.presence import Process
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workers", metavar="NAME", nargs="*", type=shared.utf8, help="only these workers")
+    shared.add_json(parser, "one JSON object for each process")
+
+
+def run(options: argparse.Namespace) -> int:
+    from watcher.overview import Lookout
+    from watcher.presence import Process
+    from watcher.whereabouts import workers
+
+    places = shared.places()
+    lookout = Lookout(places)
+    names = options.workers or sorted({*workers(places), *lookout.beating()})
+    found: list[Process] = []
+    for name in names:
+        found += lookout.processes(name) or (Process(name, None, "absent"),)
+    if options.json:
+        for process in found:
+            shared.say_json(dataclasses.asdict(process) | {"is_alive": process.is_alive})
+    elif found:
+        header = ["PROCESS", "STATE", "PID", "HOST", "LAST BEAT", "BREAKER", "WHY"]
+        shared.say_table(header, [_row(process) for process in found])
+    else:
+        print("no worker has ever served here")
+    alive = {process.worker for process in found if process.is_alive}
+    return 1 if set(options.workers) - alive else 0
+
+
+def _row(process: Process) -> list[str]:
+    from watcher.screen import breaker_text, duration, state_text
+
+    age = process.beat_age_seconds
+    return [
+        process.name,
+        state_text(process.state, process.for_seconds),
+        "-" if process.pid is None else str(process.pid),
+        process.host or "-",
+        "-" if age is None else f"{duration(age)} ago",
+        breaker_text(process.breaker),
+        (process.reason or "") + (f" until {process.held_until}" if process.held_until else ""),
+    ]
