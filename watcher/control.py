@@ -29,7 +29,7 @@ from watcher.spool.incarnation import Incarnation
 from watcher.spool.inhand import Busy
 
 #: Files of this folder that are no commands.
-_STATES = frozenset({PAUSED, "breakers.json"})
+_STATES = re.compile(re.escape(PAUSED) + r"|breakers\.json|budget-.*\.json")
 _REFUSED = ".refused"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,200}\.json")
 _MAX_BYTES = 2 << 20
@@ -334,4 +334,4 @@ class ControlDesk:
 
 
 def _is_command_name(name: str) -> bool:
-    return name not in _STATES and (_NAME.fullmatch(name) is not None or name in PLAIN_WORDS)
+    return _STATES.fullmatch(name) is None and (_NAME.fullmatch(name) is not None or name in PLAIN_WORDS)

@@ -12,12 +12,10 @@ import json
 import os
 import re
 import secrets
-import time
 from pathlib import Path
 from typing import Any
 
 from watcher.atomicfile import Folder, fsync_file, move_new, replace
-from watcher.clock import parse_rfc3339, rfc3339
 from watcher.errors import WatcherError
 from watcher.formats.command import PAUSED, command_of
 from watcher.formats.task import WORKER_PATTERN
@@ -67,34 +65,6 @@ def resume(control: Path, worker: str) -> bool:
         os.fsync(folder.fd)
     finally:
         folder.close()
-    # A worker sees at once what appears, and only at its next scan what disappears.
-    tell(control, worker, "beat")
-    return True
-
-
-def hold_provider(control: Path, provider: str, reason: str | None, until: str | None) -> Path:
-    """No worker of this root starts anything for this provider until `until` (RFC 3339) or until it is lifted."""
-    if until is not None:
-        try:
-            parse_rfc3339(until)
-        except ValueError as error:
-            raise BadName(f"until {until!r}: {error}; write it like 2026-11-21T23:33:00Z") from None
-    told = {"provider": provider, "reason": "operator", "detail": reason, "until": until, "since": rfc3339(time.time())}
-    folder = Folder(control / "holds")
-    try:
-        name = f"{checked(provider)}.json"
-        replace(folder, name, json.dumps(told | {"by": _who()}).encode() + b"\n", secrets.token_hex(8), durable=True)
-    finally:
-        folder.close()
-    return control / "holds" / name
-
-
-def lift_provider(control: Path, provider: str) -> bool:
-    """End the hold of a provider; returns whether there was one. Workers notice at their next heartbeat."""
-    try:
-        (control / "holds" / f"{checked(provider)}.json").unlink()
-    except FileNotFoundError:
-        return False
     return True
 
 

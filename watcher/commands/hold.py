@@ -7,8 +7,11 @@ A held task lies in tasks/NAME/.held/, survives restarts, is counted among the w
 from __future__ import annotations
 
 import argparse
+import time
 
+from watcher.clock import parse_rfc3339
 from watcher.commands import shared
+from watcher.errors import SettingError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,12 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--until", metavar="TIME", type=shared.utf8, help="with --provider: RFC 3339, like 2026-11-21T23:33:00Z"
     )
+    parser.add_argument("--account", metavar="A", type=shared.utf8, default="", help="one account (PROVIDER_ACCOUNT)")
     shared.add_json(parser, "one JSON object for each")
 
 
 def run(options: argparse.Namespace) -> int:
+    from watcher.holdfiles import hold_provider
     from watcher.intervene import hold
-    from watcher.tell import hold_provider
 
     shared.only_one([options.tasks, options.provider], "give tasks, or --provider NAME")
     places = shared.places()
@@ -31,9 +35,19 @@ def run(options: argparse.Namespace) -> int:
         from watcher.commands.each import each_task
 
         return each_task(options, "is held", lambda worker, task_id: hold(places, worker, task_id))
-    path = hold_provider(places.control, options.provider, options.reason, options.until)
+    until = None if options.until is None else _moment(options.until)
+    path = hold_provider(
+        places.control, options.provider, account=options.account, detail=options.reason, until=until, now=time.time()
+    )
     if options.json:
         shared.say_json({"provider": options.provider, "path": str(path)})
     else:
         print(f"{options.provider} is held; go on with: watcher resume --provider {options.provider}")
     return 0
+
+
+def _moment(text: str) -> float:
+    try:
+        return parse_rfc3339(text)
+    except ValueError as error:
+        raise SettingError(f"--until {text!r}: {error}; write it like 2026-11-21T23:33:00Z") from None

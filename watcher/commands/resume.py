@@ -13,16 +13,18 @@ from watcher.commands import shared
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("workers", metavar="NAME", nargs="*", type=shared.utf8, help="the worker, like marie")
     parser.add_argument("--provider", metavar="NAME", type=shared.utf8, help="end the hold of this provider instead")
+    parser.add_argument("--account", metavar="A", type=shared.utf8, default="", help="one account (PROVIDER_ACCOUNT)")
     shared.add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    from watcher.tell import checked, lift_provider, resume
+    from watcher.holdfiles import lift_hold
+    from watcher.tell import checked, resume
 
     shared.only_one([options.workers, options.provider], "give a worker, or --provider NAME")
     places = shared.places()
     if options.provider is not None:
-        done = lift_provider(places.control, options.provider)
+        done = lift_hold(places.control, options.provider, options.account)
         _say(options, "provider", options.provider, done, "is held no more", "was not held")
         return 0 if done else 1
     for worker in options.workers:
