@@ -30,8 +30,9 @@ from watcher.formats.task import WORKER_PATTERN
 from watcher.gates import Gates
 from watcher.holdfiles import FOLDER as HOLDS
 from watcher.policy.retry import RetryDelays
+from watcher.runner.interface import Runner
 from watcher.runner.oneshot import OneShotRunner, OneShotSettings
-from watcher.runner.providers import built_in
+from watcher.runner.providers import Provider, built_in, environment_for, handler_provider
 from watcher.spending import Spending
 from watcher.spool.directory import DirectorySpool
 from watcher.spool.incarnation import Incarnation
@@ -173,16 +174,19 @@ class Service:
         self, places: Places, incarnation: Incarnation, gates: Gates, beats: Beats, spending: Spending
     ) -> tuple[Worker, ControlDesk]:
         config = self.config
-        runner = OneShotRunner(
-            built_in(
-                {
-                    "claude": config.claude_command,
-                    "gemini": config.gemini_command,
-                    "cursor-agent": config.cursor_command,
-                    "command": config.agent_command,
-                },
-                config.agent_prompt,
-            ),
+        providers = built_in(
+            {
+                "claude": config.claude_command,
+                "gemini": config.gemini_command,
+                "cursor-agent": config.cursor_command,
+                "command": config.agent_command,
+            },
+            config.agent_prompt,
+        )
+        if config.handler_command:
+            providers["handler"] = handler_provider(config.handler_command)
+        runner: Runner = OneShotRunner(
+            providers,
             OneShotSettings(
                 folder=places.mine.path,
                 busy_fd=incarnation.busy_fd,
@@ -195,6 +199,8 @@ class Service:
             ),
             self.clock,
         )
+        if config.handler_command:
+            runner = self._with_pool(runner, providers["handler"], places, incarnation)
         delays = RetryDelays(
             config.initial_retry_delay, config.retry_backoff, config.max_retry_delay, config.retry_jitter
         )
@@ -270,6 +276,42 @@ class Service:
                 daily_budget_usd=spending.budget_today,
             )
         return worker, control
+
+    def _with_pool(self, once: Runner, provider: Provider, places: Places, incarnation: Incarnation) -> Runner:
+        """Keep HANDLER_COMMAND running for the tasks of the provider handler; everything else stays as it was."""
+        from watcher.policy.poolsize import PoolLimits
+        from watcher.runner.pool import HandlerPool, PoolSettings
+        from watcher.runner.poolrunner import HANDLER, PoolRunner, PoolRunnerSettings, Router
+        from watcher.runner.warm import start_of
+
+        config = self.config
+        settings = PoolSettings(
+            start=start_of(
+                provider,
+                environment_for(provider, process_environment(), config.agent_env) | {"WATCHER_WORKER": self.name},
+                (incarnation.busy_fd,),
+                config.max_output_bytes,
+            ),
+            mark_prefix=f"{incarnation.id}.h",
+            limits=PoolLimits(config.handler_pool_min, config.handler_pool_size, config.handler_pool_max),
+            busy_lock=str(incarnation.busy_path),
+            request_seconds=config.handler_request_timeout,
+            start_seconds=config.handler_start_timeout,
+            grace_seconds=config.kill_grace,
+            max_requests=config.handler_max_requests,
+            max_age_seconds=config.handler_max_age,
+            max_memory_bytes=config.handler_max_memory,
+            max_waiting=config.max_concurrent_tasks,
+        )
+        warm = PoolRunner(
+            lambda tell: HandlerPool(config.handler_pool_size, settings, self.clock, tell),
+            once,
+            PoolRunnerSettings(places.mine.path, config.max_output_bytes, config.allowed_cwd),
+            self.clock,
+            self.bus.emit,
+        )
+        warm.start()
+        return Router(once, {HANDLER: warm})
 
     def _about(self) -> str:
         config = self.config

@@ -320,6 +320,45 @@ class CommandDone(Event):
     name: ClassVar[str] = "command.done"
     command: str
     task_id: str
+class HandlerStarted(Event):
+    """A warm handler has answered its first ping."""
+
+    name: ClassVar[str] = "handler.started"
+    level: ClassVar[str] = "debug"
+    handler_pid: int
+
+
+@dataclass(slots=True)
+class HandlerEnded(Event):
+    """A warm handler was ended in good order: it was worn out, or not needed any more."""
+
+    name: ClassVar[str] = "handler.ended"
+    level: ClassVar[str] = "debug"
+    handler_pid: int
+    reason: str
+    requests: int
+    leftovers: int
+
+
+@dataclass(slots=True)
+class HandlerFailed(Event):
+    """A warm handler crashed, was late or broke the protocol, and is gone. Its task's failure is told by itself."""
+
+    name: ClassVar[str] = "handler.failed"
+    level: ClassVar[str] = "warning"
+    handler_pid: int
+    reason: str
+    detail: str
+    requests: int
+    leftovers: int
+
+
+@dataclass(slots=True)
+class HandlersCold(Event):
+    """The command cannot be kept warm: until it can, each task gets a process of its own."""
+
+    name: ClassVar[str] = "handler.fell_back"
+    level: ClassVar[str] = "warning"
     detail: str
 
 
@@ -331,6 +370,13 @@ class CommandRefused(Event):
     level: ClassVar[str] = "error"
     file: str
     detail: str
+class PoolResized(Event):
+    """The monitor wants another number of warm handlers."""
+
+    name: ClassVar[str] = "pool.resized"
+    size: int
+    was: int
+    waiting: int
 
 
 # --- the listener's

@@ -316,6 +316,8 @@ class Executor:
             timeout_seconds=task.timeout or self._options.task_timeout_seconds,
             model=task.model or (self._options.model if task.provider is None else None),
             cwd=task.cwd,
+            agent_id=task.agent_id,
+            metadata=task.metadata,
         )
         allowance = self._budgets.allowance(task.task_id)
         attempt.max_cost_usd = None if allowance is None else allowance.usd

@@ -321,6 +321,28 @@ class WatcherConfig(_LayeredConfig):
         (), description=f"folders that a task's cwd must lie in, {os.pathsep!r} between; empty allows all"
     )
 
+    handler_command: _MaybeCommand = Field(
+        (), description="command of the provider handler: a program that is kept running and answers many tasks"
+    )
+    handler_pool_size: int = Field(3, ge=1, le=1000, description="handlers kept running")
+    handler_pool_min: int = Field(1, ge=1, le=1000, description="handlers kept running when there is nothing to do")
+    handler_pool_max: int = Field(10, ge=1, le=1000, description="handlers, at most, when many tasks wait for one")
+    handler_request_timeout: float = Field(
+        300.0, ge=0.1, le=task.MAX_TIMEOUT_SECONDS, description="seconds a handler may take for one task"
+    )
+    handler_start_timeout: float = Field(
+        30.0, ge=0.1, le=3600, description="seconds a handler may take to start and answer its first ping"
+    )
+    handler_max_requests: int = Field(
+        10_000, ge=0, le=1 << 40, description="tasks after which a handler is replaced; 0: never"
+    )
+    handler_max_age: float = Field(
+        3600.0, ge=0, le=31 * _DAY, description="seconds after which a handler is replaced; 0: never"
+    )
+    handler_max_memory: int = Field(
+        1 << 30, ge=0, le=1 << 50, description="resident bytes above which a handler is replaced; 0: never"
+    )
+
     fifo_mode: Annotated[_FifoMode, _fold(get_args(_FifoMode))] = Field(
         "per_agent", description="order of tasks: relaxed, per_agent (in order within an agent_id) or strict"
     )
@@ -369,6 +391,17 @@ class WatcherConfig(_LayeredConfig):
     def _has_the_command_it_names(self) -> WatcherConfig:
         if self.provider == "command" and not self.agent_command:
             raise ValueError("AGENT_COMMAND is not set: PROVIDER=command needs the command to run")
+        if self.provider == "handler" and not self.handler_command:
+            raise ValueError("HANDLER_COMMAND is not set: PROVIDER=handler needs the command to keep running")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_pool_within_its_limits(self) -> WatcherConfig:
+        if not self.handler_pool_min <= self.handler_pool_size <= self.handler_pool_max:
+            raise ValueError(
+                "HANDLER_POOL_SIZE must lie between HANDLER_POOL_MIN and HANDLER_POOL_MAX, but is "
+                f"{self.handler_pool_size} with {self.handler_pool_min} and {self.handler_pool_max}"
+            )
         return self
 
 

@@ -403,7 +403,7 @@ class Worker:
             return "degraded", "the circuit breaker stopped starting tasks after failures in a row", None
         if self._waker is not None and self._waker.problem is not None:
             return "degraded", self._waker.problem, None
-        return "healthy", None, None
+        return "healthy", parts.runner.remark(), None
 
     def _active(self, running: Running) -> ActiveTask:
         output = self._parts.runner.live_output(running.attempt.mark)
@@ -458,11 +458,12 @@ class Worker:
         parts.executor.close()
         if self._waker is not None:
             self._waker.close()
+        killed = parts.runner.sweep()
+        parts.runner.close()
         # The last look is by the mark: it finds also what no sweep of children can see.
-        killed = parts.runner.sweep() + childproc.kill_marked(parts.incarnation.id)
+        killed += childproc.kill_marked(parts.incarnation.id)
         if killed:
             self._emit(LeftoversKilled("", killed))
-        parts.runner.close()
         self._emit(WorkerStopped(self._stop_reason or "error", self._released))
         self._stops = max(self._stops, 1)
         self._beat("stopped")

@@ -99,6 +99,9 @@ class StubRunner:
     def problem(self, provider: str) -> Ending | None:
         return None
 
+    def remark(self) -> str | None:
+        return None
+
     def live_output(self, mark: str) -> tuple[Path, float | None] | None:
         return None
 

@@ -120,7 +120,7 @@ def unnamed_file(raw: bytes, folder: Path) -> int:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         path.unlink()
     try:
-        _write_all(fd, raw)
+        write_all(fd, raw)
         os.lseek(fd, 0, os.SEEK_SET)
     except OSError:
         os.close(fd)
@@ -131,12 +131,12 @@ def unnamed_file(raw: bytes, folder: Path) -> int:
 def write_file(path: str, raw: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        _write_all(fd, raw)
+        write_all(fd, raw)
     finally:
         os.close(fd)
 
 
-def _write_all(fd: int, raw: bytes) -> None:
+def write_all(fd: int, raw: bytes) -> None:
     written = os.write(fd, raw)
     while written < len(raw):
         written += os.write(fd, raw[written:])

@@ -6,9 +6,10 @@ A runner takes one attempt and returns one outcome; it never raises for what a c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from watcher.formats.result import Usage
 from watcher.policy.disposition import Ending, Failure
@@ -32,6 +33,8 @@ class Attempt:
     model: str | None = None
     cwd: str | None = None
     max_cost_usd: float | None = None
+    agent_id: str | None = None
+    metadata: Mapping[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -94,8 +97,12 @@ class Runner(Protocol):
         """End what escaped from attempts that are over; returns how many processes that were."""
         ...
 
+    def remark(self) -> str | None:
+        """What people should know about how attempts are run now; it stands in the heartbeat of a healthy worker."""
+        ...
+
     def close(self) -> None:
-        """Remove what is kept between attempts; nothing runs any more."""
+        """End and remove what is kept between attempts; no attempt runs any more."""
         ...
 
 

@@ -30,6 +30,7 @@ from watcher import childproc
 from watcher.clock import Clock
 from watcher.errors import is_trouble
 from watcher.policy.disposition import Ending, Failure
+from watcher.runner.cwd import bad_cwd, checked_cwd
 from watcher.runner.files import Slot, remove, unnamed_file, write_file
 from watcher.runner.interface import Attempt, Outcome, Output
 from watcher.runner.live import Live, Look
@@ -191,6 +192,10 @@ class OneShotRunner:
             out.append(self._unwatched.popleft())
         return out
 
+    def remark(self) -> str | None:
+        """Nothing: one process for each attempt is what everybody expects."""
+        return None
+
     def close(self) -> None:
         """Remove the files of idle slots; call it when nothing runs any more."""
         while self._slots:
@@ -247,18 +252,7 @@ class OneShotRunner:
         settings = self._settings
         if wanted is None:
             return None if settings.default_cwd is None else str(settings.default_cwd)
-        if not os.path.isdir(wanted):
-            return _bad_cwd(wanted, "is no folder here; make it, or correct cwd in the task")
-        if not os.access(wanted, os.X_OK | os.R_OK):
-            return _bad_cwd(wanted, "may not be entered by the worker's user; change its mode")
-        if not settings.allowed_cwd:
-            return wanted
-        real = os.path.realpath(wanted)
-        for folder in settings.allowed_cwd:
-            allowed = os.path.realpath(folder)
-            if real == allowed or real.startswith(allowed.rstrip("/") + "/"):
-                return real
-        return _bad_cwd(wanted, f"is {real}, which ALLOWED_CWD does not allow; add its folder there")
+        return checked_cwd(wanted, settings.allowed_cwd)
 
     def _place_prompt(self, provider: Provider, attempt: Attempt, plan: _Plan) -> Ending | None:
         """Into the plan: on stdin, as the last argument, or in a file that is named in the command."""
@@ -370,7 +364,7 @@ class OneShotRunner:
         now = self._clock.wall()
         prepared.looked_at = float("-inf")
         if plan.cwd is not None and error.filename == plan.cwd:
-            return _bad_cwd(plan.cwd, f"cannot be entered: {error.strerror}")
+            return bad_cwd(plan.cwd, f"cannot be entered: {error.strerror}")
         # ETXTBSY: the program is being written just now, by an update or a copy; soon it is whole.
         is_passing = is_trouble(error) or error.errno == errno.ETXTBSY
         if is_passing or error.filename == plan.prompt_file is not None:
@@ -490,10 +484,6 @@ def _printed(slot: Slot, reading: Reading | None) -> str:
 
 def _not_started(ending: Ending) -> Outcome:
     return Outcome(ending, None, Output(), Output(), 0.0, 0.0)
-
-
-def _bad_cwd(cwd: str, why: str) -> Ending:
-    return Ending(Failure.PERMANENT, "bad_cwd", f"cwd {cwd!r} {why}")
 
 
 def _trouble(attempt: Attempt, error: OSError) -> Ending:

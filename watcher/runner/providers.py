@@ -154,6 +154,13 @@ def built_in(commands: Mapping[str, Sequence[str]] | None = None, prompt: Prompt
     return out
 
 
+def handler_provider(command: Sequence[str]) -> Provider:
+    """The provider of warm handlers; run once, when it cannot be kept warm, it is any program."""
+    return Provider(
+        "handler", tuple(command), environment=("PYTHONPATH", "VIRTUAL_ENV", "NODE_PATH"), setting="HANDLER_COMMAND"
+    )
+
+
 def environment_for(provider: Provider, environ: Mapping[str, str], more: Iterable[str] = ()) -> dict[str, str]:
     """What a command of this provider may see of `environ`: the common names, the provider's, and `more` (globs).
 
