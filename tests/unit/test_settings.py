@@ -229,6 +229,11 @@ RANGES = {
     "CIRCUIT_BREAKER_THRESHOLD": ("1", "10000", "0", "10001"),
     "CIRCUIT_BREAKER_TIMEOUT": ("0.1", "86400", "0", "86401"),
     "METRICS_PORT": ("0", "65535", "-1", "65536"),
+    "HANDLER_REQUEST_TIMEOUT": ("0.1", "2678400", "0", "2678401"),
+    "HANDLER_START_TIMEOUT": ("0.1", "3600", "0", "3601"),
+    "HANDLER_MAX_REQUESTS": ("0", "1099511627776", "-1", "1.5"),
+    "HANDLER_MAX_AGE": ("0", "2678400", "-1", "2678401"),
+    "HANDLER_MAX_MEMORY": ("0", "1125899906842624", "-1", "1.5"),
     "QUEUE_SIZE": ("0", "100000", "-1", "1.5"),
     "SCAN_INTERVAL": ("0.05", "3600", "0.04", "3601"),
     "POLL_INTERVAL": ("0.01", "60", "0", "61"),
@@ -254,7 +259,28 @@ def test_numbers_are_taken_up_to_their_bounds_and_no_further(name: str) -> None:
 
 def test_every_number_has_its_bounds_tested() -> None:
     numbers = {s.name for s in load().settings if s.allowed.startswith(("a number", "a whole number"))}
-    assert numbers == set(RANGES)
+    assert numbers == set(RANGES) | POOL_SIZES
+
+
+#: Each bounds the other two.
+POOL_SIZES = {"HANDLER_POOL_SIZE", "HANDLER_POOL_MIN", "HANDLER_POOL_MAX"}
+
+
+def test_a_pool_has_from_one_to_a_thousand_handlers_and_its_usual_size_lies_between_its_limits() -> None:
+    widest = {"HANDLER_POOL_MIN": "1", "HANDLER_POOL_SIZE": "1000", "HANDLER_POOL_MAX": "1000"}
+    assert load(env=widest).config.handler_pool_size == 1000
+    for name in POOL_SIZES:
+        for bad in ("0", "1001"):
+            assert f"{name}={bad} (environment): must be a whole number from 1 to 1000" in refusal(env={name: bad})
+    for size in ("1", "11"):
+        wrong = {"HANDLER_POOL_MIN": "2", "HANDLER_POOL_SIZE": size}
+        assert "HANDLER_POOL_SIZE must lie between HANDLER_POOL_MIN and HANDLER_POOL_MAX" in refusal(env=wrong)
+
+
+def test_the_provider_handler_needs_its_command() -> None:
+    assert "HANDLER_COMMAND is not set" in refusal(env={"PROVIDER": "handler"})
+    config = load(env={"PROVIDER": "handler", "HANDLER_COMMAND": "python 'my handler.py'"}).config
+    assert config.handler_command == ("python", "my handler.py")
 
 
 @pytest.mark.parametrize("word", ["true", "1", "YES", "on"])

@@ -32,6 +32,8 @@ from watcher.runner.wire import WireBroken
 POLITE_SECONDS = 2.0
 #: While handlers leave, the loop looks this often whether they are gone.
 _LEAVING_STEP_SECONDS = 0.05
+#: A process that ends may close its stderr before its stdout: look so often, 5 ms apart.
+_LAST_LOOKS = 10
 
 
 @dataclass(slots=True)
@@ -88,11 +90,13 @@ class Keeper:
 
     def nudge(self) -> None:
         """Any thread: something has changed, look at once."""
-        with contextlib.suppress(BlockingIOError):  # it is full of nudges
-            os.write(self._woken_by, b"x")
+        with self._shelf.changed, contextlib.suppress(BlockingIOError):  # it is full of nudges
+            if self._woken_by >= 0:
+                os.write(self._woken_by, b"x")
 
     def stop(self) -> None:
-        """Close the shelf, end every handler, then the guard and the thread. Blocks until all that is done."""
+        """Close the shelf, end every handler, then the guard and the thread. Blocks until all that is done; a second
+        call does nothing."""
         books = self._shelf.books
         with self._shelf.changed:
             books.is_open = False
@@ -105,8 +109,11 @@ class Keeper:
         if self._thread.is_alive():
             self._thread.join()
         self._guarding.dismiss()
-        for fd in (self._wake_fd, self._woken_by):
-            os.close(fd)
+        with self._shelf.changed:  # a late nudge must not reach somebody else's descriptor
+            for fd in (self._wake_fd, self._woken_by):
+                if fd >= 0:
+                    os.close(fd)
+            self._wake_fd = self._woken_by = -1
 
     # --- the thread
 
@@ -360,7 +367,13 @@ class Keeper:
         """It has closed its stderr, as by ending: look, when it is nobody's just now."""
         del self._tails[process.tail.fd]
         self._poller.unregister(process.tail.fd)
-        with self._shelf.changed:
-            if process.state == "idle" and not process.wire.is_quiet():
-                process.state = "failed"
-                self._shelf.remove(Removal(process, "handler_crashed", "it ended while it was idle", failed=True))
+        for _ in range(_LAST_LOOKS):
+            with self._shelf.changed:
+                if process.state != "idle":
+                    return
+                if not process.wire.is_quiet():
+                    process.state = "failed"
+                    detail = "it ended while it had nothing to do"
+                    self._shelf.remove(Removal(process, "handler_crashed", detail, failed=True))
+                    return
+            time.sleep(0.005)
