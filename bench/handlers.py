@@ -1,8 +1,8 @@
 """What warm handlers cost: the whole path from a visible task file to a durable, visible result.
 
 Latency is taken as in `bench.detection` (the handler answers with the moment at which it began). Throughput is that of
-a pre-filled inbox with 3 warm Python handlers, as a ratio to the raw loop without a process and without fsync, which does
-the same file protocol in one thread and nothing else, and to the same with group commit; rounds are interleaved.
+a pre-filled inbox with 3 warm Python handlers, as a ratio to the raw loop without a process and without fsync, which
+does the same file protocol in one thread and nothing else, and to the same with group commit; rounds are interleaved.
 Whether processes are started for tasks is read from the kernel: the pids below the worker, and the page faults of
 children that it has reaped. Memory is read while many requests go through a worker that replaces its handlers.
 

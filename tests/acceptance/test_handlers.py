@@ -71,6 +71,8 @@ def test_tasks_are_answered_by_processes_that_stay(site: Site) -> None:
         assert facts["stdin"] == ""
     assert len(pids) <= 3
     assert worker.stop() == 0
+    assert [line["reason"] for line in worker.lines("handler.ended")] == ["shutdown"] * 3
+    assert worker.lines("process.leftovers_killed") == []
     assert (site.command_pids(), site.leftovers()) == ([], [])
 
 
