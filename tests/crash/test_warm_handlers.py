@@ -32,16 +32,18 @@ def start(site: Site, command: list[str], size: int, **settings: object) -> Proc
     )  # fmt: skip
 
 
-def full_pool(site: Site, size: int) -> list[int]:
-    found = wait_for(f"{size} handlers", lambda: len(site.command_pids()) == size and site.command_pids(), PATIENCE)
-    assert isinstance(found, list)
+def full_pool(site: Site, worker: Process, size: int) -> list[int]:
+    """All of them, once each has answered its first ping."""
+    wait_for(f"{size} warm handlers", lambda: len(worker.lines("handler.started")) == size, PATIENCE)
+    found = site.command_pids()
+    assert len(found) == size
     return found
 
 
 @pytest.mark.parametrize("words", [[*RUDE, "deaf"], PYTHON_HANDLER], ids=["deaf to TERM and to the end", "python"])
 def test_no_handler_of_twenty_outlives_a_killed_worker(site: Site, words: list[str]) -> None:
     worker = start(site, words, 20)
-    handlers = full_pool(site, 20)
+    handlers = full_pool(site, worker, 20)
     worker.kill()
     wait_for("the end of all handlers", lambda: not any(is_alive(pid) for pid in handlers), PATIENCE)
     assert site.command_pids() == []
@@ -83,7 +85,7 @@ def test_handlers_at_work_and_what_they_started_die_with_the_worker_and_the_task
 
 def test_without_its_guard_the_next_process_of_the_worker_ends_them(site: Site) -> None:
     worker = start(site, [*RUDE, "deaf"], 2)
-    handlers = full_pool(site, 2)
+    handlers = full_pool(site, worker, 2)
     (guard,) = [pid for pid in children(worker.pid) if pid not in handlers]
     os.kill(guard, signal.SIGKILL)
     worker.kill()
