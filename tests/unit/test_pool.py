@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.doubles import HandClock, Memory
-from watcher import childproc, events, procfs
+from watcher import childproc, events, leftovers, procfs
 from watcher.clock import Clock, SystemClock
 from watcher.policy.poolsize import PoolLimits
 from watcher.runner.jsonrpc import Executed, RpcError
@@ -60,11 +60,11 @@ def marked(prefix: str) -> list[int]:
 @pytest.fixture(autouse=True)
 def subreaper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Orphans are adopted while a test runs and no longer; in the end nobody is missing and nobody left."""
-    family = childproc._Family()
-    monkeypatch.setattr(childproc, "_family", family)
+    family = leftovers._Family()
+    monkeypatch.setattr(leftovers, "_family", family)
     assert childproc.become_subreaper()
     yield
-    ctypes.CDLL(None).prctl(childproc._PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    ctypes.CDLL(None).prctl(leftovers._PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
     os.close(family._children_fd or -1)
     assert (family.started, family.running) == (set(), {})
 
@@ -344,7 +344,7 @@ def test_an_idle_handler_that_ends_is_replaced_before_anybody_asks_it(site: Site
 
 @pytest.mark.parametrize("is_adopting", [True, False])
 def test_what_a_crashed_handler_has_left_in_another_session_is_ended(site: Site, is_adopting: bool) -> None:
-    childproc._family.is_adopting = is_adopting
+    leftovers._family.is_adopting = is_adopting
     pool = site.ready(1)
     failed = fault(pool, site.event("leave and crash"))
     (left,) = site.noted()

@@ -13,7 +13,7 @@ import pytest
 from tests.doubles import HandClock, Memory
 from watcher import events
 from watcher.policy.disposition import Ending, Failure
-from watcher.runner.interface import Attempt, Outcome, Output
+from watcher.runner.interface import Attempt, Live, Outcome, Output
 from watcher.runner.jsonrpc import Executed, RpcError
 from watcher.runner.pool import HandlerFault, NotWarm, PoolClosed, PoolFull, Reply, Ticket
 from watcher.runner.poolrunner import PoolRunner, PoolRunnerSettings, Router
@@ -34,8 +34,14 @@ class Once:
         self.ran.append(attempt.task_id)
         return Outcome(Ending(None), 0, Output("once"), Output(), 0.0, 0.0)
 
-    def stop(self, mark: str, failure: Failure) -> None:
+    def stop(self, mark: str, failure: Failure, reason: str | None = None) -> None:
         self.stopped.append(mark)
+
+    def live(self, mark: str) -> Live | None:
+        return Live() if mark == "once" else None
+
+    def unwatched(self) -> list[tuple[str, str]]:
+        return [("command", "why")]
 
     def live_output(self, mark: str) -> tuple[Path, float | None] | None:
         return (Path("/x"), 1.0) if mark == "once" else None
@@ -188,9 +194,9 @@ def test_a_running_attempt_is_stopped_for_the_given_cause(shop: Shop, failure: F
     assert shop.pool.began.wait(60)
     shop.runner.stop("another", failure)
     assert not shop.pool.stopped.is_set()
-    shop.runner.stop("m1", failure)
+    shop.runner.stop("m1", failure, "a reason")
     thread.join(60)
-    assert (box[0].ending.failure, box[0].leftovers_killed) == (failure, 0)
+    assert (box[0].ending.failure, box[0].ending.reason, box[0].leftovers_killed) == (failure, "a reason", 0)
     shop.runner.stop("m1", failure)  # over: ignored
 
 
@@ -225,6 +231,8 @@ def test_the_router_sends_each_provider_to_its_runner(shop: Shop) -> None:
     router.stop("m9", Failure.STOPPED)
     assert shop.once.stopped == ["m9"]
     assert (router.live_output("once"), router.live_output("m1")) == ((Path("/x"), 1.0), None)
+    assert (router.live("once"), router.live("m1")) == (Live(), None)
+    assert router.unwatched() == [("command", "why")]
     assert router.sweep() == 3
     shop.pool.is_cold = "why"
     assert router.remark() == "handler: one process for each task: why"

@@ -26,7 +26,7 @@ from watcher.events import Emit, Event
 from watcher.policy.disposition import Ending, Failure
 from watcher.runner.cwd import checked_cwd
 from watcher.runner.files import Capture, write_all
-from watcher.runner.interface import Attempt, Outcome, Output, Runner
+from watcher.runner.interface import Attempt, Live, Outcome, Output, Runner
 from watcher.runner.jsonrpc import FOR_GOOD, Executed, RpcError
 from watcher.runner.pool import HandlerFault, HandlerPool, NotWarm, PoolClosed, PoolFull, Reply, Ticket
 from watcher.runner.reading import harmless, shortened
@@ -88,18 +88,26 @@ class PoolRunner:
         outcome.duration_seconds = max(0.0, self._clock.monotonic() - began)
         return outcome
 
-    def stop(self, mark: str, failure: Failure) -> None:
+    def stop(self, mark: str, failure: Failure, reason: str | None = None) -> None:
         """End the attempt early: its handler is killed. One that has answered by then keeps its outcome."""
         with self._lock:
             ticket = self._running.get(mark)
-            if ticket is not None:
-                ticket.failure = ticket.failure or failure
+            if ticket is not None and ticket.failure is None:
+                ticket.failure, ticket.why = failure, reason
         if ticket is not None:
             self._pool.stop(ticket)
 
     def live_output(self, mark: str) -> tuple[Path, float | None] | None:
         """A handler answers as a whole: there is nothing to follow."""
         return None
+
+    def live(self, mark: str) -> Live | None:
+        """Nor is there anything to see of what it does."""
+        return None
+
+    def unwatched(self) -> list[tuple[str, str]]:
+        """Handlers are not watched for silence: they have a timeout."""
+        return []
 
     def sweep(self) -> int:
         """Tell what has happened in the pool; what handlers leave behind is ended by the pool itself."""
@@ -137,7 +145,7 @@ class PoolRunner:
         except NotWarm as cold:
             return self._cold(attempt, ticket, cold)
         except PoolClosed as closed:
-            return _ended(Ending(ticket.failure or Failure.STOPPED, detail=str(closed)))
+            return _ended(Ending(ticket.failure or Failure.STOPPED, ticket.why, str(closed)))
         except PoolFull as full:
             return _ended(Ending(Failure.TRANSIENT, "handler_queue_full", str(full)))
         except OSError as error:
@@ -151,7 +159,7 @@ class PoolRunner:
 
     def _cold(self, attempt: Attempt, ticket: Ticket, cold: NotWarm) -> Outcome | None:
         if ticket.failure is not None:
-            return _ended(Ending(ticket.failure, detail=f"{HANDLER}: ended on request"))
+            return _ended(_on_request(ticket))
         name = _name(attempt)
         if name == DEFAULT_NAME:
             return None
@@ -174,7 +182,7 @@ class PoolRunner:
 
     def _faulty(self, fault: HandlerFault, ticket: Ticket) -> Outcome:
         if fault.reason == "stopped":
-            ending = Ending(ticket.failure or Failure.STOPPED, detail=f"{HANDLER}: ended on request")
+            ending = _on_request(ticket)
         else:
             timed_out = fault.reason == "timeout"
             ending = Ending(Failure.TRANSIENT, fault.reason, harmless(fault.detail), timed_out=timed_out)
@@ -214,10 +222,10 @@ class Router:
         """Run it to its end. Blocks."""
         return self._of(attempt.provider).run(attempt)
 
-    def stop(self, mark: str, failure: Failure) -> None:
+    def stop(self, mark: str, failure: Failure, reason: str | None = None) -> None:
         """End the attempt early, wherever it runs."""
         for runner in self._all:
-            runner.stop(mark, failure)
+            runner.stop(mark, failure, reason)
 
     def live_output(self, mark: str) -> tuple[Path, float | None] | None:
         """Where a running attempt's output grows, if anybody knows."""
@@ -226,6 +234,14 @@ class Router:
     def sweep(self) -> int:
         """End what escaped; returns how many processes that were."""
         return sum(runner.sweep() for runner in self._all)
+
+    def live(self, mark: str) -> Live | None:
+        """What a running attempt does just now, if anybody knows."""
+        return next((live for runner in self._all if (live := runner.live(mark)) is not None), None)
+
+    def unwatched(self) -> list[tuple[str, str]]:
+        """Providers that the stall rule does not fit, of all runners."""
+        return [one for runner in self._all for one in runner.unwatched()]
 
     def remark(self) -> str | None:
         """What people should know of any of them."""
@@ -263,6 +279,10 @@ def _judge(answer: Executed, said: str) -> Ending:
     last = harmless(said.rstrip().rpartition("\n")[2].strip())[:_MESSAGE_CHARACTERS]
     failure = Failure.PERMANENT if answer.permanent else Failure.TRANSIENT
     return Ending(failure, "handler_failed", f"{HANDLER}: {last or 'it answered success: false and said no more'}")
+
+
+def _on_request(ticket: Ticket) -> Ending:
+    return Ending(ticket.failure or Failure.STOPPED, ticket.why, f"{HANDLER}: ended on request")
 
 
 def _ended(ending: Ending) -> Outcome:

@@ -66,11 +66,12 @@ class PoolSettings:
 
 @dataclass(slots=True)
 class Ticket:
-    """One request, so that it can be stopped from another thread; `failure` is the stopper's own note."""
+    """One request, so that it can be stopped from another thread; `failure` and `why` are the stopper's notes."""
 
     process: WarmProcess | None = None
     is_stopped: bool = False
     failure: Failure | None = None
+    why: str | None = None
 
 
 @dataclass(slots=True)
