@@ -320,6 +320,8 @@ class CommandDone(Event):
     name: ClassVar[str] = "command.done"
     command: str
     task_id: str
+
+
 class HandlerStarted(Event):
     """A warm handler has answered its first ping."""
 
@@ -370,6 +372,8 @@ class CommandRefused(Event):
     level: ClassVar[str] = "error"
     file: str
     detail: str
+
+
 class PoolResized(Event):
     """The monitor wants another number of warm handlers."""
 
