@@ -320,8 +320,20 @@ class CommandDone(Event):
     name: ClassVar[str] = "command.done"
     command: str
     task_id: str
+    detail: str
 
 
+@dataclass(slots=True)
+class CommandRefused(Event):
+    """A file of the control folder could not be obeyed; it lies in `.refused` there."""
+
+    name: ClassVar[str] = "command.refused"
+    level: ClassVar[str] = "error"
+    file: str
+    detail: str
+
+
+@dataclass(slots=True)
 class HandlerStarted(Event):
     """A warm handler has answered its first ping."""
 
@@ -365,15 +377,6 @@ class HandlersCold(Event):
 
 
 @dataclass(slots=True)
-class CommandRefused(Event):
-    """A file of the control folder could not be obeyed; it lies in `.refused` there."""
-
-    name: ClassVar[str] = "command.refused"
-    level: ClassVar[str] = "error"
-    file: str
-    detail: str
-
-
 class PoolResized(Event):
     """The monitor wants another number of warm handlers."""
 
