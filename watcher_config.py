@@ -92,6 +92,7 @@ SETTINGS = (
     "MAX_TASK_BYTES", "MAX_OUTPUT_BYTES", "DEPENDENCY_TIMEOUT", "MAX_WORKER_DEATHS",
     "SHUTDOWN_GRACE", "KILL_GRACE", "MIN_FREE_BYTES", "WATCHER_INSTANCE",
     "STATS_URL", "STATS_TOKEN",
+    "ZONES_FILE", "STATE_DIR",
 )  # fmt: skip
 
 #: Every setting of the listener; `OrchestratorConfig` has the same, in lower case.

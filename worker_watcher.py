@@ -17,6 +17,7 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from watcher import __version__, service
@@ -45,6 +46,7 @@ from watcher.worker import Parts, Worker, WorkerOptions
 from watcher_config import load_watcher_config, process_environment, render_config
 
 if TYPE_CHECKING:
+    from watcher.intake.hosting import ZonesThread
     from watcher.telemetry.endpoint import MetricsEndpoint
     from watcher.telemetry.metrics import WorkerMetrics
     from watcher.telemetry.push import StatisticsPush
@@ -64,6 +66,7 @@ _FLAGS = {
     "metrics_port": "METRICS_PORT",
     "instance": "WATCHER_INSTANCE",
     "fifo_mode": "FIFO_MODE",
+    "zones": "ZONES_FILE",
 }
 
 
@@ -82,11 +85,13 @@ class Service:
         self.endpoint: MetricsEndpoint | None = None
         self.push: StatisticsPush | None = None
         self.stopping = False
+        self.zones: ZonesThread | None = None
 
     def run(self) -> int:
         """Serve until told to stop; returns the exit code."""
         ignore_lease_breaks()
         become_subreaper()
+        self._make_zones()
         self._start_metrics()
         self._start_push()
         try:
@@ -94,6 +99,8 @@ class Service:
         finally:
             if self.push is not None:
                 self.push.close()
+            if self.zones is not None:
+                self.zones.close()
 
     def _serve_again_and_again(self) -> int:
         for _ in range(_MAX_INCARNATIONS):
@@ -106,6 +113,13 @@ class Service:
                 if self.stopping:
                     return 0
         return 4
+
+    def _make_zones(self) -> None:
+        """The drop zones of ZONES_FILE, checked; they start with the first incarnation."""
+        if self.config.zones_file:
+            from watcher.intake.hosting import ZonesThread, zone_options
+
+            self.zones = ZonesThread(Path(self.config.zones_file), zone_options(self.config), self.clock)
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
@@ -155,6 +169,9 @@ class Service:
                     lambda: self.endpoint.port if self.endpoint is not None else None,
                 )
                 self.worker, control = self._assemble(places, incarnation, gates, beats, spending)
+            if self.zones is not None:
+                self.zones.start()
+                loop.add_signal_handler(signal.SIGHUP, self.zones.reload)
             gc.collect()
             gc.freeze()
             await self.worker.run()
@@ -354,6 +371,8 @@ class Service:
 
     def _stop(self, reason: str) -> None:
         self.stopping = True
+        if self.zones is not None:
+            self.zones.drain()
         if self.worker is not None:
             self.worker.stop(reason)
 
@@ -407,6 +426,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--metrics-port", metavar="P", help="port of the metrics, 0 for a free one (METRICS_PORT)")
     parser.add_argument("--instance", metavar="I", help="one of several processes of this worker (WATCHER_INSTANCE)")
     parser.add_argument("--fifo-mode", metavar="M", help="relaxed, per_agent or strict (FIFO_MODE)")
+    parser.add_argument("--zones", metavar="FILE", help="serve the drop zones of drops.yaml, too (ZONES_FILE)")
     parser.add_argument("--print-config", action="store_true", help="show every setting and where it came from")
     parser.add_argument("--json", action="store_true", help="with --print-config: as JSON")
     parser.add_argument("--version", action="version", version=f"watcher {__version__}")

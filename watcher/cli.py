@@ -48,6 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("watcher.commands.validate", "check task files and say what is wrong with them"),
     "webhook": ("watcher.commands.webhook", "take tasks over HTTP, and say what became of them"),
     "completion": ("watcher.commands.completion", "print the completion for bash, zsh or fish"),
+    "zones": ("watcher.commands.zones", "make a task of each file that is dropped into a folder"),
 }
 
 

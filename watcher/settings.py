@@ -149,6 +149,10 @@ def _own_name(value: object) -> object:
         raise ValueError(str(error)) from None
 
 
+def _expand_user(value: str) -> str:
+    return os.path.expanduser(value)
+
+
 def _same(name: str) -> Any:
     """A setting that the listener shares with a worker."""
     return copy(WatcherConfig.model_fields[name])
@@ -383,6 +387,10 @@ class WatcherConfig(_LayeredConfig):
     stats_token: Annotated[str, _matches(_TOKEN, optional=True)] = Field(
         "", description="bearer token sent along, which is never shown"
     )
+    zones_file: Annotated[str, AfterValidator(_expand_user)] = Field(
+        "", description="file of drop zones that this worker's process serves; empty: none"
+    )
+    state_dir: Path = Field(description="folder of the listener's database and of what the drop zones remember")
 
     def __init__(self, layers: Layers | None = None, **values: object) -> None:
         super().__init__(layers, **values)
@@ -413,7 +421,7 @@ class OrchestratorConfig(_LayeredConfig):
     workers: Annotated[tuple[str, ...], BeforeValidator(_split_workers)] = Field(
         (), description="workers to listen to, commas between; empty: all, as they appear"
     )
-    state_dir: Path = Field(description="folder of the listener's database, which may be deleted")
+    state_dir: Path = _same("state_dir")
     watcher_root: Path = _same("watcher_root")
     task_dir: Path = _same("task_dir")
     trigger_dir: Path = _same("trigger_dir")

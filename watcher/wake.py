@@ -45,10 +45,11 @@ class Waker:
             return self._last_mode
         return "events" if self._inotify is not None and self.problem is None else "polling"
 
-    def watch(self, key: str, path: Path, *, removals: bool = False) -> bool:
+    def watch(self, key: str, path: Path, *, removals: bool = False, creations: bool = False) -> bool:
         """Watch the folder at `path` (links resolved) under `key`; an older watch of that key is dropped.
 
-        With `removals` also for names that go.
+        Names come when a writer closes or a rename brings them; with `removals` also when they go, with `creations`
+        also when they are made, which is the only event of a new folder.
 
         Returns whether events can be had; if not, `problem` says why.
         """
@@ -59,7 +60,7 @@ class Waker:
         try:
             wd = self._inotify.add_callback(
                 os.fsencode(real),
-                self._mask | self._removals if removals else self._mask,
+                self._mask | (self._removals if removals else 0) | (self._creations if creations else 0),
                 _Callback(self, key),
                 cast("CallbackId", key),
             )
@@ -115,6 +116,7 @@ class Waker:
 
             self._mask: Any = C.IN_CLOSE_WRITE | C.IN_MOVED_TO | C.IN_ONLYDIR
             self._removals: Any = C.IN_DELETE | C.IN_MOVED_FROM
+            self._creations: Any = C.IN_CREATE
             self._inotify = InotifyFD()
             self._inotify.daemon = True
             self._inotify.start()

@@ -120,20 +120,25 @@ def _not_openable(folder: Folder, name: str, error: OSError) -> Unreadable | Non
 
 
 def _has_writer(fd: int) -> bool:
+    """Whether a process is known to have this file open for writing; where nobody knows, the settle rule decides."""
+    return bool(has_writer(fd))
+
+
+def has_writer(fd: int) -> bool | None:
     """Whether a process has this file open for writing: the kernel refuses a read lease then (fcntl(2), F_SETLEASE).
 
-    Local file systems of Linux only, and only for the owner; elsewhere the answer is False and the settle rule decides.
+    Local file systems of Linux only, and only for the owner; elsewhere the answer is None: it cannot be told.
     """
     setlease = getattr(fcntl, "F_SETLEASE", None)
     if setlease is None:
-        return False
+        return None
     try:
         fcntl.fcntl(fd, setlease, fcntl.F_RDLCK)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK):
             return True
         if error.errno in _NO_LEASE_HERE:
-            return False
+            return None
         raise
     # Closing would do it too; giving it back at once keeps a writer that comes now from waiting for our read.
     with contextlib.suppress(OSError):
