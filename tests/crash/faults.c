@@ -11,7 +11,7 @@
      FAULTS_TIMES   so many such calls in a row fail (1)
      FAULTS_CLOCK   a file that holds a double: seconds that the wall clock is off, read at each look at the clock
 
-   What differs from run to run is replaced in the names: an incarnation by HEX, a long number by NUM. The kill stands
+   What differs from run to run is replaced in the names: an incarnation or another hash by HEX, a long number by NUM. The kill stands
    for one at any moment since the call before: between two calls nothing changes on disk. */
 
 #define _GNU_SOURCE
@@ -83,9 +83,9 @@ static void plain(char *out, size_t size, const char *in)
     char *end = out + size - 8;
     while (*in && out < end) {
         size_t hex = strspn(in, "0123456789abcdef"), number = strspn(in, "0123456789");
-        size_t taken = hex >= 32 ? 32 : number >= 5 ? number : 0;
+        size_t taken = hex >= 32 ? 32 : hex >= 12 && hex > number ? hex : number >= 5 ? number : 0;
         if (taken) {
-            out = stpcpy(out, hex >= 32 ? "HEX" : "NUM");
+            out = stpcpy(out, hex >= 32 || (hex >= 12 && hex > number) ? "HEX" : "NUM");
             in += taken;
         } else {
             size_t run = hex > 0 ? hex : 1;

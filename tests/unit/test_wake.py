@@ -342,3 +342,17 @@ def test_mode_after_closing_is_the_last_one(tmp_path: Path) -> None:
         assert waker.mode == "events"
 
     run(body)
+
+
+def test_folder_watched_for_changes_also_names_what_is_made_and_what_goes(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "old").write_text("x")
+
+    async def body(waker: Waker) -> None:
+        assert waker.watch("place", place, creations=True, removals=True)
+        (place / "folder").mkdir()
+        (place / "old").unlink()
+        await named(waker, ("place", "folder"), ("place", "old"))
+
+    run(body)
