@@ -11,8 +11,9 @@
      FAULTS_TIMES   so many such calls in a row fail (1)
      FAULTS_CLOCK   a file that holds a double: seconds that the wall clock is off, read at each look at the clock
 
-   What differs from run to run is replaced in the names: an incarnation or another hash by HEX, a long number by NUM. The kill stands
-   for one at any moment since the call before: between two calls nothing changes on disk. */
+   What differs from run to run is replaced in the names: an incarnation, or another hash of twelve digits or more, by
+   HEX, a long number by NUM. The kill stands for one at any moment since the call before: between two calls nothing
+   changes on disk. */
 
 #define _GNU_SOURCE
 #include <dirent.h>
