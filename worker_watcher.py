@@ -33,7 +33,8 @@ from watcher.holdfiles import FOLDER as HOLDS
 from watcher.policy.retry import RetryDelays
 from watcher.runner.interface import Runner
 from watcher.runner.oneshot import OneShotRunner, OneShotSettings
-from watcher.runner.providers import Provider, built_in, environment_for, handler_provider
+from watcher.runner.providerfile import all_providers
+from watcher.runner.providers import Provider, environment_for
 from watcher.spending import Spending
 from watcher.spool.directory import DirectorySpool
 from watcher.spool.incarnation import Incarnation
@@ -76,6 +77,8 @@ class Service:
     def __init__(self, name: str, loaded: Loaded) -> None:
         self.name = name
         self.config: WatcherConfig = loaded.config
+        config = self.config
+        self.providers = all_providers(config.commands, config.agent_prompt, config.providers_file, config.provider)
         self.clock = SystemClock()
         self.bus = Bus()
         self.log = configure_logging(self.config.log_level, self.config.log_format, name)
@@ -191,19 +194,8 @@ class Service:
         self, places: Places, incarnation: Incarnation, gates: Gates, beats: Beats, spending: Spending
     ) -> tuple[Worker, ControlDesk]:
         config = self.config
-        providers = built_in(
-            {
-                "claude": config.claude_command,
-                "gemini": config.gemini_command,
-                "cursor-agent": config.cursor_command,
-                "command": config.agent_command,
-            },
-            config.agent_prompt,
-        )
-        if config.handler_command:
-            providers["handler"] = handler_provider(config.handler_command)
         runner: Runner = OneShotRunner(
-            providers,
+            self.providers,
             OneShotSettings(
                 folder=places.mine.path,
                 busy_fd=incarnation.busy_fd,
@@ -217,7 +209,7 @@ class Service:
             self.clock,
         )
         if config.handler_command:
-            runner = self._with_pool(runner, providers["handler"], places, incarnation)
+            runner = self._with_pool(runner, self.providers["handler"], places, incarnation)
         delays = RetryDelays(
             config.initial_retry_delay, config.retry_backoff, config.max_retry_delay, config.retry_jitter
         )

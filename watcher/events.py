@@ -96,6 +96,7 @@ class TaskSettled(Event):
     cost_usd: float | None = None
     exit_code: int | None = None
     agent_id: str | None = None
+    model: str | None = None
 
 
 @dataclass(slots=True)

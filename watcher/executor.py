@@ -485,6 +485,7 @@ class Executor:
             usage.cost_usd if usage else None,
             outcome.exit_code,
             task.agent_id,
+            usage.model if usage else None,
         )
         return Settlement(task.task_id, claim.handle, claim.lane, result.dump(), letter, event, kept)
 

@@ -103,6 +103,15 @@ def _split_folders(value: object) -> object:
     return tuple(Path(os.path.abspath(path)) for path in paths)
 
 
+def _some_file(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    path = os.path.abspath(os.path.expanduser(value))
+    if "\0" in path or not os.path.isfile(path):
+        raise ValueError("must be a file that is there")
+    return Path(path)
+
+
 def _split_workers(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -314,6 +323,12 @@ class WatcherConfig(_LayeredConfig):
     claude_command: _Command = Field(("claude",), description="command of the provider claude")
     gemini_command: _Command = Field(("gemini",), description="command of the provider gemini")
     cursor_command: _Command = Field(("cursor-agent",), description="command of the provider cursor-agent")
+    codex_command: _Command = Field(("codex",), description="command of the provider codex")
+    opencode_command: _Command = Field(("opencode",), description="command of the provider opencode")
+    qwen_command: _Command = Field(("qwen",), description="command of the provider qwen")
+    providers_file: Annotated[Path | None, BeforeValidator(_some_file)] = Field(
+        None, description="TOML file that describes more providers, or changes these (docs/providers.md)"
+    )
     agent_command: _MaybeCommand = Field((), description="command of the provider command: any program")
     agent_prompt: Annotated[_Prompt, _fold(get_args(_Prompt))] = Field(
         "stdin", description="how the provider command gets its prompt: stdin, argument or file"
@@ -394,6 +409,20 @@ class WatcherConfig(_LayeredConfig):
 
     def __init__(self, layers: Layers | None = None, **values: object) -> None:
         super().__init__(layers, **values)
+
+    @property
+    def commands(self) -> dict[str, tuple[str, ...]]:
+        """The command of each provider that has a setting for it; an empty one is not set."""
+        return {
+            "claude": self.claude_command,
+            "gemini": self.gemini_command,
+            "cursor-agent": self.cursor_command,
+            "codex": self.codex_command,
+            "opencode": self.opencode_command,
+            "qwen": self.qwen_command,
+            "command": self.agent_command,
+            "handler": self.handler_command,
+        }
 
     @model_validator(mode="after")
     def _has_the_command_it_names(self) -> WatcherConfig:
@@ -656,6 +685,8 @@ _BETWEEN = {"agent_env": ",", "workers": ",", "reassign": ",", "webhook_workers"
 
 def _as_text(field_name: str, value: object) -> str:
     """A value as the environment would have it."""
+    if value is None:
+        return ""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):

@@ -155,6 +155,22 @@ def test_fields_of_the_wrong_kind_count_as_not_there(site: Site) -> None:
     assert (found.duration_us, found.cost_nano, found.input_tokens, found.batch_id) == (None, 0, 0, None)
 
 
+def test_one_bad_number_of_the_usage_costs_no_other(site: Site) -> None:
+    usage = {
+        "input_tokens": 12,
+        "cached_input_tokens": -1,
+        "output_tokens": 3,
+        "model": 7,
+        "session_id": "s",
+        "turns": 2,
+    }
+    site.result("a", usage=usage)
+    assert site.collect() == ["task_done a"]
+    found = site.ledger.find("marie", "results", "a.json")
+    assert found is not None
+    assert (found.input_tokens, found.output_tokens, found.cost_nano) == (12, 3, 0)
+
+
 def test_folder_that_goes_is_said_once_and_nothing_is_told_again_when_it_is_back(site: Site) -> None:
     site.result("a")
     site.collect()

@@ -19,6 +19,8 @@ from watcher.policy.disposition import (
 def test_success_settles_the_task_without_a_dead_letter() -> None:
     for attempt in (1, 9):
         assert decide(Ending(None), attempt, 3, 1.0) == Settle("completed", None, None, dead_letter=False)
+        remark = Settle("completed", None, "x was missing", dead_letter=False)
+        assert decide(Ending(None, detail="x was missing"), attempt, 3, 1.0) == remark
 
 
 @pytest.mark.parametrize("attempt", [1, 2, 3])

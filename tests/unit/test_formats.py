@@ -135,7 +135,8 @@ def written() -> dict[str, bytes]:
     ended = Result(
         task_id="a", worker="marie", status="failed", exit_code=1, stdout="out", stderr="err", duration_seconds=1.5,
         finished_at=1_800_000_000.5, started_at=1_799_999_999.0, retry_count=3, attempts=4, task_sha256=SHA,
-        reason="max_retries_exceeded", detail="why", provider="claude", usage=Usage(1, 2, 0.5), stdout_truncated=True,
+        reason="max_retries_exceeded", detail="why", provider="claude", usage=Usage(1, 2, 0.5, 1, 3, "m", "s"),
+        stdout_truncated=True,
         stderr_truncated=True, stdout_path="/o", stderr_path="/e", agent_id="g", batch_id="b", metadata={"k": 1},
         dependencies=("a", "anga/b"),
         incarnation="i", submitted={"description": "d"},

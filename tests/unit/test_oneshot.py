@@ -21,9 +21,10 @@ from watcher import childproc, leftovers
 from watcher.clock import SystemClock
 from watcher.policy.disposition import Failure
 from watcher.runner import files, oneshot
+from watcher.runner.builtin import built_in
 from watcher.runner.interface import Attempt, Outcome
 from watcher.runner.oneshot import MAX_ARGUMENT_BYTES, OneShotRunner, OneShotSettings
-from watcher.runner.providers import Provider, built_in
+from watcher.runner.providers import Provider
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memfds, sessions and /proc of Linux")
 
@@ -600,7 +601,13 @@ def test_claude_answers_with_its_final_event_and_its_transcript_is_kept(shop: Wo
     assert reason(outcome) == (None, None)
     assert outcome.stdout.text == "Hello 😀 \ufffd"
     assert outcome.usage is not None
-    assert outcome.usage.as_json() == {"input_tokens": 111, "output_tokens": 5, "cost_usd": 0.5}
+    assert outcome.usage.as_json() == {
+        "input_tokens": 111,
+        "cached_input_tokens": 100,
+        "output_tokens": 5,
+        "cost_usd": 0.5,
+        "model": "--print",
+    }
     assert outcome.stdout.kept is not None
     kept = (shop.folder / outcome.stdout.kept).read_text()
     assert kept.count("\n") == 2

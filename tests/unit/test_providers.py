@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,13 @@ import pytest
 
 from watcher.policy.disposition import Ending, Failure
 from watcher.runner import reading as module
-from watcher.runner.providers import (
-    Provider,
-    built_in,
-    environment_for,
-    find_program,
-    judge,
-)
-from watcher.runner.reading import Reading, bounded_text, events, harmless, read_claude, read_gemini, shortened
+from watcher.runner.builtin import built_in
+from watcher.runner.judging import judge
+from watcher.runner.providers import Provider, Rule, environment_for, find_program
+from watcher.runner.reading import bounded_text, events, harmless, shortened
+from watcher.runner.shapes import Reading, read_claude, read_codex, read_gemini, read_opencode, read_qwen
 
-NOW = 1_795_300_000.0
+NOW = 1_795_300_000.0  # 2026-11-21T22:26:40Z
 CLAUDE = ("--print", "--dangerously-skip-permissions", "--output-format", "stream-json", "--verbose")
 INIT = {"type": "system", "subtype": "init", "cwd": "/w", "session_id": "s", "apiKeySource": "none"}
 
@@ -141,6 +140,29 @@ def test_gemini_and_cursor_are_started_so_that_they_never_ask() -> None:
     )
 
 
+def test_codex_opencode_and_qwen_are_started_so_that_they_never_ask() -> None:
+    known = built_in()
+    codex = ("codex", "exec", "--json", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox")
+    assert known["codex"].argv() == ((*codex, "--ephemeral"), "stream-json")
+    assert known["opencode"].argv() == (("opencode", "run", "--auto", "--format", "json"), "stream-json")
+    assert known["qwen"].argv() == (("qwen", "--approval-mode", "yolo", "-o", "stream-json"), "stream-json")
+    assert all(known[name].prompt == "stdin" for name in known)
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "added", "output"),
+    [
+        ("codex", "codex exec -s read-only", ("--json", "--skip-git-repo-check", "--ephemeral"), "stream-json"),
+        ("opencode", "opencode run --format default", ("--auto",), "text"),
+        ("qwen", "qwen -o json -y", (), "json"),
+    ],
+)
+def test_what_a_command_says_itself_is_not_added_again(
+    name: str, command: str, added: tuple[str, ...], output: str
+) -> None:
+    assert built_in({name: command})[name].argv() == ((*command.split(), *added), output)
+
+
 def test_any_command_is_a_provider_with_text_output() -> None:
     known = built_in({"command": ("my-agent", "--x"), "mine": "tool 'two words'", "empty": ()}, prompt="file")
     assert known["command"].argv() == (("my-agent", "--x"), "text")
@@ -192,6 +214,9 @@ def test_each_provider_sees_its_own_keys_and_not_those_of_others() -> None:
         "ANTHROPIC_API_KEY": "a",
         "CLAUDE_CODE_MAX_RETRIES": "7",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "API_TIMEOUT_MS": "180000",
+        "MCP_TIMEOUT": "15000",
+        "MCP_TOOL_TIMEOUT": "300000",
     }
     assert environment_for(known["gemini"], environ) == common | {
         "GEMINI_API_KEY": "g",
@@ -238,9 +263,9 @@ def test_claude_that_finished_without_an_error_has_succeeded(printed: Any) -> No
         (
             claude_failure("invalid_request", "Prompt is too long · the request is ~250000", 400, "prompt_too_long"),
             Failure.PERMANENT,
-            "prompt_too_long",
+            "context_overflow",
         ),
-        (claude_failure("invalid_request", "Prompt is too long", 400), Failure.PERMANENT, "prompt_too_long"),
+        (claude_failure("invalid_request", "Prompt is too long", 400), Failure.PERMANENT, "context_overflow"),
         (claude_failure("unknown", "API Error: 400 x", 400), Failure.PERMANENT, "invalid_request"),
         (
             lines(INIT, {k: v for k, v in claude_result().items() if k != "result"} | {
@@ -319,13 +344,15 @@ def test_claude_that_could_not_begin_says_why_on_stderr(
         ("Failed to authenticate. API Error: 401 x", Failure.AUTH, "not_authenticated", None),
         ("Invalid API key · Fix external API key", Failure.AUTH, "not_authenticated", None),
         ("Credit balance is too low", Failure.AUTH, "billing", None),
-        ("You've hit your 5-hour limit · resets 1:03am (UTC)", Failure.LIMIT, "usage_limit", None),
+        ("You've hit your 5-hour limit · resets 11:26pm (UTC)", Failure.LIMIT, "usage_limit", NOW + 3560),
+        ("You've hit your weekly limit · resets Nov 25, 9:00am (UTC)", Failure.LIMIT, "usage_limit", 1_795_597_200.0),
+        ("You've reached your limit", Failure.LIMIT, "usage_limit", None),
         (f"Claude AI usage limit reached|{int(NOW) + 60}", Failure.LIMIT, "usage_limit", NOW + 60),
         (f"Claude AI usage limit reached|{int(NOW) + 60}000", Failure.LIMIT, "usage_limit", NOW + 60),
         ("API Error: 529 Overloaded.", Failure.TRANSIENT, "overloaded", None),
         ("API Error: Request rejected (429) · x", Failure.TRANSIENT, "rate_limited", None),
         ("API Error: 400 x", Failure.PERMANENT, "invalid_request", None),
-        ("Prompt is too long", Failure.PERMANENT, "prompt_too_long", None),
+        ("Prompt is too long", Failure.PERMANENT, "context_overflow", None),
         ("I read that the credit balance is low: Credit balance is too low", Failure.TRANSIENT, "exit_code", None),
         ("Rate limit reached", Failure.TRANSIENT, "exit_code", None),
     ],
@@ -353,7 +380,8 @@ def gemini_end(status: str, message: str = "") -> bytes:
     end: dict[str, Any] = {"type": "result", "status": status, "stats": {"input_tokens": 0, "output_tokens": 0}}
     if message:
         end["error"] = {"type": "unknown", "message": message}
-    return lines({"type": "init", "model": "m"}, {"type": "message", "role": "user", "content": "x"}, end)
+    said = {"type": "message", "role": "assistant", "content": "x"}
+    return lines({"type": "init", "model": "m"}, {"type": "message", "role": "user", "content": "x"}, said, end)
 
 
 @pytest.mark.parametrize(
@@ -441,6 +469,75 @@ def test_signal_wins_over_all_words(printed: Any) -> None:
     assert "SIGKILL" in (ending.detail or "")
 
 
+def test_events_decide_before_exit_codes_and_exit_codes_before_words(printed: Any) -> None:
+    known = Provider(
+        "x",
+        ("x",),
+        output="stream-json",
+        reader=read_claude,
+        rules=(
+            Rule(Failure.PERMANENT, "by_words", pattern=re.compile("boom")),
+            Rule(Failure.AUTH, "by_exit_code", exit_codes=frozenset({3})),
+            Rule(Failure.LIMIT, "by_event", signs=frozenset({"status:429"})),
+        ),
+    )
+    for event, code, reason in (
+        ({"api_error_status": 429}, 3, "by_event"),
+        ({}, 3, "by_exit_code"),
+        ({}, 1, "by_words"),
+    ):
+        fd, size = printed(lines(claude_result(is_error=True, **event)))
+        found = read_claude(events(fd, size, "stream-json"))
+        assert judge(known, code, found, lambda: "boom", NOW).reason == reason
+
+
+def test_refused_tool_fails_the_task_unless_the_provider_allows_it(printed: Any) -> None:
+    fd, size = printed(lines(INIT, claude_result(permission_denials=[{"tool_name": "Bash"}, {"tool_name": "Bash"}, 7])))
+    known = built_in()["claude"]
+    found = read_claude(events(fd, size, "stream-json"))
+    ending = judge(known, 0, found, lambda: "", NOW)
+    assert (ending.failure, ending.reason) == (Failure.PERMANENT, "denied")
+    assert "not allowed to use Bash, so" in (ending.detail or "")
+    assert judge(replace(known, denials_are_fine=True), 0, found, lambda: "", NOW) == Ending(None)
+
+
+def test_success_without_an_answer_needs_a_tool_that_ran(printed: Any) -> None:
+    known = built_in()["claude"]
+    tool = {"type": "assistant", "message": {"content": [{"type": "tool_use", "name": "Bash"}]}}
+    for printed_lines, reason in (
+        (lines(INIT, claude_result(result=" ")), "no_output"),
+        (lines(tool, claude_result(result="")), None),
+    ):
+        fd, size = printed(printed_lines)
+        assert judge(known, 0, read_claude(events(fd, size, "stream-json")), lambda: "", NOW).reason == reason
+    assert judge(known, 0, None, lambda: "", NOW, stdout_bytes=0).reason == "no_output"
+    assert judge(Provider("x", ("x",)), 0, None, lambda: "", NOW, stdout_bytes=0) == Ending(None)
+
+
+def test_end_without_a_final_event_is_told_apart_from_silence(printed: Any) -> None:
+    known = built_in()["opencode"]
+    step = {"type": "step_finish", "part": {"reason": "tool-calls"}}
+    fd, size = printed(lines({"type": "step_start"}, {"type": "text", "part": {"text": "x"}}, step))
+    assert judge(known, 0, read_opencode(events(fd, size, "stream-json")), lambda: "", NOW, size).reason == "no_result"
+    assert judge(known, 0, Reading(), lambda: "", NOW, stdout_bytes=0).reason == "no_output"
+
+
+def test_codex_that_was_heard_after_all_has_succeeded(printed: Any) -> None:
+    said = {"type": "item.completed", "item": {"type": "agent_message", "text": "x"}}
+    error = {"type": "error", "message": "Reconnecting... 1/5 (unexpected status 500)"}
+    for end, expected in (({"type": "turn.completed"}, None), ({"type": "item.started"}, Failure.TRANSIENT)):
+        fd, size = printed(lines(error, said, end))
+        found = read_codex(events(fd, size, "stream-json"))
+        assert judge(built_in()["codex"], 0, found, lambda: "", NOW).failure is expected
+
+
+def test_success_without_its_mcp_servers_says_so(printed: Any) -> None:
+    servers = [{"name": "a", "status": "connected"}, {"name": "b", "status": "failed"}, {"name": 7}, None]
+    ending = judged("claude", 0, lines(INIT | {"mcp_servers": servers}, claude_result()), "", printed)
+    assert ending.failure is None
+    assert "MCP servers b (failed);" in (ending.detail or "")
+
+
 def test_detail_is_short_and_can_be_stored(printed: Any) -> None:
     ending = judged("claude", 1, b"", "x" * 100_000 + "\ud800\0", printed)
     assert len(ending.detail or "") < 2000
@@ -490,7 +587,7 @@ def test_usage_counts_the_cached_input_too(printed: Any) -> None:
 )
 def test_events_of_any_shape_are_read_without_harm(event: Any, printed: Any) -> None:
     fd, size = printed(lines(b"garbage\n", b"[" * 100_000 + b"\n", b"[7, null]\n", event))
-    for reader in (read_claude, read_gemini):
+    for reader in (read_claude, read_gemini, read_codex, read_opencode, read_qwen):
         found = reader(events(fd, size, "stream-json"))
         assert isinstance(found, Reading)
         assert found.usage is None or found.usage.input_tokens is None or found.usage.input_tokens >= 0
@@ -515,11 +612,12 @@ def test_gemini_answers_with_what_it_said_after_its_last_tool_call(printed: Any)
 def test_gemini_json_is_read(printed: Any) -> None:
     tokens = {"tokens": {"prompt": 11, "candidates": 5}}
     document = {"session_id": "s", "response": "Hello", "stats": {"models": {"a": tokens, "b": tokens}}}
+    name = {"model": "a", "session_id": "s"}
     fd, size = printed(json.dumps(document, indent=2).encode())
     found = read_gemini(events(fd, size, "json"))
     assert (found.answer, found.is_finished, found.is_error) == ("Hello", True, False)
     assert found.usage is not None
-    assert found.usage.as_json() == {"input_tokens": 22, "output_tokens": 10}
+    assert found.usage.as_json() == {"input_tokens": 22, "output_tokens": 10, "cached_input_tokens": 0, **name}
 
 
 def test_final_event_is_found_behind_more_output_than_is_read(printed: Any, monkeypatch: pytest.MonkeyPatch) -> None:

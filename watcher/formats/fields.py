@@ -152,6 +152,26 @@ class Object:
 
 
 @dataclass(frozen=True, slots=True)
+class Members:
+    """A JSON object with these members, each of which may be missing; others are kept."""
+
+    kinds: Mapping[str, Kind]
+
+    def check(self, value: object) -> dict[str, Any]:
+        found = Object().check(value)
+        for name, kind in self.kinds.items():
+            if name in found:
+                try:
+                    kind.check(found[name])
+                except FieldError as error:
+                    raise FieldError(f"member {name} {error}") from None
+        return found
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "object", "properties": {name: kind.schema() for name, kind in self.kinds.items()}}
+
+
+@dataclass(frozen=True, slots=True)
 class Moment:
     """A wall time: RFC 3339 text with a zone, or seconds since the epoch; it becomes the latter."""
 

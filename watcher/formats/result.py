@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 from watcher.clock import rfc3339
 from watcher.formats import strictjson
-from watcher.formats.fields import Choice, Flag, Kind, ListOf, Number, Object, Optional, Text, record_schema
+from watcher.formats.fields import Choice, Flag, Kind, ListOf, Members, Number, Object, Optional, Text, record_schema
 from watcher.formats.task import ID_PATTERN, WORKER_PATTERN
 
 Status = Literal["completed", "failed", "timeout", "cancelled"]
@@ -20,7 +20,17 @@ STATUSES: tuple[Status, ...] = ("completed", "failed", "timeout", "cancelled")
 
 _SECONDS = Number(0, 1e12)
 _COUNT = Number(0, 1e9, integer=True)
+_TOKENS = Number(0, 1e15, integer=True)
 
+USAGE_FIELDS: dict[str, Kind] = {
+    "input_tokens": _TOKENS,
+    "cached_input_tokens": _TOKENS,
+    "output_tokens": _TOKENS,
+    "cost_usd": Number(0, 1e12),
+    "turns": _COUNT,
+    "model": Text(200),
+    "session_id": Text(200),
+}
 FIELDS: dict[str, Kind] = {
     "task_id": Text(160, 1),
     "worker": Text(64, 1, WORKER_PATTERN),
@@ -36,7 +46,7 @@ FIELDS: dict[str, Kind] = {
     "reason": Optional(Text(64, 1)),
     "detail": Optional(Text(8192)),
     "provider": Optional(Text(64)),
-    "usage": Optional(Object()),
+    "usage": Optional(Members(USAGE_FIELDS)),
     "stdout_truncated": Flag(),
     "stderr_truncated": Flag(),
     "stdout_path": Optional(Text(4096)),
@@ -57,18 +67,22 @@ REQUIRED = (
 
 @dataclass(slots=True)
 class Usage:
-    """What an attempt used, where the provider tells; None where it does not."""
+    """What an attempt used, where the provider tells; None where it does not.
+
+    `input_tokens` is all that the model read, `cached_input_tokens` the part of it that came out of a cache. `turns`
+    counts the model's answers. With `session_id` the provider's own tools find the conversation again.
+    """
 
     input_tokens: int | None = None
     output_tokens: int | None = None
     cost_usd: float | None = None
+    cached_input_tokens: int | None = None
+    turns: int | None = None
+    model: str | None = None
+    session_id: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        pairs = (
-            ("input_tokens", self.input_tokens),
-            ("output_tokens", self.output_tokens),
-            ("cost_usd", self.cost_usd),
-        )
+        pairs = ((name, getattr(self, name)) for name in USAGE_FIELDS)
         return {name: value for name, value in pairs if value is not None}
 
 
@@ -186,6 +200,7 @@ __all__ = [
     "FIELDS",
     "HEAD_BYTES",
     "ID_PATTERN",
+    "USAGE_FIELDS",
     "Result",
     "Status",
     "Usage",

@@ -342,7 +342,8 @@ def _outcome(key: Key, inode: int, raw: bytes, fields: dict[str, Any]) -> Outcom
         )  # fmt: skip
     if fields["task_id"] != stem or fields["worker"] != worker:
         raise FieldError(f"it says that it is {fields['worker']}/{fields['task_id']}, which is not where it lies")
-    usage = _checked(fields, "usage") or {}
+    found = fields.get("usage")
+    usage = found if isinstance(found, dict) else {}  # each number of it is checked below
     duration = _checked(fields, "duration_seconds")
     return Outcome(
         worker, folder, name, inode, print_, stem,

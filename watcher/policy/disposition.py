@@ -32,7 +32,8 @@ class Failure(enum.Enum):
 
 @dataclass(slots=True)
 class Ending:
-    """The facts of an ended attempt that decide. `failure` is None for a success; `resets_at` is wall seconds."""
+    """The facts of an ended attempt that decide. `failure` is None for a success, whose `detail` is a remark for
+    people; `resets_at` is wall seconds."""
 
     failure: Failure | None
     reason: str | None = None
@@ -87,7 +88,7 @@ def decide(ending: Ending, attempt: int, max_retries: int, delay_seconds: float)
     """
     failure = ending.failure
     if failure is None:
-        return Settle("completed", None, None, dead_letter=False)
+        return Settle("completed", None, ending.detail, dead_letter=False)
     if failure is Failure.TROUBLE:
         return GiveBack(ending.reason or "trouble", trouble=True)
     if failure is Failure.STOPPED:

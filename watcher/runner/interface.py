@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from watcher.formats.result import Usage
 from watcher.policy.disposition import Ending, Failure
 from watcher.runner.live import Live
+from watcher.runner.shapes import Reading
 
 
 @dataclass(slots=True)
@@ -50,7 +51,8 @@ class Output:
 
 @dataclass(slots=True)
 class Outcome:
-    """What one attempt did. `ending` decides what follows; the rest is for the result."""
+    """What one attempt did. `ending` decides what follows; `reading` is all that its machine-readable output told, for
+    people who ask; the rest is for the result."""
 
     ending: Ending
     exit_code: int | None
@@ -60,6 +62,7 @@ class Outcome:
     duration_seconds: float
     usage: Usage | None = None
     leftovers_killed: int = 0
+    reading: Reading | None = None
 
 
 class Runner(Protocol):

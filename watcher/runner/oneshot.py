@@ -33,6 +33,7 @@ from watcher.policy.disposition import Ending, Failure
 from watcher.runner.cwd import bad_cwd, checked_cwd
 from watcher.runner.files import Slot, remove, unnamed_file, write_file
 from watcher.runner.interface import Attempt, Outcome, Output
+from watcher.runner.judging import judge
 from watcher.runner.live import Live, Look
 from watcher.runner.providers import (
     LOOK_AGAIN_SECONDS,
@@ -41,11 +42,11 @@ from watcher.runner.providers import (
     Provider,
     environment_for,
     find_program,
-    judge,
     missing_problem,
     root_problem,
 )
-from watcher.runner.reading import Reading, bounded_text, events, shortened
+from watcher.runner.reading import bounded_text, events, shortened
+from watcher.runner.shapes import Reading
 from watcher.runner.stall import StallWatch
 
 #: The longest single argument that Linux passes to a program: MAX_ARG_STRLEN without the NUL (execve(2)).
@@ -416,10 +417,11 @@ class OneShotRunner:
         elif code == childproc.EXIT_UNKNOWN:
             ending = Ending(Failure.TRANSIENT, "exit_unknown", f"{provider.name}: something else took its exit code")
         else:
-            ending = judge(provider, code, reading, lambda: _printed(run.slot, reading), self._clock.wall())
+            now = self._clock.wall()
+            ending = judge(provider, code, reading, lambda: _printed(run.slot, reading), now, stdout.size_bytes)
         usage = None if reading is None else reading.usage
         exit_code = None if code == childproc.EXIT_UNKNOWN else code
-        return Outcome(ending, exit_code, stdout, stderr, 0.0, 0.0, usage)
+        return Outcome(ending, exit_code, stdout, stderr, 0.0, 0.0, usage, reading=reading)
 
     def _collect(self, prepared: _Prepared, slot: Slot) -> tuple[Output, Output, Reading | None]:
         at_most = self._settings.max_output_bytes
@@ -473,9 +475,13 @@ def _environment(prepared: _Prepared, attempt: Attempt) -> dict[bytes, bytes]:
 
 
 def _printed(slot: Slot, reading: Reading | None) -> str:
-    """What the words of a failure are looked for in. Not in events: there an agent quotes whatever it has read."""
     stdout, _ = bounded_text(slot.stdout.fd, slot.stdout.size(), _PRINTED_BYTES)
     stderr, _ = bounded_text(slot.stderr.fd, slot.stderr.size(), _PRINTED_BYTES)
+    return printed_text(stdout, stderr, reading)
+
+
+def printed_text(stdout: str, stderr: str, reading: Reading | None) -> str:
+    """What the words of a failure are looked for in. Not in events: there an agent quotes whatever it has read."""
     if reading is None:
         return f"{stdout}\n{stderr}"
     lines = [line for line in stdout.split("\n") if not line.lstrip().startswith(("{", "[", '"', "}", "]"))]
