@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "qshape": ("watcher.commands.qshape", "how old what waits is, by worker and priority"),
     "report": ("watcher.commands.report", "what was done and what it cost"),
     "health": ("watcher.commands.health", "ask whether a worker is well, for container probes"),
+    "doctor": ("watcher.commands.doctor", "start each provider once and say whether it works, and the cure if not"),
     "validate": ("watcher.commands.validate", "check task files and say what is wrong with them"),
     "webhook": ("watcher.commands.webhook", "take tasks over HTTP, and say what became of them"),
     "completion": ("watcher.commands.completion", "print the completion for bash, zsh or fish"),
