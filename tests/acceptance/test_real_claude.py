@@ -6,9 +6,9 @@ the user out.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,23 +20,13 @@ from typing import Any
 import pytest
 
 from tests.acceptance.conftest import Site, wait_for
+from tests.acceptance.realcli import CASES, program_of, run_case
 from tests.stub_model import StubModel
 from watcher.clock import parse_rfc3339
 
 REPOSITORY = Path(__file__).parents[2]
 
-
-def claude_program() -> Path | None:
-    """The claude program inside the wheel, without importing the package."""
-    spec = importlib.util.find_spec("claude_agent_sdk")
-    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
-        program = Path(folder) / "_bundled" / "claude"
-        if program.exists():
-            return program
-    return None
-
-
-CLAUDE = claude_program()
+CLAUDE = program_of("claude")
 pytestmark = [
     pytest.mark.skipif(CLAUDE is None, reason="the claude program is not installed: pip install '.[claude]'"),
     pytest.mark.timeout(300),
@@ -156,3 +146,19 @@ def test_claude_keeps_to_the_money_of_a_task_and_its_beat_names_the_tool(site: S
     result = site.result("t", seconds=60)
     assert (result["status"], result["reason"], result["attempts"]) == ("failed", "budget_exceeded", 1)
     assert result["usage"]["cost_usd"] > 0.00001 and site.dead_letters() == ["t"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_way_to_end_has_its_class_and_leaves_nothing_running(case: str, site: Site, stub: StubModel) -> None:
+    print(f"claude {case}: {run_case(site, stub, 'claude', case)}")
+
+
+def test_result_says_that_an_mcp_server_was_not_there(site: Site, stub: StubModel) -> None:
+    servers = json.dumps({"mcpServers": {"tracker": {"command": "/no/such/server", "args": []}}})
+    command = f"{shlex.quote(str(CLAUDE))} --mcp-config {shlex.quote(servers)}"
+    settings = {"ANTHROPIC_BASE_URL": stub.url, "ANTHROPIC_API_KEY": "not-a-key", "IS_SANDBOX": "1"}
+    site.start("marie", PROVIDER="claude", CLAUDE_COMMAND=command, AGENT_COMMAND=None, **settings)
+    site.drop("it", description="[[say hi]]")
+    result = site.result("it", seconds=120)
+    assert (result["status"], result["stdout"]) == ("completed", "hi")
+    assert "without the tools of the MCP servers tracker (failed)" in result["detail"]
