@@ -18,18 +18,9 @@ from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from watcher.errors import SettingError
 
 # The mechanism of the other configs, so that a setting behaves the same wherever it is read.
-from watcher.settings import (
-    _DAY,
-    _HOST,
-    Setting,
-    _in_force,
-    _LayeredConfig,
-    _LogFormat,
-    _LogLevel,
-    _matches,
-    _same,
-    _split_workers,
-)
+from watcher.layered import LayeredConfig, Setting, in_force
+from watcher.settingkinds import DAY, HOST, LogFormat, LogLevel, matches, split_workers
+from watcher.settings import same
 from watcher_config import WEBHOOK_SETTINGS, Layers, read_layers
 
 #: A token shorter than this can be guessed.
@@ -44,17 +35,17 @@ def _home(value: object) -> object:
 _MaybeFile = Annotated[Path | None, BeforeValidator(_home)]
 
 
-class WebhookConfig(_LayeredConfig):
+class WebhookConfig(LayeredConfig):
     """Every setting of the HTTP endpoint, valid; what it shares with a worker has the same name, range and default."""
 
     names: ClassVar[tuple[str, ...]] = WEBHOOK_SETTINGS
 
-    webhook_host: Annotated[str, _matches(_HOST)] = Field("127.0.0.1", description="address that posts are taken on")
+    webhook_host: Annotated[str, matches(HOST)] = Field("127.0.0.1", description="address that posts are taken on")
     webhook_port: int = Field(8787, ge=0, le=65_535, description="TCP port of the endpoint; 0: a free one")
     webhook_token: SecretStr = Field(SecretStr(""), description="bearer token that callers must show")
     webhook_token_file: _MaybeFile = Field(None, description="file with such tokens, one a line")
     webhook_hooks_file: _MaybeFile = Field(None, description="TOML file that says how foreign payloads become tasks")
-    webhook_workers: Annotated[tuple[str, ...], BeforeValidator(_split_workers)] = Field(
+    webhook_workers: Annotated[tuple[str, ...], BeforeValidator(split_workers)] = Field(
         (), description="workers that may be given tasks, commas between; empty: those that have an inbox"
     )
     webhook_max_pending: int = Field(
@@ -64,25 +55,25 @@ class WebhookConfig(_LayeredConfig):
     webhook_max_connections: int = Field(512, ge=8, le=100_000, description="open connections; more get 503")
     webhook_read_timeout: float = Field(10.0, ge=0.1, le=600, description="seconds for a request's head, and its body")
     webhook_retention: float = Field(
-        30 * _DAY, ge=0, le=3650 * _DAY, description="seconds that deliveries are known again without their result"
+        30 * DAY, ge=0, le=3650 * DAY, description="seconds that deliveries are known again without their result"
     )
     state_dir: Path = Field(description="folder of the memory of deliveries")
-    watcher_root: Path = _same("watcher_root")
-    task_dir: Path = _same("task_dir")
-    trigger_dir: Path = _same("trigger_dir")
-    result_dir: Path = _same("result_dir")
-    heartbeat_dir: Path = _same("heartbeat_dir")
-    dlq_dir: Path = _same("dlq_dir")
-    control_dir: Path = _same("control_dir")
-    log_level: _LogLevel = _same("log_level")
-    log_format: _LogFormat = _same("log_format")
-    enable_metrics: bool = _same("enable_metrics")
-    metrics_port: int = _same("metrics_port")
-    metrics_host: str = _same("metrics_host")
-    max_task_bytes: int = _same("max_task_bytes")
-    scan_interval: float = _same("scan_interval")
-    poll_interval: float = _same("poll_interval")
-    shutdown_grace: float = _same("shutdown_grace")
+    watcher_root: Path = same("watcher_root")
+    task_dir: Path = same("task_dir")
+    trigger_dir: Path = same("trigger_dir")
+    result_dir: Path = same("result_dir")
+    heartbeat_dir: Path = same("heartbeat_dir")
+    dlq_dir: Path = same("dlq_dir")
+    control_dir: Path = same("control_dir")
+    log_level: LogLevel = same("log_level")
+    log_format: LogFormat = same("log_format")
+    enable_metrics: bool = same("enable_metrics")
+    metrics_port: int = same("metrics_port")
+    metrics_host: str = same("metrics_host")
+    max_task_bytes: int = same("max_task_bytes")
+    scan_interval: float = same("scan_interval")
+    poll_interval: float = same("poll_interval")
+    shutdown_grace: float = same("shutdown_grace")
 
     def __init__(self, layers: Layers | None = None, **values: object) -> None:
         super().__init__(layers, **values)
@@ -143,4 +134,4 @@ def load_webhook_config(flags: Mapping[str, str] | None = None) -> LoadedWebhook
     """Read the layers (`flags` as for `read_layers`) and check them all. Raises SettingError."""
     layers = read_layers(flags)
     config = WebhookConfig(layers)
-    return LoadedWebhook(config, _in_force(config, layers), layers.env_file)
+    return LoadedWebhook(config, in_force(config, layers), layers.env_file)
