@@ -133,7 +133,8 @@ def test_a_post_becomes_a_result_that_a_long_poll_gets(site: Site, endpoint: End
     endpoint.start()
     status, accepted = endpoint.post(description="Say hello", metadata={"n": 1}, priority="high")
     assert (status, accepted["status"], accepted["is_copy"]) == (202, "accepted", False)
-    status, result, _ = endpoint.call("GET", f"/results/{accepted['task_id']}?wait=60")
+    # It would look again at the end of its wait, but this caller has gone by then: the news must wake it.
+    status, result, _ = endpoint.call("GET", f"/results/{accepted['task_id']}?wait=60", seconds=45)
     assert (status, result["status"], result["stdout"], result["metadata"]) == (200, "completed", "Say hello", {"n": 1})
     status, state, _ = endpoint.call("GET", f"/tasks/{accepted['task_id']}?worker=marie")
     assert (status, state["state"], state["has_ended"]) == (200, "completed", True)

@@ -23,6 +23,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from watcher.errors import SettingError
 
 MAX_HEAD_BYTES = 16_384
+#: Also how long a connection is read on whose body was refused, so that its sender gets to see the answer.
 KEEP_ALIVE_SECONDS = 10
 #: For a client that does not read what it asked for.
 WRITE_SECONDS = 30.0
@@ -157,7 +158,7 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 backlog=_BACKLOG,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_keep_alive=max(1, round(min(KEEP_ALIVE_SECONDS, limits.head_seconds))),
                 timeout_graceful_shutdown=max(1, round(grace_seconds)),
                 h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             )
