@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -346,6 +348,30 @@ def test_task_that_somebody_took_away_frees_its_place_and_its_file_goes_aside(si
     drop(site.home / "in", "b.txt", "x")
     wait_for("the next task", lambda: names(site.inbox()), SECONDS)
     zones.block_that("the next one", processing=1, errors=1)
+
+
+def test_task_that_is_held_by_command_keeps_its_file_until_it_is_released(site: Site) -> None:
+    zones = start_zones(site, MOVE, SCAN_INTERVAL="0.1")
+    drop(site.home / "in", "a.txt", "x")
+    wait_for("the task", lambda: names(site.inbox()), SECONDS)
+    task = names(site.inbox())[0].removesuffix(".json")
+    command(site, "hold", f"marie/{task}")
+    wait_for("it to be held", lambda: names(site.inbox() / ".held"), SECONDS)
+    shown = len(zones.blocks())
+    wait_for("many looks", lambda: len(zones.blocks()) > shown + 30, SECONDS)
+    assert zones.last() == (0, 1, 1, 3, 0, 0)
+    site.start(AGENT_COMMAND=site.script(NOTING))
+    command(site, "release", f"marie/{task}")
+    zones.block_that("done", completed=1, errors=0)
+    assert names(site.home / "in" / ".done") == ["a.txt"]
+
+
+def command(site: Site, *words: str) -> None:
+    """Run `watcher` with these words; it must succeed."""
+    environment = site.environment({"PYTHONPATH": str(REPOSITORY)})
+    line = [sys.executable, "-m", "watcher", *words]
+    done = subprocess.run(line, cwd=site.home, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_file_whose_task_the_worker_refuses_goes_aside(site: Site) -> None:

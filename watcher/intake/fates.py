@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from watcher.atomicfile import Folder
 from watcher.formats import strictjson
 from watcher.formats.result import HEAD_BYTES, status_in_head
+from watcher.spool.places import CLAIMS, HELD, RETRY
 
 #: Full looks in a row without a trace until a task counts as taken away.
 LOOKS_WITHOUT_TRACE = 3
@@ -124,9 +125,10 @@ class Fates:
         inbox = self._places.tasks / worker
         found = {name[:-5] for name in _names(inbox) if name.endswith(".json")}
         # Claims, retries, claims again: a task that goes from one to the other meanwhile is met once at least.
-        for place in (".claims", ".retry", ".claims", ".reassign"):
+        for place in (CLAIMS, RETRY, HELD, CLAIMS, ".reassign"):
             folder = inbox / place
-            lists = [folder] if place == ".retry" else [folder / name for name in _names(folder) if "." not in name]
+            is_flat = place in (RETRY, HELD)
+            lists = [folder] if is_flat else [folder / name for name in _names(folder) if "." not in name]
             for one in lists:
                 found.update(_id_of(name) for name in _names(one))
         found.update(name[:-5] for name in _names(inbox) if name.endswith(".json"))
