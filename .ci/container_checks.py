@@ -131,6 +131,23 @@ def stop_loses_nothing(site: Site) -> None:
     expect(site.result("anga", "long")["stdout"].strip() == "ended later", "the long one is done afterwards")
 
 
+def hook_of_kubernetes_drains(site: Site) -> None:
+    """What the preStop hook of k8s/worker-deployment.yaml does, in the container of a worker that runs a task."""
+    container = site.container("fabien")
+    site.submit("fabien", {"drained": "[sleep 7] [print ended in its own time]"})
+    site.wait_until_running("fabien", "drained")
+    hook = ["python", "-I", "-m", "watcher", "drain", "fabien", "--here", "--wait", "620"]
+    # Its own container ends under it when the worker has ended: the exit code says nothing.
+    run(["docker", "exec", container, *hook], check=False)
+    result = site.result("fabien", "drained")
+    expect(
+        result["attempts"] == 1 and "own time" in result["stdout"], f"longer than SHUTDOWN_GRACE, and ended: {result}"
+    )
+    wait_for("the engine to start it again", lambda: site.inspect(container, ".RestartCount") >= 1)
+    site.submit("fabien", {"after": "hello"})
+    expect(site.result("fabien", "after")["status"] == "completed", "and the next process works")
+
+
 def new_container_takes_over_under_load(site: Site) -> None:
     before = site.container("fabien")
     stems = [f"u{number:02d}" for number in range(40)]
@@ -218,6 +235,7 @@ CHECKS: tuple[tuple[str, Callable[[Site], None]], ...] = (
     ("memory at rest, image sizes", figures),
     ("a killed worker comes back and finishes its task", killed_worker_comes_back),
     ("a stop while tasks run loses nothing", stop_loses_nothing),
+    ("the hook of Kubernetes lets tasks end", hook_of_kubernetes_drains),
     ("a new container takes over while tasks arrive", new_container_takes_over_under_load),
     ("two containers serve one worker", two_containers_serve_one_worker),
     ("nothing is left behind, and no shell is needed", nothing_is_left_and_no_shell_is_needed),

@@ -337,9 +337,22 @@ def _fits(pod: Doc, container: Doc, config: WatcherConfig | OrchestratorConfig) 
         if not any(place == path or place.startswith(path + "/") for path in paths):
             yield f"no volume is mounted at {place}"
     if isinstance(config, WatcherConfig):
-        grace, wanted = pod.get("terminationGracePeriodSeconds", 30), config.shutdown_grace + config.kill_grace
-        if grace <= wanted:
-            yield f"terminationGracePeriodSeconds {grace} must be more than SHUTDOWN_GRACE + KILL_GRACE, {wanted:g}"
+        yield from _drains(pod, container, config)
+
+
+def _drains(pod: Doc, container: Doc, config: WatcherConfig) -> Iterator[str]:
+    hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", [])
+    hook = [str(word) for word in hook]
+    worker = str(container["args"][-1])
+    if hook[:-1] != ["python", "-I", "-m", "watcher", "drain", worker, "--here", "--wait"]:
+        yield f"preStop must be python -I -m watcher drain {worker} --here --wait SECONDS, not {hook}"
+        return
+    wait = float(hook[-1])
+    if wait <= config.task_timeout + config.kill_grace:
+        yield f"preStop waits {wait:g} s; a task may take TASK_TIMEOUT + KILL_GRACE, {config.task_timeout:g} s and more"
+    grace, wanted = pod.get("terminationGracePeriodSeconds", 30), wait + config.shutdown_grace + config.kill_grace
+    if grace <= wanted:
+        yield f"terminationGracePeriodSeconds {grace} must be more than the hook's wait and both graces, {wanted:g}"
 
 
 def _quantities(value: Any, key: str = "") -> Iterator[str]:

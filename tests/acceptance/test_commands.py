@@ -144,6 +144,15 @@ def test_drain_of_one_instance_leaves_the_other(site: Site) -> None:
     assert second.popen.poll() is None
 
 
+def test_drain_here_means_the_instance_of_this_environment_alone(site: Site) -> None:
+    first, second = (site.start("marie", "--instance", number) for number in ("1", "2"))
+    done = site.run("drain", "marie", "--here", "--wait", "60", WATCHER_INSTANCE="1")
+    assert done.returncode == 0, done.stderr
+    assert first.ended() == 0
+    site.pass_beats(5, "marie@2")
+    assert second.popen.poll() is None
+
+
 def test_hold_and_resume_of_a_provider_stops_and_starts_its_tasks(site: Site) -> None:
     said(site, "hold", "--provider", "command", "--reason", "key is rotated", "--until", "2100-01-01T00:00:00Z")
     site.start(AGENT_COMMAND=site.script(NOTING))

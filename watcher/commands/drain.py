@@ -1,7 +1,8 @@
 """Let a worker finish what runs and then end: `watcher drain marie`, or `marie@2` for one of several processes.
 
 It takes nothing new and ends by itself with exit code 0, however long its tasks take; SIGTERM ends it sooner. Nothing
-that waits is lost: the next worker takes it. With --wait this command waits until no such process lives.
+that waits is lost: the next worker takes it. With --wait this command waits until no such process lives. With --here
+only the process is meant whose instance WATCHER_INSTANCE names: a container's hook means itself, not its replicas.
 
 Exit code 1: nobody serves that worker, or with --wait not ended in time.
 """
@@ -13,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from watcher.commands import shared
+from watcher_config import own_instance, read_layers
 
 if TYPE_CHECKING:
     from watcher_config import Folders
@@ -26,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wait", metavar="S", nargs="?", type=shared.seconds, const=float("inf"), help="wait until it has ended"
     )
+    parser.add_argument("--here", action="store_true", help="only the instance that WATCHER_INSTANCE names, if it does")
     shared.add_json(parser)
 
 
@@ -35,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
     places = shared.places()
     worker, _, instance = options.worker.partition("@")
     checked(worker)
+    instance = instance or (_own() if options.here else "")
     meant = _living(places, worker, instance)
     if not meant:
         shared.tell(f"nobody serves {options.worker}; there is nothing to drain")
@@ -46,6 +50,11 @@ def run(options: argparse.Namespace) -> int:
     else:
         print(f"{options.worker} {'has ended' if gone else 'takes nothing more and ends when what runs has ended'}")
     return 0 if gone or options.wait is None else 1
+
+
+def _own() -> str:
+    found = read_layers().given.get("WATCHER_INSTANCE")
+    return "" if found is None else own_instance(found.value)
 
 
 def _living(places: Folders, worker: str, instance: str) -> set[str]:
