@@ -27,6 +27,8 @@ from watcher.runner.providers import Provider, environment_for, find_program
 from watcher.runner.shapes import Reading
 
 CANARY = "Answer with the single word READY. Do not use any tool and do not explain."
+#: A warm handler is asked whether it lives: it takes no prompt (docs/handlers.md).
+_PING = '{"jsonrpc": "2.0", "id": 1, "method": "ping"}\n'
 #: A look (`--version`) that takes longer is given up.
 _LOOK_SECONDS = 30.0
 _ANSWER_CHARACTERS = 60
@@ -119,7 +121,8 @@ class Doctor:
                 found.login = f"{'known' if is_known else 'none known'} to {provider.name} {' '.join(words)}"
 
     def _call(self, provider: Provider, place: Path, found: Finding) -> None:
-        outcome = self._run(provider, CANARY, place, self._ward.timeout_seconds, self._ward.model)
+        prompt = _PING if provider.setting == "HANDLER_COMMAND" else CANARY
+        outcome = self._run(provider, prompt, place, self._ward.timeout_seconds, self._ward.model)
         ending = outcome.ending
         found.seconds = round(outcome.duration_seconds, 3) if found.program is not None else None
         found.reason, found.detail = ending.reason, ending.detail

@@ -84,6 +84,12 @@ def test_stand_in_is_well_and_needs_no_account(clinic: Clinic) -> None:
     assert "answered 'This is doctor, played by the stand-in agent." in " ".join(line.strip() for line in below)
 
 
+def test_warm_handler_is_pinged(clinic: Clinic) -> None:
+    code, found = clinic.found(PROVIDER="handler", HANDLER_COMMAND=f"{sys.executable} -m watcher.handler")
+    assert (code, list(found)) == (0, ["handler"])
+    assert '"result"' in found["handler"]["answer"]
+
+
 def test_provider_tells_version_login_permissions_model_and_mcp_servers(clinic: Clinic) -> None:
     init = INIT | {"apiKeySource": "ANTHROPIC_API_KEY", "permissionMode": "bypassPermissions"}
     servers = [{"name": "files", "status": "connected"}, {"name": "tracker", "status": "failed"}]
