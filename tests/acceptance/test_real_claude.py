@@ -138,14 +138,14 @@ def test_usage_limit_of_a_subscription_holds_all_workers_until_its_time(site: Si
 
 
 def test_claude_keeps_to_the_money_of_a_task_and_its_beat_names_the_tool(site: Site, stub: StubModel) -> None:
-    serve_claude(site, stub, "marie", ANTHROPIC_API_KEY="not-a-key", MAX_COST_PER_TASK="0.00001")
+    serve_claude(site, stub, "marie", ANTHROPIC_API_KEY="not-a-key", MAX_COST_PER_TASK="0.0002")
     command = {"command": "while [ ! -e go ]; do sleep 0.05; done", "description": "wait"}
     site.drop("t", description=f"[[tool Bash {json.dumps(command)}]]", cwd=str(site.home))
     site.beat_that(lambda b: b["active"] and b["active"][0]["last_event"] == "tool Bash", what="of the tool")
     (site.home / "go").touch()
     result = site.result("t", seconds=60)
     assert (result["status"], result["reason"], result["attempts"]) == ("failed", "budget_exceeded", 1)
-    assert result["usage"]["cost_usd"] > 0.00001 and site.dead_letters() == ["t"]
+    assert result["usage"]["cost_usd"] > 0.0002 and site.dead_letters() == ["t"]
 
 
 @pytest.mark.parametrize("case", CASES)
