@@ -81,9 +81,11 @@ def test_fifo_mode_says_what_may_run_at_the_same_time(
     if together is None:
         assert len(pairs) == 6, "all four at once"
         return
-    assert pairs == {frozenset(pair) for pair in together}
+    # x2 may also meet those that have not noticed yet that all are there; what counts is who must and who must not.
+    assert pairs >= {frozenset(pair) for pair in together} and frozenset(("x1", "x2")) not in pairs
     assert notes.index("end x1") < notes.index("start x2")
     if mode == "strict":
+        assert pairs == set()
         assert starts(site) == ["x1", "x2", "y1", "free"]
 
 
