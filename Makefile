@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Tests that run side by side: most of them wait for processes.
+JOBS ?= 3
 
 .PHONY: demo test check bench clean
 
@@ -9,7 +11,7 @@ demo: $(VENV)/.ready
 	$(BIN)/python demo_watcher.py --demo
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS)
 
 # Everything that CI checks besides the tests.
 check: $(VENV)/.ready-dev

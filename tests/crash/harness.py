@@ -345,7 +345,9 @@ class Site:
         out = []
         for inbox in (self.root / "tasks").glob("*"):
             out += [name for name in self._listed(inbox) | self._listed(inbox / ".retry") if name.endswith(".json")]
-            out += [path.name for path in inbox.glob(".claims/*/*[~!]*.json")]
+            for claims in self._listed(inbox / ".claims"):
+                held = self._listed(inbox / ".claims" / claims)
+                out += [name for name in held if name.endswith(".json") and ("~" in name or "!" in name)]
         for worker in {worker for worker, _ in self.submitted}:
             results = self._listed(self.root / "results" / worker)
             letters = self._listed(self.root / "dlq" / worker)
@@ -403,7 +405,7 @@ class Site:
     def _listed(folder: Path) -> set[str]:
         try:
             return set(os.listdir(folder))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # gone meanwhile, or a lock
             return set()
 
 
