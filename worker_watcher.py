@@ -33,6 +33,7 @@ from watcher.holdfiles import FOLDER as HOLDS
 from watcher.policy.retry import RetryDelays
 from watcher.runner.interface import Runner
 from watcher.runner.oneshot import OneShotRunner, OneShotSettings
+from watcher.runner.prespawn import PrespawnSettings, attending
 from watcher.runner.providerfile import all_providers
 from watcher.runner.providers import Provider, environment_for
 from watcher.spending import Spending
@@ -194,7 +195,7 @@ class Service:
         self, places: Places, incarnation: Incarnation, gates: Gates, beats: Beats, spending: Spending
     ) -> tuple[Worker, ControlDesk]:
         config = self.config
-        runner: Runner = OneShotRunner(
+        once = OneShotRunner(
             self.providers,
             OneShotSettings(
                 folder=places.mine.path,
@@ -205,11 +206,16 @@ class Service:
                 max_output_bytes=config.max_output_bytes,
                 allowed_cwd=config.allowed_cwd,
                 stall_timeout_seconds=config.stall_timeout,
+                prespawn=self._ahead(incarnation) if config.warm_agents else None,
             ),
             self.clock,
         )
+        if once.prespawn is not None:
+            self.bus.join(attending(once.prespawn))
+            once.expect(config.provider, config.model or None, self.name)
+        runner: Runner = once
         if config.handler_command:
-            runner = self._with_pool(runner, self.providers["handler"], places, incarnation)
+            runner = self._with_pool(once, self.providers["handler"], places, incarnation)
         delays = RetryDelays(
             config.initial_retry_delay, config.retry_backoff, config.max_retry_delay, config.retry_jitter
         )
@@ -285,6 +291,16 @@ class Service:
                 daily_budget_usd=spending.budget_today,
             )
         return worker, control
+
+    def _ahead(self, incarnation: Incarnation) -> PrespawnSettings:
+        """Agents that are started before their tasks."""
+        return PrespawnSettings(
+            count=self.config.warm_agents,
+            mark_prefix=f"{incarnation.id}.w",
+            busy_lock=str(incarnation.busy_path),
+            pass_fds=(incarnation.busy_fd,),
+            grace_seconds=self.config.kill_grace,
+        )
 
     def _with_pool(self, once: Runner, provider: Provider, places: Places, incarnation: Incarnation) -> Runner:
         """Keep HANDLER_COMMAND running for the tasks of the provider handler; everything else stays as it was."""

@@ -135,6 +135,9 @@ class WatcherConfig(LayeredConfig):
     allowed_cwd: Annotated[tuple[Path, ...], BeforeValidator(split_folders)] = Field(
         (), description=f"folders that a task's cwd must lie in, {os.pathsep!r} between; empty allows all"
     )
+    warm_agents: int = Field(
+        0, ge=0, le=100, description="processes of claude started ahead, each for one task; 0: each task starts its own"
+    )
 
     handler_command: MaybeCommand = Field(
         (), description="command of the provider handler: a program that is kept running and answers many tasks"

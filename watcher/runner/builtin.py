@@ -55,6 +55,12 @@ _CLAUDE = Provider(
     setting="CLAUDE_COMMAND",
     needs_answer=True,
     looks={"version": ("--version",), "login": ("auth", "status")},
+    protocol="claude",
+    waits_with=("--input-format", "stream-json"),
+    reads_at_start=(
+        "CLAUDE.md", "CLAUDE.local.md", ".claude/CLAUDE.md", ".claude/settings.json", ".claude/settings.local.json",
+        ".mcp.json", "~/.claude/CLAUDE.md", "~/.claude/settings.json", "~/.claude/.credentials.json",
+    ),
 )  # fmt: skip
 
 _GEMINI = Provider(

@@ -28,15 +28,14 @@ from pathlib import Path
 
 from watcher import childproc
 from watcher.clock import Clock
-from watcher.errors import is_trouble
 from watcher.policy.disposition import Ending, Failure
-from watcher.runner.cwd import bad_cwd, checked_cwd
+from watcher.runner.cwd import checked_cwd
 from watcher.runner.files import Slot, remove, unnamed_file, write_file
 from watcher.runner.interface import Attempt, Outcome, Output
 from watcher.runner.judging import judge
 from watcher.runner.live import Live, Look
+from watcher.runner.prespawn import Prespawn, PrespawnSettings
 from watcher.runner.providers import (
-    LOOK_AGAIN_SECONDS,
     PROMPT_FILE,
     OutputFormat,
     Provider,
@@ -48,6 +47,8 @@ from watcher.runner.providers import (
 from watcher.runner.reading import bounded_text, events, shortened
 from watcher.runner.shapes import Reading
 from watcher.runner.stall import StallWatch
+from watcher.runner.starting import Place, not_started, start_failure, trouble
+from watcher.runner.waiting import Key, files_read
 
 #: The longest single argument that Linux passes to a program: MAX_ARG_STRLEN without the NUL (execve(2)).
 MAX_ARGUMENT_BYTES = 131_071
@@ -64,6 +65,7 @@ class OneShotSettings:
     `folder` is this incarnation's claim folder; `busy_fd` the descriptor of its `.busy` lock, which every command
     inherits. Of `environ` (the worker's own) a command sees what its provider and `more_environment` (globs) allow.
     `stall_timeout_seconds`: a command that prints nothing for so long is ended; 0 lets it be.
+    `prespawn`: processes of providers that can are started before their tasks.
     """
 
     folder: Path
@@ -75,6 +77,7 @@ class OneShotSettings:
     allowed_cwd: tuple[Path, ...] = ()
     default_cwd: Path | None = None
     stall_timeout_seconds: float = 0.0
+    prespawn: PrespawnSettings | None = None
 
 
 @dataclass(slots=True)
@@ -100,6 +103,7 @@ class _Plan:
     cwd: str | None
     prompt: bytes | None = None
     prompt_file: str | None = None
+    key: Key | None = None
 
 
 @dataclass(slots=True)
@@ -107,9 +111,12 @@ class _Run:
     """An attempt that is under way; changed under the runner's lock."""
 
     slot: Slot
+    mark: str
     child: childproc.Child | None = None
+    is_waiting_one: bool = False
     stopped: Failure | None = None
     why: str | None = None
+    stopped_late: tuple[Failure, str | None] | None = None
     timed_out: bool = False
     stalled: bool = False
     look: Look | None = None
@@ -129,6 +136,8 @@ class OneShotRunner:
         self._slots: deque[Slot] = deque()
         self._numbers = itertools.count(1)
         self._unwatched: deque[tuple[str, str]] = deque()
+        wanted = settings.prespawn
+        self.prespawn = None if wanted is None else Prespawn(wanted, self._take_slot, self._give_back, clock)
 
     def problem(self, provider: str) -> Ending | None:
         """Why attempts of this provider cannot run at all now, or None. Cheap: it looks again every few seconds."""
@@ -145,12 +154,14 @@ class OneShotRunner:
         began = self._clock.monotonic()
         plan = self._plan(attempt)
         if isinstance(plan, Ending):
-            outcome = _not_started(plan)
+            outcome = not_started(plan)
         else:
             try:
                 outcome = self._run(attempt, plan)
             except OSError as error:
-                outcome = _not_started(_trouble(attempt, error))
+                outcome = not_started(trouble(attempt, error))
+        if self.prespawn is not None and outcome.ending.failure in (Failure.AUTH, Failure.LIMIT):
+            self.prespawn.distrust(attempt.provider)
         outcome.started_at = started_at
         outcome.duration_seconds = max(0.0, self._clock.monotonic() - began)
         return outcome
@@ -164,6 +175,8 @@ class OneShotRunner:
             if run.child is None or run.child.end(self._settings.kill_grace_seconds):
                 run.why = run.why if run.stopped else reason
                 run.stopped = run.stopped or failure
+            elif run.is_waiting_one:  # it has ended; if it did nothing, the attempt is not over
+                run.stopped_late = (failure, reason)
 
     def sweep(self) -> int:
         """End what escaped from attempts that are over; returns how many processes that were."""
@@ -194,13 +207,22 @@ class OneShotRunner:
         return out
 
     def remark(self) -> str | None:
-        """Nothing: one process for each attempt is what everybody expects."""
-        return None
+        """Why processes cannot be started before their tasks, if they shall be."""
+        return None if self.prespawn is None else self.prespawn.remark()
 
     def close(self) -> None:
-        """Remove the files of idle slots; call it when nothing runs any more."""
+        """End what waits for tasks and remove the files of idle slots; call it when nothing runs any more."""
+        if self.prespawn is not None:
+            self.prespawn.close()
         while self._slots:
             self._slots.pop().remove()
+
+    def expect(self, provider: str, model: str | None, worker: str) -> None:
+        """Have processes ready for tasks that say nothing but what to do. Does not wait."""
+        usual = Attempt("", worker, 1, "", "-", provider, 0.0, model)
+        plan = self._plan(usual)
+        if self.prespawn is not None and isinstance(plan, _Plan) and plan.key is not None:
+            self.prespawn.expect(plan.key)
 
     def _prepare(self, name: str) -> _Prepared | Ending:
         prepared = self._prepared.get(name)
@@ -247,7 +269,21 @@ class OneShotRunner:
             return cwd
         plan = _Plan(list(prepared.argv), _environment(prepared, attempt), cwd)
         problem = self._place_prompt(prepared.provider, attempt, plan)
+        plan.key = self._key(prepared, attempt, plan)
         return plan if problem is None else problem
+
+    def _key(self, prepared: _Prepared, attempt: Attempt, plan: _Plan) -> Key | None:
+        """What a process that was started before this task must have been started for; None: it needs its own."""
+        provider, environment = prepared.provider, plan.environment
+        if self.prespawn is None or prepared.program is None or not (plan.prompt or b"").strip():
+            return None
+        words = provider.words_to_wait(prepared.output)
+        if not words or plan.prompt_file is not None or attempt.max_cost_usd is not None:
+            return None
+        own = (b"WATCHER_TASK_ID", b"WATCHER_ATTEMPT", childproc.MARK.encode())
+        usual = tuple(sorted((name, value) for name, value in environment.items() if name not in own))
+        reads = files_read(provider.reads_at_start, plan.cwd, os.fsdecode(environment.get(b"HOME", b"")) or None)
+        return Key(provider.name, prepared.program, (*plan.argv, *words), usual, plan.cwd, reads)
 
     def _cwd(self, wanted: str | None) -> str | Ending | None:
         settings = self._settings
@@ -287,25 +323,62 @@ class OneShotRunner:
         return None
 
     def _run(self, attempt: Attempt, plan: _Plan) -> Outcome:
-        run = _Run(self._take_slot())
+        run = _Run(self._take_slot(), attempt.mark)
         with self._lock:
             self._running[attempt.mark] = run
         is_clean = True
         try:
             childproc.attempt_began(attempt.mark)
-            child = self._spawn(attempt, plan, run)
-            if isinstance(child, Ending):
-                childproc.attempt_over(None, attempt.mark)
-                return _not_started(child)
-            is_clean = False
-            outcome = self._finish(attempt, run, child)
-            is_clean = outcome.leftovers_killed == 0 and not child.was_told_to_end and childproc.nobody_escaped()
+            outcome = self._run_waiting(attempt, plan, run)
+            if outcome is None:
+                child = self._spawn(attempt, plan, run)
+                if isinstance(child, Ending):
+                    childproc.attempt_over(None, attempt.mark)
+                    return not_started(child)
+                is_clean = False
+                outcome = self._finish(attempt, run, child)
+            is_clean = self._is_clean(run, outcome)
             return outcome
         finally:
             with self._lock:
                 del self._running[attempt.mark]
             remove(plan.prompt_file)
             self._give_back(run.slot, is_clean)
+
+    @staticmethod
+    def _is_clean(run: _Run, outcome: Outcome) -> bool:
+        was_told = run.child is not None and run.child.was_told_to_end
+        return outcome.leftovers_killed == 0 and not was_told and childproc.nobody_escaped()
+
+    def _run_waiting(self, attempt: Attempt, plan: _Plan, run: _Run) -> Outcome | None:
+        """By a process that has waited for it; None when there is none, or it has done nothing: run it as usual."""
+        if self.prespawn is None or plan.key is None or plan.prompt is None or run.stopped is not None:
+            return None
+        one = self.prespawn.take(plan.key, plan.prompt)
+        if one is None:
+            return None
+        with self._lock:
+            unused, run.slot = run.slot, one.slot
+            run.mark, run.is_waiting_one = one.mark, True
+        self._give_back(unused, True)
+        self._begin(run, one.child, Look())
+        outcome = self._finish(attempt, run, one.child)
+        if not _did_nothing(run, outcome):
+            childproc.attempt_over(None, attempt.mark)
+            return outcome
+        self.prespawn.failed(plan.key, f"it did nothing with its task and ended (exit code {outcome.exit_code})")
+        with self._lock:
+            used, run.slot = run.slot, self._take_slot()
+            run.mark, run.is_waiting_one, run.child, run.look = attempt.mark, False, None, None
+            run.stopped, run.why = run.stopped_late or (None, None)
+        self._give_back(used, False)
+        return None
+
+    def _begin(self, run: _Run, child: childproc.Child, look: Look | None) -> None:
+        with self._lock:
+            run.child, run.look = child, look
+            if run.stopped is not None:
+                child.end(self._settings.kill_grace_seconds)
 
     def _spawn(self, attempt: Attempt, plan: _Plan, run: _Run) -> childproc.Child | Ending:
         prepared = self._prepared[attempt.provider]
@@ -314,17 +387,13 @@ class OneShotRunner:
             child = self._start(plan, run, program)
         except OSError as error:
             if error.errno != errno.ENOENT or not self._moved(prepared, program):
-                return self._spawn_failure(prepared, plan, attempt, error)
+                return self._start_failed(prepared, plan, attempt, error)
             try:
                 child = self._start(plan, run, prepared.program)
             except OSError as again:
-                return self._spawn_failure(prepared, plan, attempt, again)
+                return self._start_failed(prepared, plan, attempt, again)
         if isinstance(child, childproc.Child):
-            with self._lock:
-                run.child = child
-                run.look = Look() if prepared.output == "stream-json" else None
-                if run.stopped is not None:
-                    child.end(self._settings.kill_grace_seconds)
+            self._begin(run, child, Look() if prepared.output == "stream-json" else None)
         return child
 
     def _start(self, plan: _Plan, run: _Run, program: str | None) -> childproc.Child | Ending:
@@ -354,40 +423,15 @@ class OneShotRunner:
         try:
             code = self._wait(attempt, run, child)
         finally:
-            leftovers = childproc.attempt_over(child, attempt.mark)
+            leftovers = childproc.attempt_over(child, run.mark)
         outcome = self._outcome(self._prepared[attempt.provider], run, code, attempt.timeout_seconds)
         outcome.leftovers_killed = leftovers
         return outcome
 
-    def _spawn_failure(self, prepared: _Prepared, plan: _Plan, attempt: Attempt, error: OSError) -> Ending:
-        """What it means that a command could not be started at all."""
-        provider = prepared.provider
-        now = self._clock.wall()
+    def _start_failed(self, prepared: _Prepared, plan: _Plan, attempt: Attempt, error: OSError) -> Ending:
         prepared.looked_at = float("-inf")
-        if plan.cwd is not None and error.filename == plan.cwd:
-            return bad_cwd(plan.cwd, f"cannot be entered: {error.strerror}")
-        # ETXTBSY: the program is being written just now, by an update or a copy; soon it is whole.
-        is_passing = is_trouble(error) or error.errno == errno.ETXTBSY
-        if is_passing or error.filename == plan.prompt_file is not None:
-            return _trouble(attempt, error)
-        if error.errno == errno.E2BIG:
-            what = "the arguments and the environment are longer than the system allows"
-            return Ending(Failure.PERMANENT, "argument_too_long", f"{provider.name}: {what}; use AGENT_PROMPT=stdin")
-        name = errno.errorcode.get(error.errno or 0, str(error.errno))
-        if error.errno == errno.ENOENT:
-            if not os.path.exists(prepared.program or ""):
-                return missing_problem(provider, prepared.path, now)
-            why = "the interpreter that its first line names is missing; install it"
-        elif error.errno in (errno.EACCES, errno.ENOEXEC, errno.EPERM, errno.ENOTDIR, errno.ELOOP):
-            why = "it cannot be executed; give it the right mode, and a script a first line such as #!/bin/sh"
-        else:
-            return Ending(Failure.TRANSIENT, "not_started", f"{provider.name}: {prepared.program}: {name}")
-        return Ending(
-            Failure.AUTH,
-            "command_not_executable",
-            f"{provider.name}: {prepared.program}: {name}: {why}, it is tried again soon",
-            resets_at=now + LOOK_AGAIN_SECONDS,
-        )
+        place = Place(prepared.provider, prepared.program or "", prepared.path, plan.cwd, plan.prompt_file)
+        return start_failure(place, attempt, error, self._clock.wall())
 
     def _wait(self, attempt: Attempt, run: _Run, child: childproc.Child) -> int:
         stall = self._settings.stall_timeout_seconds
@@ -488,12 +532,7 @@ def printed_text(stdout: str, stderr: str, reading: Reading | None) -> str:
     return "\n".join((reading.message, *lines, stderr))
 
 
-def _not_started(ending: Ending) -> Outcome:
-    return Outcome(ending, None, Output(), Output(), 0.0, 0.0)
-
-
-def _trouble(attempt: Attempt, error: OSError) -> Ending:
-    name = errno.errorcode.get(error.errno or 0, str(error.errno))
-    where = "" if error.filename is None else f" ({error.filename!r})"
-    detail = f"run {attempt.provider} for {attempt.task_id}: {name}: {error.strerror or error}{where}"
-    return Ending(Failure.TROUBLE, "worker_trouble", detail)
+def _did_nothing(run: _Run, outcome: Outcome) -> bool:
+    """Whether a process ended by itself before the first event of a task, which comes before any call of a model."""
+    is_ended_by_us = run.stopped is not None or run.timed_out or run.stalled
+    return not is_ended_by_us and outcome.stdout.size_bytes == 0 and outcome.stderr.kept is None

@@ -75,8 +75,10 @@ class Provider:
     `budget_flag` comes before what an attempt may cost (USD). `silent` are the output formats in which it prints
     nothing until it ends, however much it does.
     `setting` is where people change the command; `family` is the built-in CLI that it is a variant of.
-    `protocol` names how a process of it is kept warm between tasks; empty: each task starts one. `looks` are words
-    that make the program tell its version or its login and end at once.
+    `protocol` names how a process of it is kept warm between tasks; empty: each task starts one. With
+    `claude` one waits for its only task when `waits_with` are added to its words; `reads_at_start` are files that it
+    reads before (in its folder and those above, or `~/`): when one has changed, it is not used. `looks` are words that
+    make the program tell its version or its login and end at once.
     """
 
     name: str
@@ -103,6 +105,8 @@ class Provider:
     needs_answer: bool = False
     denials_are_fine: bool = False
     protocol: str = ""
+    waits_with: tuple[str, ...] = ()
+    reads_at_start: tuple[str, ...] = ()
     looks: Mapping[Literal["version", "login"], tuple[str, ...]] = field(default_factory=dict)
 
     def argv(self) -> tuple[tuple[str, ...], OutputFormat]:
@@ -123,6 +127,13 @@ class Provider:
     def takes_budget(self) -> bool:
         """Whether it can be told what an attempt may cost, and its command does not say so itself."""
         return self.budget_flag is not None and not _has_flag(self._own_words(), self.budget_flag)
+
+    def words_to_wait(self, output: OutputFormat) -> tuple[str, ...]:
+        """What makes its command wait for one task on a stdin that is open; empty: it cannot be had to."""
+        is_able = self.protocol == "claude" and output == "stream-json" and self.prompt == "stdin"
+        if not is_able or not self.waits_with or _has_flag(self._own_words(), self.waits_with[0]):
+            return ()
+        return self.waits_with
 
     def _output_word(self, output: OutputFormat) -> str:
         return next((word for word, kind in self.output_words.items() if kind == output), output)
