@@ -4,8 +4,8 @@
 
 It notes its pid when it starts, `initialize` when it is asked for that, and each task. Without `--input-format` it
 reads its prompt to the end, as `claude --print` does, and answers `cold: PROMPT`. A prompt steers it: `sleep` never
-ends, `auth` fails for want of a login. WAY is what it does before its task: `die`, `late` (never answers), `complain` (on
-stderr), `refuse` (an error as the answer), or `deaf` (it ends when its task comes, without a word).
+ends, `auth` fails for want of a login. WAY is what it does before its task: `die`, `late` (never answers), `complain`
+(on stderr), `refuse` (an error as the answer), or `deaf` (it ends when its task comes, without a word).
 """
 
 from __future__ import annotations

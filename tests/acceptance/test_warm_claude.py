@@ -25,7 +25,7 @@ CLAUDE = program_of("claude")
 needs_claude = pytest.mark.skipif(CLAUDE is None, reason="the claude program is not installed: pip install '.[claude]'")
 pytestmark = pytest.mark.timeout(300)
 STANDIN = Path(__file__).parents[1] / "waiting_claude.py"
-PATIENCE = 120.0
+PATIENCE = 60.0
 #: What the two tasks of a test must not share.
 CANARY = "canary-5d1f0c"
 
@@ -51,7 +51,7 @@ def stub() -> Iterator[Listening]:
 
 def with_stand_in(site: Site, **settings: Any) -> Process:
     command = shlex.join([sys.executable, "-I", str(STANDIN), str(site.home / "notes")])
-    return start(site, CLAUDE_COMMAND=command, **settings)
+    return start(site, CLAUDE_COMMAND=command, IS_SANDBOX="1", **settings)
 
 
 def with_claude(site: Site, stub: StubModel, **settings: Any) -> Process:

@@ -215,6 +215,7 @@ def test_every_wrong_setting_is_listed_with_value_place_and_what_is_allowed(own_
 
 
 RANGES = {
+    "WARM_AGENTS": ("0", "100", "-1", "101"),
     "MAX_CONCURRENT_TASKS": ("1", "1000", "0", "1001"),
     "TASK_TIMEOUT": ("0.1", "2678400", "0.09", "2678401"),
     "HEARTBEAT_INTERVAL": ("0.1", "3600", "0", "3601"),
