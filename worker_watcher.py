@@ -214,8 +214,10 @@ class Service:
             self.bus.join(attending(once.prespawn))
             once.expect(config.provider, config.model or None, self.name)
         runner: Runner = once
+        if any(provider.protocol == "acp" for provider in self.providers.values()):
+            runner = self._with_acp(once, places, incarnation)
         if config.handler_command:
-            runner = self._with_pool(once, self.providers["handler"], places, incarnation)
+            runner = self._with_pool(runner, self.providers["handler"], places, incarnation)
         delays = RetryDelays(
             config.initial_retry_delay, config.retry_backoff, config.max_retry_delay, config.retry_jitter
         )
@@ -301,6 +303,28 @@ class Service:
             pass_fds=(incarnation.busy_fd,),
             grace_seconds=self.config.kill_grace,
         )
+
+    def _with_acp(self, once: Runner, places: Places, incarnation: Incarnation) -> Runner:
+        """Providers that speak the Agent Client Protocol are kept running."""
+        from watcher.runner.acprunner import AcpRunner, AcpSettings
+        from watcher.runner.poolrunner import Router
+
+        config = self.config
+        speaking = {name: provider for name, provider in self.providers.items() if provider.protocol == "acp"}
+        settings = AcpSettings(
+            folder=places.mine.path,
+            worker=self.name,
+            environ=process_environment(),
+            mark_prefix=f"{incarnation.id}.a",
+            more_environment=config.agent_env,
+            busy_lock=str(incarnation.busy_path),
+            pass_fds=(incarnation.busy_fd,),
+            grace_seconds=config.kill_grace,
+            max_output_bytes=config.max_output_bytes,
+            allowed_cwd=config.allowed_cwd,
+        )
+        runner = AcpRunner(speaking, once, settings, self.clock)
+        return Router(once, dict.fromkeys(speaking, runner))
 
     def _with_pool(self, once: Runner, provider: Provider, places: Places, incarnation: Incarnation) -> Runner:
         """Keep HANDLER_COMMAND running for the tasks of the provider handler; everything else stays as it was."""

@@ -135,6 +135,9 @@ class WatcherConfig(LayeredConfig):
     allowed_cwd: Annotated[tuple[Path, ...], BeforeValidator(split_folders)] = Field(
         (), description=f"folders that a task's cwd must lie in, {os.pathsep!r} between; empty allows all"
     )
+    acp_command: _MaybeCommand = Field(
+        (), description="command of the provider acp: an agent that speaks the Agent Client Protocol"
+    )
     warm_agents: int = Field(
         0, ge=0, le=100, description="processes of claude started ahead, each for one task; 0: each task starts its own"
     )
@@ -221,12 +224,15 @@ class WatcherConfig(LayeredConfig):
             "qwen": self.qwen_command,
             "command": self.agent_command,
             "handler": self.handler_command,
+            "acp": self.acp_command,
         }
 
     @model_validator(mode="after")
     def _has_the_command_it_names(self) -> WatcherConfig:
         if self.provider == "command" and not self.agent_command:
             raise ValueError("AGENT_COMMAND is not set: PROVIDER=command needs the command to run")
+        if self.provider == "acp" and not self.acp_command:
+            raise ValueError("ACP_COMMAND is not set: PROVIDER=acp needs the command to run")
         if self.provider == "handler" and not self.handler_command:
             raise ValueError("HANDLER_COMMAND is not set: PROVIDER=handler needs the command to keep running")
         return self

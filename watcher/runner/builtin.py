@@ -197,6 +197,14 @@ def handler_provider(command: Sequence[str]) -> Provider:
     )
 
 
+def _provider_of(name: str, command: tuple[str, ...], prompt: Prompt) -> Provider:
+    if name == "handler":
+        return handler_provider(command)
+    if name == "acp":
+        return Provider(name, command, setting="ACP_COMMAND", protocol="acp")
+    return Provider(name, command, prompt=prompt)
+
+
 def with_commands(
     known: Mapping[str, Provider], commands: Mapping[str, Sequence[str]], prompt: Prompt = "stdin"
 ) -> dict[str, Provider]:
@@ -208,7 +216,7 @@ def with_commands(
         if not given:
             continue
         if provider is None:
-            out[name] = handler_provider(given) if name == "handler" else Provider(name, given, prompt=prompt)
+            out[name] = _provider_of(name, given, prompt)
         elif name not in BUILT_IN or given != BUILT_IN[name].command:
             out[name] = replace(provider, command=given, other_names=())
     return out

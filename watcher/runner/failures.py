@@ -291,3 +291,14 @@ CURSOR = (
     Rule(_PERMANENT, "context_overflow", _SHORTER, pattern=_TOO_LONG_WORDS),
     *_API_ERROR_WORDS,
 )
+
+#: Errors of the Agent Client Protocol: some agents give the HTTP status as their code.
+ACP = (
+    Rule(
+        _AUTH, "not_authenticated", f"log in with the agent's own program, {_RESUME}", signs=_signs(status=[401, 403])
+    ),
+    Rule(_AUTH, "billing", _BILLING, signs=_signs(status=[402])),
+    Rule(_TRANSIENT, "rate_limited", signs=_signs(status=[429])),
+    Rule(_TRANSIENT, "server_error", signs=_signs(status=range(500, 600))),
+    Rule(_PERMANENT, "invalid_request", signs=_signs(status=[400, 404, 405, 413, 422])),
+)

@@ -212,7 +212,7 @@ class Router:
     def __init__(self, usual: Runner, special: Mapping[str, Runner]) -> None:
         self._usual = usual
         self._special = dict(special)
-        self._all = [*self._special.values(), usual]
+        self._all = [*dict.fromkeys(self._special.values()), usual]
 
     def problem(self, provider: str) -> Ending | None:
         """Why attempts of this provider cannot run at all now, or None."""

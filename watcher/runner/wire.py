@@ -45,11 +45,17 @@ class Wire:
         self._looked = 0
         self._wake_fd, self._woken_by = os.pipe()
         self._is_stopped = False
+        self._tail: Tail | None = None
         os.set_blocking(stdin_fd, False)
         os.set_blocking(stdout_fd, False)
         self._reading = select.poll()
         self._reading.register(stdout_fd, select.POLLIN)
         self._reading.register(self._wake_fd, select.POLLIN)
+
+    def also_drain(self, tail: Tail) -> None:
+        """Whoever waits here keeps this stderr empty; for a process that nobody else looks after."""
+        self._tail = tail
+        self._reading.register(tail.fd, select.POLLIN)
 
     def wake(self) -> None:
         """Any thread: whoever waits here, now or later, gets WireBroken `stopped`."""
@@ -124,6 +130,8 @@ class Wire:
         poller.register(self._stdin_fd, select.POLLOUT)
         poller.register(self.stdout_fd, select.POLLIN)
         poller.register(self._wake_fd, select.POLLIN)
+        if self._tail is not None:
+            poller.register(self._tail.fd, select.POLLIN)
         if self.stdout_fd in self._wait(poller, deadline):
             self.fill()
 
@@ -135,6 +143,12 @@ class Wire:
             ready = [fd for fd, _ in poller.poll(None if left is None else min(left, 86_400.0) * 1000 + 1)]
             if self._is_stopped:
                 raise WireBroken("stopped", "ended on request")
+            if self._tail is not None and self._tail.fd in ready:
+                ready.remove(self._tail.fd)
+                if not self._tail.drain():
+                    for one in {poller, self._reading}:
+                        one.unregister(self._tail.fd)
+                    self._tail = None
             if ready:
                 return ready
 
