@@ -135,7 +135,7 @@ class WatcherConfig(LayeredConfig):
     allowed_cwd: Annotated[tuple[Path, ...], BeforeValidator(split_folders)] = Field(
         (), description=f"folders that a task's cwd must lie in, {os.pathsep!r} between; empty allows all"
     )
-    acp_command: _MaybeCommand = Field(
+    acp_command: MaybeCommand = Field(
         (), description="command of the provider acp: an agent that speaks the Agent Client Protocol"
     )
     warm_agents: int = Field(
