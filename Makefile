@@ -11,7 +11,7 @@ demo: $(VENV)/.ready
 	$(BIN)/python demo_watcher.py --demo
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 # Everything that CI checks besides the tests.
 check: $(VENV)/.ready-dev
