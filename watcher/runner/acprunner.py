@@ -184,7 +184,7 @@ class AcpRunner:
                     return refused
                 has_asked = True
                 answer = agent.prompt(attempt.prompt, deadline)
-                is_good = isinstance(answer, Turn) and answer.stop_reason == "end_turn"
+                is_good = isinstance(answer, Turn) and _judged("", answer).failure is None
                 return answer
             except WireBroken as broken:
                 if is_kept and not has_asked and broken.reason == "handler_crashed":
