@@ -322,6 +322,7 @@ def test_an_old_answer_that_comes_during_the_next_request_is_passed_over(site: S
     site.gate.touch()
     assert output(asking.end()) == "mine"  # type: ignore[arg-type]
     wait_for("another handler", lambda: idle(pool) and before not in pids(pool))
+    wait_for("its end to be told", lambda: site.memory.of(events.HandlerEnded))
     assert [event.reason for event in site.memory.of(events.HandlerEnded)] == ["answered_twice"]
 
 
@@ -470,6 +471,7 @@ def test_a_handler_is_replaced_when_it_is_old(site: Site) -> None:
     clock.pass_seconds(2)
     assert output(ask(pool, site.event())) == "something"
     wait_for("another", lambda: idle(pool) and before not in pids(pool))
+    wait_for("its end to be told", lambda: site.memory.of(events.HandlerEnded))
     assert [event.reason for event in site.memory.of(events.HandlerEnded)] == ["max_age"]
 
 
@@ -479,6 +481,7 @@ def test_a_handler_that_hoards_memory_is_replaced_at_the_next_health_check(site:
     assert output(ask(pool, site.event("hoard", bytes=150 << 20))) == "something"
     pool.health_check()
     wait_for("another", lambda: idle(pool) and before not in pids(pool))
+    wait_for("its end to be told", lambda: site.memory.of(events.HandlerEnded))
     assert [event.reason for event in site.memory.of(events.HandlerEnded)] == ["max_memory"]
 
 
@@ -514,6 +517,7 @@ def test_the_monitor_adds_one_handler_at_a_time_while_more_than_ten_wait(site: S
         clock.pass_seconds(6)
         pool.nudge()
         wait_for(f"{size} at work", lambda size=size: len(set(site.noted())) == size)
+    wait_for("both to be told", lambda: len(site.memory.of(events.PoolResized)) == 2)
     assert [(e.was, e.size, e.waiting) for e in site.memory.of(events.PoolResized)] == [(1, 2, 13), (2, 3, 12)]
     site.gate.touch()
     assert [output(one.end()) for one in asking] == ["something"] * 14  # type: ignore[arg-type]
