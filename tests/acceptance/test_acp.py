@@ -1,0 +1,71 @@
+"""A worker whose agent speaks the Agent Client Protocol: tasks, permissions, a hang, a held login, a kill, a stop."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.conftest import Process, Site, is_alive, wait_for
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("acp") is None, reason="the package agent-client-protocol is not installed: '.[dev]'"
+)
+PEER = Path(__file__).parents[1] / "acp_peer.py"
+
+
+def start(site: Site, **settings: object) -> Process:
+    command = shlex.join([sys.executable, str(PEER), str(site.home / "peer")])
+    return site.start(PROVIDER="acp", ACP_COMMAND=command, **settings)
+
+
+def noted(site: Site, word: str) -> list[int]:
+    path = site.home / "peer"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [int(line.split()[0]) for line in lines if line.split(" ", 1)[1].startswith(word)]
+
+
+def test_tasks_run_in_sessions_of_their_own_in_one_process_that_ends_with_the_worker(site: Site) -> None:
+    worker = start(site, MAX_CONCURRENT_TASKS=1)
+    for number in range(3):
+        site.drop(f"t{number}", description=f"say hello {number}")
+        result = site.result(f"t{number}", seconds=60)
+        assert (result["status"], result["stdout"]) == ("completed", f"hello {number} (turn 1)")
+    assert len(noted(site, "started")) == 1 and len(noted(site, "session")) == 3
+    site.drop("ask", description="ask")
+    assert site.result("ask", seconds=60)["stdout"].startswith("once ")
+    [agent] = noted(site, "started")
+    assert worker.stop() == 0
+    assert not is_alive(agent) and site.command_pids() == [] and site.leftovers() == []
+
+
+def test_agent_that_hangs_costs_its_task_a_timeout_and_the_next_one_runs_in_another(site: Site) -> None:
+    start(site, MAX_CONCURRENT_TASKS=1, MAX_RETRIES=0)
+    site.drop("stuck", description="hang", timeout=2)
+    site.drop("next", description="say fine")
+    assert site.result("stuck", seconds=60)["status"] == "timeout"
+    assert site.result("next", seconds=60)["stdout"] == "fine (turn 1)"
+    first, second = noted(site, "started")
+    assert not is_alive(first) and first != second
+
+
+def test_agent_that_is_not_logged_in_is_held_and_the_task_waits_uncounted(site: Site) -> None:
+    start(site)
+    site.drop("locked", description="login")
+    beat = site.beat_that(lambda beat: beat["status"] == "held", what="that is held")
+    assert "not_authenticated" in beat["reason"]
+    assert site.results() == [] and site.dead_letters() == []
+
+
+def test_agent_of_a_killed_worker_dies_and_its_task_runs_again(site: Site) -> None:
+    worker = start(site, MAX_CONCURRENT_TASKS=1)
+    site.drop("long", description="hang", timeout=60)
+    wait_for("the agent to hang", lambda: noted(site, "hangs"), 60)
+    [agent] = noted(site, "started")
+    worker.kill()
+    wait_for("the agent's end", lambda: not is_alive(agent), 60)
+    start(site, MAX_CONCURRENT_TASKS=1)
+    wait_for("the second run", lambda: len(noted(site, "hangs")) == 2, 60)
