@@ -178,7 +178,8 @@ def run_all(work: Callable[[Point], str | None], points: list[Point], what: str)
     assert not wrong, "\n".join(
         [f"{len(wrong)} of {len(points)} points:", *(word.splitlines()[0] for word in wrong), "", *wrong[:2]]
     )
-    assert len(missed) <= len(points) // 10, f"not reached: {missed}"
+    # How often a folder is listed depends on how many beats a life takes.
+    assert len(missed) <= max(1, len(points) // 10), f"not reached: {missed}"
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from watcher.clock import Clock
 from watcher.events import Event, ProviderHeld, ProviderResumed, WorkerDraining, WorkerPaused, WorkerResumed
 from watcher.runner.files import Slot
-from watcher.runner.guarding import Guarding
 from watcher.runner.waiting import Key, WaitingProcess
 
 #: How often the thread looks at what waits, for deaths, late starts and age.
@@ -84,6 +83,8 @@ class Prespawn:
         give_back: Callable[[Slot, bool], None],
         clock: Clock,
     ) -> None:
+        from watcher.runner.guarding import Guarding  # only workers that keep something ready need it
+
         self._settings = settings
         self._take_slot = take_slot
         self._give_back = give_back
