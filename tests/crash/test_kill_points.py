@@ -165,8 +165,20 @@ def numbered(calls: Iterable[str]) -> list[Point]:
     return points
 
 
+#: Listings of the holds that every life has.
+_LISTINGS = 3
+
+
 def chosen(points: Iterable[Point], calls: Container[str], usual: Container[Point]) -> list[Point]:
-    return [point for point in points if point[0].split()[0] in calls and (ALL or point not in usual)]
+    """Points of these calls that an ordinary life has not had tried. The folder of holds is listed at each beat and before
+    claims: how often depends on how long a life takes, so its first listings stand for all."""
+    return [
+        (call, number)
+        for call, number in points
+        if call.split()[0] in calls
+        and (ALL or (call, number) not in usual)
+        and (call != "list control/holds" or number <= _LISTINGS)
+    ]
 
 
 def run_all(work: Callable[[Point], str | None], points: list[Point], what: str) -> None:
@@ -178,8 +190,7 @@ def run_all(work: Callable[[Point], str | None], points: list[Point], what: str)
     assert not wrong, "\n".join(
         [f"{len(wrong)} of {len(points)} points:", *(word.splitlines()[0] for word in wrong), "", *wrong[:2]]
     )
-    # How often a folder is listed depends on how many beats a life takes.
-    assert len(missed) <= max(1, len(points) // 10), f"not reached: {missed}"
+    assert len(missed) <= len(points) // 10, f"not reached: {missed}"
 
 
 @pytest.fixture(scope="module")
