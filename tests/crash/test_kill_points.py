@@ -170,8 +170,11 @@ _LISTINGS = 3
 
 
 def chosen(points: Iterable[Point], calls: Container[str], usual: Container[Point]) -> list[Point]:
-    """Points of these calls that an ordinary life has not had tried. The folder of holds is listed at each beat and before
-    claims: how often depends on how long a life takes, so its first listings stand for all."""
+    """Points of these calls that an ordinary life has not had tried.
+
+    The folder of holds is listed at each beat and before claims: how often depends on how long a life takes, so its
+    first listings stand for all.
+    """
     return [
         (call, number)
         for call, number in points
