@@ -68,7 +68,7 @@ def test_task_that_kills_its_workers_ends_as_a_dead_letter(site: Site) -> None:
     poison.expect = "ended"
     site.drop("beside", "gate go")
     deaths = 0
-    process = site.start()
+    process = site.start(wait=False)  # it may be dead before it is seen to live
     while site.result("poison") is None:
         if process.was_killed():
             deaths += 1
