@@ -115,13 +115,13 @@ def _scrubbed(raw: bytes, place: Path, program: Path, url: str) -> str:
     text = raw.decode("utf-8", "replace")
     installed = program.resolve().parents[3] if "node_modules" in str(program) else program.parent
     for found, instead in (
-        (str(place / "home"), "/home/agent"), (str(place / "work"), "/work"), (url, "http://127.0.0.1:8000"),
+        (str(place / "home"), "/home/agent"), (str(place / "work"), "/home/agent/work"), (url, "http://127.0.0.1:8000"),
         (url.partition("://")[2], "127.0.0.1:8000"),
         (str(program), "/opt/agent"), (str(program.resolve()), "/opt/agent"),
         (str(installed), "/opt"),
     ):  # fmt: skip
         text = text.replace(found, instead)
-    text = text.replace(re.sub(r"[^a-zA-Z0-9]", "-", str(place / "work")), "-work")
+    text = text.replace(re.sub(r"[^a-zA-Z0-9]", "-", str(place / "work")), "-home-agent-work")
     text = re.sub(r"/tmp/[A-Za-z0-9._-]+", "/tmp/x", text)
     return re.sub(r"(?<=file://)/[^\s:]*node_modules|(?<=[\s(])/[^\s:(]*/node_modules", "/opt/node_modules", text)
 
