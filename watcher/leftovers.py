@@ -116,11 +116,11 @@ def kill_marked(prefix: str) -> int:
     return _end_marked(lambda mark: mark.startswith(start), grace_seconds=0)
 
 
-def kill_holders(lock_path: str | os.PathLike[str]) -> int:
+def kill_holders(lock_path: str | os.PathLike[str], inherited_only: bool = False) -> int:
     """Kill every process of this host, but this one, that holds the lock file `lock_path` open, until none is found.
 
-    It finds commands that cleared their environment: they inherited the descriptor all the same. Returns how many were
-    killed.
+    It finds commands that cleared their environment: they inherited the descriptor all the same. With `inherited_only`
+    it spares whoever opened the file itself, to ask whether it is locked. Returns how many were killed.
     """
     if not procfs.IS_THERE:
         return 0
@@ -130,7 +130,9 @@ def kill_holders(lock_path: str | os.PathLike[str]) -> int:
         identity = (found.st_dev, found.st_ino)
     except FileNotFoundError:
         identity = None
-    return _end_all(_other_pids, lambda pid: procfs.holds(pid, path, identity), grace_seconds=0, scans=2)
+    return _end_all(
+        _other_pids, lambda pid: procfs.holds(pid, path, identity, inherited_only), grace_seconds=0, scans=2
+    )
 
 
 class _Family:

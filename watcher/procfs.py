@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -77,8 +78,11 @@ def variable_of(pid: int, name: str) -> bytes:
     return text[start:] if end < 0 else text[start:end]
 
 
-def holds(pid: int, path: str, identity: tuple[int, int] | None) -> bool:
-    """Whether the process has the file open, under its name or after it was deleted."""
+def holds(pid: int, path: str, identity: tuple[int, int] | None, inherited_only: bool = False) -> bool:
+    """Whether the process has the file open, under its name or after it was deleted.
+
+    With `inherited_only`: by a descriptor that stays open when it executes a program, as one that it was started with.
+    """
     name = os.path.basename(path)
     try:
         fds = os.listdir(f"/proc/{pid}/fd")
@@ -88,13 +92,21 @@ def holds(pid: int, path: str, identity: tuple[int, int] | None) -> bool:
         link = f"/proc/{pid}/fd/{fd}"
         with contextlib.suppress(OSError):
             target = os.readlink(link)  # a name that cannot fit spares a stat, which may hang on a dead NFS server
-            if target == f"{path} (deleted)":
-                return True
-            if identity is not None and os.path.basename(target) == name:
+            if target != f"{path} (deleted)":
+                if identity is None or os.path.basename(target) != name:
+                    continue
                 found = os.stat(link)
-                if (found.st_dev, found.st_ino) == identity:
-                    return True
+                if (found.st_dev, found.st_ino) != identity:
+                    continue
+            if not (inherited_only and _closes_on_exec(pid, fd)):
+                return True
     return False
+
+
+def _closes_on_exec(pid: int, fd: str) -> bool:
+    """See proc_pid_fdinfo(5). What cannot be read is a process that has just ended."""
+    flags = re.search(rb"^flags:\s*([0-7]+)", _read(f"/proc/{pid}/fdinfo/{fd}"), re.MULTILINE)
+    return flags is None or bool(int(flags[1], 8) & os.O_CLOEXEC)
 
 
 def all_pids() -> list[int]:

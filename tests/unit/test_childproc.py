@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -484,6 +485,23 @@ def test_holders_of_a_lock_are_killed_though_they_cleared_their_environment(tmp_
         assert childproc.kill_holders(str(lock)) == 0
     os.close(fd)
     assert started.over() == 0
+
+
+def test_who_only_asks_for_a_lock_is_spared_where_those_are_meant_that_inherited_it(tmp_path: Path) -> None:
+    lock = tmp_path / "x.busy"
+    fd = os.open(lock, os.O_RDWR | os.O_CREAT)
+    heir = Started("echo $$; exec sleep 600", pass_fds=(fd,))
+    asks = f"import os, time; os.open({str(lock)!r}, os.O_RDWR); print(os.getpid(), flush=True); time.sleep(600)"
+    asker = Started(f"exec {shlex.quote(sys.executable)} -I -S -c {shlex.quote(asks)}")
+    pids = heir.pid(), asker.pid()
+    with ended_after(pids[1]):
+        assert childproc.kill_holders(lock, inherited_only=True) == 1
+        assert list(map(is_alive, pids)) == [False, True]
+        assert childproc.kill_holders(lock) == 1
+        assert not is_alive(pids[1])
+    os.close(fd)
+    heir.finish()
+    asker.finish()
 
 
 def test_file_of_the_same_name_elsewhere_is_not_the_lock(tmp_path: Path) -> None:

@@ -2,8 +2,8 @@
 
 Run as a program, one for each pool: `python -I -S guard.py MARK_PREFIX BUSY_LOCK`. Its stdin is a pipe whose other end
 only the worker has. The end of that pipe means that the worker is dead, however it died; then every process whose mark
-starts with the prefix, and every holder of the worker's busy lock, is killed. After a line `bye` it ends and kills
-nothing.
+starts with the prefix, and everyone who inherited the worker's busy lock, is killed. After a line `bye` it ends and
+kills nothing. Another process of the worker may be opening that lock just then, to rescue the tasks: it is spared.
 
 A handler cannot do this for itself: it may be any program, may ignore the end of its stdin, and the kernel's
 parent-death signal follows the thread that started it, not the process. What a SIGKILL to this process leaves undone,
@@ -43,7 +43,7 @@ def main(prefix: str, busy_lock: str) -> None:
         with contextlib.suppress(OSError):  # no descriptor, no memory: the next look may have them
             childproc.kill_marked(prefix)
             if busy_lock:
-                childproc.kill_holders(busy_lock)
+                childproc.kill_holders(busy_lock, inherited_only=True)
 
 
 if __name__ == "__main__":
