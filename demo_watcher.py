@@ -12,6 +12,7 @@ says why.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -23,6 +24,7 @@ from watcher.errors import SettingError, WatcherError
 from watcher_config import folders, read_layers, state_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from watcher.outcomes import Outcome
@@ -134,22 +136,31 @@ def _batch(options: argparse.Namespace, places: Folders) -> int:
         progress.show(tally)
         patience.check()
 
-    for start in range(1, total + 1, _GROUP):
-        numbers = range(start, min(start + _GROUP, total + 1))
-        texts = [template.replace("{n}", str(n)).replace("{total}", str(total)) for n in numbers]
-        many = [fields | {"task_id": new_task_id(), "description": text} for text in texts]
-        awaited.open.update(submit_many(places.tasks, worker, many))
-        if not options.no_wait:
-            each(awaited.look())
-    if options.no_wait:
-        print(f"submitted {total} tasks to {worker} as {batch_id}")
-        return 0
+    submitted = 0
     try:
-        outcomes.wait([awaited], options.wait, each)
+        for start in range(1, total + 1, _GROUP):
+            numbers = range(start, min(start + _GROUP, total + 1))
+            texts = [template.replace("{n}", str(n)).replace("{total}", str(total)) for n in numbers]
+            many = [fields | {"task_id": new_task_id(), "description": text} for text in texts]
+            with _ctrl_c_waits():
+                awaited.open.update(submit_many(places.tasks, worker, many))
+                submitted += len(many)
+            if not options.no_wait:
+                each(awaited.look())
+        if not options.no_wait:
+            outcomes.wait([awaited], options.wait, each)
     finally:
         progress.end()
-        print(f"{batch_id} of {worker}:")
-        print(batch_summary(tally, time.monotonic() - began, places.results / worker, places.dlq / worker))
+        if options.no_wait:
+            print(f"submitted {submitted} tasks to {worker} as {batch_id}")
+        else:
+            print(f"{batch_id} of {worker}:")
+            tally.total = submitted
+            print(batch_summary(tally, time.monotonic() - began, places.results / worker, places.dlq / worker))
+        if submitted < total:
+            print(f"{total - submitted} of {total} tasks were not submitted")
+    if options.no_wait:
+        return 0
     return 0 if tally.ended == total and not tally.failed else 1
 
 
@@ -356,6 +367,21 @@ def _batch_size(text: str) -> int:
     if not 1 <= value <= _MAX_BATCH:
         raise argparse.ArgumentTypeError(f"{text}: a number of tasks from 1 to {_MAX_BATCH}")
     return value
+
+
+@contextlib.contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Ctrl-C takes effect at the end of this, so that what is told of the work in it is true."""
+    import signal
+
+    noted: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: noted.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if noted:
+        raise KeyboardInterrupt
 
 
 def _end_as_by_ctrl_c() -> None:
