@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -64,6 +65,10 @@ def test_list_and_show_tell_each_state_with_and_without_a_worker(site: Site) -> 
     assert (shown["missing"], shown["description"]) == (["nobody"], "do b")
     text = said(site, "list")
     assert "after nobody" in text and "WORKER" in text
+    assert re.search(r"marie +w +waiting +low ", text)
+    assert said(site, "list", "marie").splitlines()[0] == text.splitlines()[0]
+    assert said(site, "list", "anga") == said(site, "list", "--worker", "anga") == "no task is on its way\n"
+    assert "  priority  low\n" in said(site, "show", "w")
     worker.kill()
     assert {line["task_id"]: line["state"] for line in lines(site, "list")} == expected | {"r": "orphaned"}
     assert site.run("show", "nowhere").returncode == 1

@@ -15,7 +15,7 @@ from watcher.whereabouts import ON_ITS_WAY, Sighting, on_their_way, workers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_worker(parser)
+    shared.add_worker_first(parser)
     parser.add_argument(
         "--state", choices=ON_ITS_WAY, metavar="STATE", help="only this state: " + ", ".join(ON_ITS_WAY)
     )
@@ -60,5 +60,5 @@ def _row(sighting: Sighting) -> list[str]:
         what = f"after {', '.join(sighting.missing[:3])}: {what}"
     elif sighting.due is not None:
         what = f"in {duration(max(0.0, sighting.due - time.time()))}: {what}"
-    priority = "-" if task is None else str(task.priority)
+    priority = "-" if task is None else shared.priority_word(task.priority)
     return [sighting.worker, sighting.task_id, sighting.state, priority, age, what]

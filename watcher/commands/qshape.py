@@ -14,11 +14,10 @@ from watcher.commands import shared
 
 #: Minutes, each twice the one before.
 _MINUTES = (5, 10, 20, 40, 80, 160, 320, 640, 1280)
-_WORDS = {100: "critical", 50: "high", 0: "normal", -50: "low"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_worker(parser)
+    shared.add_worker_first(parser)
     parser.add_argument("--all", action="store_true", help="also what is held, scheduled or blocked")
     shared.add_json(parser)
 
@@ -45,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
         ])  # fmt: skip
         return 0
     total = sum((row for _, row in rows), Counter[int]())
-    lines = [[worker, _WORDS.get(priority, str(priority)), *_cells(row, names)] for (worker, priority), row in rows]
+    lines = [[worker, shared.priority_word(priority), *_cells(row, names)] for (worker, priority), row in rows]
     shared.say_table(["WORKER", "PRIORITY", "TOTAL", *names], [["all", "", *_cells(total, names)], *lines])
     return 0
 

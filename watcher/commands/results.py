@@ -11,7 +11,7 @@ _STATUSES = ("completed", "failed", "timeout", "cancelled")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    shared.add_worker(parser)
+    shared.add_worker_first(parser)
     parser.add_argument("--status", choices=_STATUSES, metavar="S", help="only this status: " + ", ".join(_STATUSES))
     parser.add_argument("--batch-id", metavar="B", type=shared.utf8, help="only results of this batch")
     parser.add_argument("--limit", metavar="N", type=shared.positive, default=20, help="at most so many (20)")

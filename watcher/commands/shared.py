@@ -67,6 +67,20 @@ def add_worker(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--worker", metavar="NAME", type=utf8, help="only this worker")
 
 
+def add_worker_first(parser: argparse.ArgumentParser) -> None:
+    """The worker as the first word, or by its flag: for commands that take no other words."""
+    parser.add_argument("worker", metavar="NAME", nargs="?", type=utf8, default=argparse.SUPPRESS,
+                        help="only this worker; the same as --worker NAME")  # fmt: skip
+    add_worker(parser)
+
+
+def priority_word(number: int) -> str:
+    """Its name, if it has one."""
+    from watcher.formats.task import PRIORITIES
+
+    return next((word for word, its in PRIORITIES.items() if its == number), str(number))
+
+
 def utf8(text: str) -> str:
     """Bytes of a command line that are no UTF-8 come as halves of surrogate pairs (PEP 383); no file holds them."""
     if any("\ud800" <= c <= "\udfff" for c in text):

@@ -87,7 +87,8 @@ def _task_lines(sighting: Sighting) -> list[str]:
     task = sighting.task
     if task is not None:
         told = {n: v for n, v in task.submitted.items() if n not in ("task_id", "worker", "description", "x_history")}
-        lines += [f"  {clean(name):<9} {clean(json.dumps(value, ensure_ascii=False))}" for name, value in told.items()]
+        plain = {n: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for n, v in told.items()}
+        lines += [f"  {clean(name):<9} {clean(text)}" for name, text in plain.items()]
         lines.append(f"  task      {clean(task.description.strip())}".replace("\n", "\n            "))
     return lines
 
