@@ -121,13 +121,15 @@ def _process_row(process: Process, running: Iterable[RunningTask]) -> list[str]:
 
 
 def state_text(state: str, seconds: float | None) -> str:
-    """A state and for how long: `healthy for 3 min`, `DEAD for 2 h`, `stopped 5 s ago`, `not started`."""
+    """A state and for how long: `healthy for 3 min`, `paused, up 3 min`, `DEAD for 2 h`, `stopped 5 s ago`."""
     if state in ("absent", "unknown"):
         return "not started" if state == "absent" else "unknown"
     word = "DEAD" if state == "dead" else state
     if seconds is None:
         return word
-    return f"stopped {duration(seconds)} ago" if state == "stopped" else f"{word} for {duration(seconds)}"
+    if state == "stopped":
+        return f"stopped {duration(seconds)} ago"
+    return f"{word} for {duration(seconds)}" if state in ("healthy", "dead") else f"{word}, up {duration(seconds)}"
 
 
 def breaker_text(breaker: str | None) -> str:

@@ -70,7 +70,8 @@ def test_counts_stand_right_under_their_titles_however_large_they_are() -> None:
         ("dead", None, "DEAD"),
         ("stopped", 5.0, "stopped 5.0 s ago"),
         ("absent", None, "not started"),
-        ("held", 7200.0, "held for 2 h"),
+        ("held", 7200.0, "held, up 2 h"),
+        ("healthy", 7200.0, "healthy for 2 h"),
         ("unknown", 3.0, "unknown"),
     ],
 )

@@ -88,7 +88,8 @@ def all_providers(
     if default is not None and default not in found:
         known = ", ".join(found)
         raise SettingError(
-            f"PROVIDER={default}: no such provider; name one of {known}, or describe it in PROVIDERS_FILE"
+            f"PROVIDER={default}: no such provider; name one of {known}, set the command of one of "
+            "command (AGENT_COMMAND), handler (HANDLER_COMMAND) or acp (ACP_COMMAND), or describe it in PROVIDERS_FILE"
         )
     return found
 
