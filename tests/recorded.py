@@ -14,7 +14,7 @@ from typing import Any
 
 from watcher.runner.builtin import built_in
 from watcher.runner.judging import judge
-from watcher.runner.oneshot import printed_text
+from watcher.runner.printed import printed_text
 from watcher.runner.reading import events
 
 DATA = Path(__file__).parent / "data" / "providers"

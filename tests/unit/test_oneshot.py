@@ -23,7 +23,8 @@ from watcher.policy.disposition import Failure
 from watcher.runner import files, oneshot
 from watcher.runner.builtin import built_in
 from watcher.runner.interface import Attempt, Outcome
-from watcher.runner.oneshot import MAX_ARGUMENT_BYTES, OneShotRunner, OneShotSettings
+from watcher.runner.oneshot import OneShotRunner, OneShotSettings
+from watcher.runner.planning import MAX_ARGUMENT_BYTES
 from watcher.runner.providers import Provider
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memfds, sessions and /proc of Linux")

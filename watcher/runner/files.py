@@ -9,8 +9,10 @@ something.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +50,35 @@ class Slot:
         fresh = Capture(self._folder, capture.stream, self._numbers)
         capture.remove()
         return fresh
+
+
+class Slots:
+    """The slots of a runner: one for each command that runs, kept for the next ones. Used by many threads at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._numbers = itertools.count(1)
+        self._idle: deque[Slot] = deque()
+
+    def take(self) -> Slot:
+        """A slot for one command. Raises OSError."""
+        with contextlib.suppress(IndexError):
+            return self._idle.pop()
+        return Slot(self._folder, self._numbers)
+
+    def give_back(self, slot: Slot, is_clean: bool) -> None:
+        """Its command is over; `is_clean`: nothing else can still hold the files."""
+        try:
+            slot.refresh(is_clean)
+        except OSError:  # no descriptor or no folder: the next attempt says so, if it is still true then
+            slot.remove()
+        else:
+            self._idle.append(slot)
+
+    def remove(self) -> None:
+        """Remove the files of those that are idle."""
+        while self._idle:
+            self._idle.pop().remove()
 
 
 class Capture:
