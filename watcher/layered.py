@@ -29,7 +29,6 @@ from watcher_config import (
     ALL_SETTINGS,
     FOLDERS,
     ROOT,
-    Folders,
     Given,
     Layers,
     Misspelt,
@@ -75,9 +74,15 @@ class _LayersSource(PydanticBaseSettingsSource):
 
 
 class LayeredConfig(BaseSettings):
-    """How a config is made of layers; what is in it stands in the classes below."""
+    """How a config is made of layers; what is in it stands in the classes that inherit this.
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, hide_input_in_errors=True)
+    `names` are its settings, in the order in which people see them.
+    """
+
+    # Built at its first use: a program uses one config of those that it imports, and a group of settings is never used.
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", str_strip_whitespace=True, hide_input_in_errors=True, defer_build=True
+    )
     names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, layers: Layers | None = None, **values: object) -> None:
@@ -103,21 +108,10 @@ class LayeredConfig(BaseSettings):
         layers = cast(InitSettingsSource, init_settings).init_kwargs["layers"]
         return (_LayersSource(settings_cls, layers),)
 
-    @property
-    def folders(self) -> Folders:
-        """The folders in one record."""
-        return Folders(
-            root=getattr(self, ROOT.lower()),
-            **{attribute: getattr(self, name.lower()) for name, attribute in FOLDERS.items()},
-        )
-
-    @property
-    def metrics(self) -> MetricsConfig:
-        """What the metrics endpoint needs."""
-        return MetricsConfig(
-            **{name: getattr(self, name) for name in ("enable_metrics", "metrics_host", "metrics_port")},
-            port_was_set="metrics_port" in self.model_fields_set,
-        )
+    @classmethod
+    def fields(cls) -> list[tuple[str, FieldInfo]]:
+        """The settings in the order of `names`, which is not that of the classes they come from."""
+        return [(name.lower(), cls.model_fields[name.lower()]) for name in cls.names]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +134,7 @@ def in_force(config: LayeredConfig, layers: Layers) -> tuple[Setting, ...]:
             meaning=field.description or "",
             allowed=_allowed(field),
         )
-        for field_name, field in type(config).model_fields.items()
+        for field_name, field in config.fields()
     )
 
 
@@ -192,7 +186,9 @@ def _with_keywords(kind: type[LayeredConfig], layers: Layers, values: Mapping[st
 def _explain(kind: type[LayeredConfig], error: ValidationError, layers: Layers) -> list[str]:
     """A line for each thing that pydantic found; its own words name types, ours name what to write."""
     lines = []
-    for wrong in error.errors(include_url=False, include_input=False):
+    places = {field_name: place for place, (field_name, _) in enumerate(kind.fields())}
+    found = error.errors(include_url=False, include_input=False)
+    for wrong in sorted(found, key=lambda wrong: places.get(str(wrong["loc"][0]), 0) if wrong["loc"] else -1):
         if not wrong["loc"]:
             lines.append(str(wrong["ctx"]["error"]))
             continue

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, cast, get_args
+from typing import Annotated, ClassVar, cast, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -21,14 +20,11 @@ from watcher.layered import LayeredConfig, MetricsConfig, Setting, in_force, ren
 from watcher.settingkinds import (
     ACCOUNT,
     DAY,
-    HOST,
     INSTANCE,
     MAX_BYTES,
     TOKEN,
     Command,
     FifoMode,
-    LogFormat,
-    LogLevel,
     MaybeCommand,
     Prompt,
     address_template,
@@ -42,6 +38,7 @@ from watcher.settingkinds import (
     split_variables,
     split_workers,
 )
+from watcher.sharedsettings import FolderSettings, TakingSettings, TeamSettings
 from watcher_config import (
     LISTENER_SETTINGS,
     SETTINGS,
@@ -51,12 +48,7 @@ from watcher_config import (
 )
 
 
-def same(name: str) -> Any:
-    """A setting that the listener shares with a worker."""
-    return copy(WatcherConfig.model_fields[name])
-
-
-class WatcherConfig(LayeredConfig):
+class WatcherConfig(TeamSettings, TakingSettings):
     """Every setting of a worker, valid. The attribute is the setting's name in lower case.
 
     `WatcherConfig()` reads the layers itself, without flags; `WatcherConfig(layers)` takes what was read
@@ -67,8 +59,6 @@ class WatcherConfig(LayeredConfig):
     names: ClassVar[tuple[str, ...]] = SETTINGS
 
     max_concurrent_tasks: int = Field(3, ge=1, le=1000, description="tasks that run at once")
-    task_timeout: float = Field(600.0, ge=0.1, le=task.MAX_TIMEOUT_SECONDS, description="seconds one attempt may take")
-    heartbeat_interval: float = Field(10.0, ge=0.1, le=3600, description="seconds between two heartbeats")
 
     max_retries: int = Field(3, ge=0, le=100, description="attempts after the first one of a task")
     retry_backoff: float = Field(2.0, ge=1, le=100, description="factor between one retry delay and the next")
@@ -90,22 +80,6 @@ class WatcherConfig(LayeredConfig):
     stall_timeout: float = Field(
         0.0, ge=0, le=DAY, description="seconds without output after which an attempt is ended and retried; 0: never"
     )
-
-    watcher_root: Path = Field(description="folder that holds all the others")
-    task_dir: Path = Field(description="folder of the tasks, one folder a worker")
-    trigger_dir: Path = Field(description="folder of the receipts and notices")
-    result_dir: Path = Field(description="folder of the results")
-    heartbeat_dir: Path = Field(description="folder of the heartbeats")
-    dlq_dir: Path = Field(description="folder of the dead letters")
-    control_dir: Path = Field(description="folder of the operator's commands")
-
-    log_level: Annotated[LogLevel, fold(get_args(LogLevel))] = Field("INFO", description="least level that is logged")
-    log_format: Annotated[LogFormat, fold(get_args(LogFormat))] = Field(
-        "json", description="json, or text for a terminal"
-    )
-    enable_metrics: bool = Field(True, description="serve Prometheus metrics")
-    metrics_port: int = Field(9090, ge=0, le=65_535, description="TCP port of the metrics; 0: a free one")
-    metrics_host: Annotated[str, matches(HOST)] = Field("127.0.0.1", description="address that the metrics listen on")
 
     provider: Annotated[str, matches(cast(Text, task.FIELDS["provider"]))] = Field(
         "claude", description="provider of a task that names none"
@@ -170,14 +144,6 @@ class WatcherConfig(LayeredConfig):
     queue_size: int = Field(
         100, ge=0, le=100_000, description="short tasks claimed ahead of those that run, at most; 0: none"
     )
-    scan_interval: float = Field(5.0, ge=0.05, le=3600, description="seconds between two scans of the inbox")
-    poll_interval: float = Field(
-        0.2, ge=0.01, le=60, description="seconds between two scans where there are no file events"
-    )
-    settle_seconds: float = Field(
-        2.0, ge=0, le=600, description="seconds without change before a broken file is refused"
-    )
-    max_task_bytes: int = Field(1 << 20, ge=64, le=MAX_BYTES, description="bytes of a task file, at most")
     max_output_bytes: int = Field(
         1 << 20, ge=64, le=MAX_BYTES, description="bytes of stdout, and of stderr, kept in a result"
     )
@@ -187,8 +153,6 @@ class WatcherConfig(LayeredConfig):
     max_worker_deaths: int = Field(
         3, ge=1, le=100, description="workers that may die on one task until it is a dead letter"
     )
-    shutdown_grace: float = Field(30.0, ge=0, le=DAY, description="seconds that running tasks get at a stop")
-    kill_grace: float = Field(5.0, ge=0, le=600, description="seconds between TERM and KILL for a command")
     min_free_bytes: int = Field(
         16 << 20, ge=0, le=1 << 50, description="bytes free on the disk below which nothing is claimed"
     )
@@ -207,10 +171,9 @@ class WatcherConfig(LayeredConfig):
     zones_file: Annotated[str, AfterValidator(expand_user)] = Field(
         "", description="file of drop zones that this worker's process serves; empty: none"
     )
-    state_dir: Path = Field(description="folder of the listener's database and of what the drop zones remember")
 
     def __init__(self, layers: Layers | None = None, **values: object) -> None:
-        super().__init__(layers, **values)
+        LayeredConfig.__init__(self, layers, **values)
 
     @property
     def commands(self) -> dict[str, tuple[str, ...]]:
@@ -247,7 +210,7 @@ class WatcherConfig(LayeredConfig):
         return self
 
 
-class OrchestratorConfig(LayeredConfig):
+class OrchestratorConfig(TeamSettings):
     """Every setting of the listener, valid; what it shares with a worker has the same name, range and default."""
 
     names: ClassVar[tuple[str, ...]] = LISTENER_SETTINGS
@@ -255,25 +218,6 @@ class OrchestratorConfig(LayeredConfig):
     workers: Annotated[tuple[str, ...], BeforeValidator(split_workers)] = Field(
         (), description="workers to listen to, commas between; empty: all, as they appear"
     )
-    state_dir: Path = same("state_dir")
-    watcher_root: Path = same("watcher_root")
-    task_dir: Path = same("task_dir")
-    trigger_dir: Path = same("trigger_dir")
-    result_dir: Path = same("result_dir")
-    heartbeat_dir: Path = same("heartbeat_dir")
-    dlq_dir: Path = same("dlq_dir")
-    control_dir: Path = same("control_dir")
-    log_level: LogLevel = same("log_level")
-    log_format: LogFormat = same("log_format")
-    enable_metrics: bool = same("enable_metrics")
-    metrics_port: int = same("metrics_port")
-    metrics_host: str = same("metrics_host")
-    scan_interval: float = same("scan_interval")
-    poll_interval: float = same("poll_interval")
-    settle_seconds: float = same("settle_seconds")
-    heartbeat_interval: float = same("heartbeat_interval")
-    task_timeout: float = same("task_timeout")
-    kill_grace: float = same("kill_grace")
     pending_alert_after: float = Field(
         900.0, ge=0, le=31 * DAY, description="seconds a task may wait until a notice says so; 0: never"
     )
@@ -298,21 +242,14 @@ class OrchestratorConfig(LayeredConfig):
     )
 
     def __init__(self, layers: Layers | None = None, **values: object) -> None:
-        super().__init__(layers, **values)
+        LayeredConfig.__init__(self, layers, **values)
 
 
-class SupervisorConfig(LayeredConfig):
+class SupervisorConfig(FolderSettings):
     """Every setting that the supervisor has for itself; the rest it takes from those of its workers."""
 
     names: ClassVar[tuple[str, ...]] = SUPERVISOR_SETTINGS
 
-    watcher_root: Path = same("watcher_root")
-    task_dir: Path = same("task_dir")
-    trigger_dir: Path = same("trigger_dir")
-    result_dir: Path = same("result_dir")
-    heartbeat_dir: Path = same("heartbeat_dir")
-    dlq_dir: Path = same("dlq_dir")
-    control_dir: Path = same("control_dir")
     max_restarts: int = Field(10, ge=0, le=10_000, description="restarts in a row of a process that crashes")
     restart_delay: float = Field(
         1.0, ge=0.01, le=3600, description="seconds before the first restart; twice as long each time, at most 60"
@@ -326,7 +263,7 @@ class SupervisorConfig(LayeredConfig):
     max_memory_percent: float = Field(90.0, ge=1, le=100, description="the same for its memory")
 
     def __init__(self, layers: Layers | None = None, **values: object) -> None:
-        super().__init__(layers, **values)
+        LayeredConfig.__init__(self, layers, **values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,5 +311,5 @@ def load_orchestrator_config(
 
 __all__ = [
     "LayeredConfig", "Loaded", "LoadedOrchestrator", "MetricsConfig", "OrchestratorConfig", "Setting",
-    "SupervisorConfig", "WatcherConfig", "load_orchestrator_config", "load_watcher_config", "render_config", "same",
+    "SupervisorConfig", "WatcherConfig", "load_orchestrator_config", "load_watcher_config", "render_config",
 ]  # fmt: skip

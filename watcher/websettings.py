@@ -16,11 +16,9 @@ from typing import Annotated, ClassVar
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from watcher.errors import SettingError
-
-# The mechanism of the other configs, so that a setting behaves the same wherever it is read.
 from watcher.layered import LayeredConfig, Setting, in_force
-from watcher.settingkinds import DAY, HOST, LogFormat, LogLevel, matches, split_workers
-from watcher.settings import same
+from watcher.settingkinds import DAY, HOST, matches, split_workers
+from watcher.sharedsettings import ServiceSettings, TakingSettings
 from watcher_config import WEBHOOK_SETTINGS, Layers, read_layers
 
 #: A token shorter than this can be guessed.
@@ -35,7 +33,7 @@ def _home(value: object) -> object:
 _MaybeFile = Annotated[Path | None, BeforeValidator(_home)]
 
 
-class WebhookConfig(LayeredConfig):
+class WebhookConfig(ServiceSettings, TakingSettings):
     """Every setting of the HTTP endpoint, valid; what it shares with a worker has the same name, range and default."""
 
     names: ClassVar[tuple[str, ...]] = WEBHOOK_SETTINGS
@@ -58,25 +56,9 @@ class WebhookConfig(LayeredConfig):
         30 * DAY, ge=0, le=3650 * DAY, description="seconds that deliveries are known again without their result"
     )
     state_dir: Path = Field(description="folder of the memory of deliveries")
-    watcher_root: Path = same("watcher_root")
-    task_dir: Path = same("task_dir")
-    trigger_dir: Path = same("trigger_dir")
-    result_dir: Path = same("result_dir")
-    heartbeat_dir: Path = same("heartbeat_dir")
-    dlq_dir: Path = same("dlq_dir")
-    control_dir: Path = same("control_dir")
-    log_level: LogLevel = same("log_level")
-    log_format: LogFormat = same("log_format")
-    enable_metrics: bool = same("enable_metrics")
-    metrics_port: int = same("metrics_port")
-    metrics_host: str = same("metrics_host")
-    max_task_bytes: int = same("max_task_bytes")
-    scan_interval: float = same("scan_interval")
-    poll_interval: float = same("poll_interval")
-    shutdown_grace: float = same("shutdown_grace")
 
     def __init__(self, layers: Layers | None = None, **values: object) -> None:
-        super().__init__(layers, **values)
+        LayeredConfig.__init__(self, layers, **values)
 
     @model_validator(mode="after")
     def _has_a_good_token(self) -> WebhookConfig:

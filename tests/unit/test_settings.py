@@ -616,7 +616,8 @@ def test_values_in_the_table_can_be_given_back(own_folder: Path) -> None:
 
 
 def test_names_in_config_and_in_reader_are_the_same_and_in_the_same_order() -> None:
-    assert tuple(name.upper() for name in WatcherConfig.model_fields) == SETTINGS
+    assert sorted(name.upper() for name in WatcherConfig.model_fields) == sorted(SETTINGS)
+    assert tuple(setting.name for setting in load().settings) == SETTINGS
     assert all(field.description for field in WatcherConfig.model_fields.values())
 
 

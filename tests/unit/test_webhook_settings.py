@@ -19,7 +19,8 @@ def config(**given: str) -> WebhookConfig:
 
 
 def test_names_in_config_and_in_reader_are_the_same_and_in_the_same_order() -> None:
-    assert tuple(name.upper() for name in WebhookConfig.model_fields) == WEBHOOK_SETTINGS
+    assert sorted(name.upper() for name in WebhookConfig.model_fields) == sorted(WEBHOOK_SETTINGS)
+    assert tuple(setting.name for setting in load_webhook_config().settings) == WEBHOOK_SETTINGS
     assert all(field.description for field in WebhookConfig.model_fields.values())
 
 
