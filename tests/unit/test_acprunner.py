@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from tests.acceptance.conftest import is_alive, wait_for
-from tests.unit.test_oneshot import attempt, reason, subreaper
+from tests.adoption import subreaper
+from tests.workshop import attempt, reason
 from watcher.clock import SystemClock
 from watcher.policy.disposition import Failure
 from watcher.runner.acp import _granted

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from tests.acceptance.conftest import is_alive, wait_for
-from tests.unit.test_oneshot import Running, Workshop, attempt, reason, run, subreaper
+from tests.adoption import subreaper
+from tests.workshop import Running, Workshop, attempt, reason, run
 from watcher.clock import SystemClock
 from watcher.events import ProviderHeld, ProviderResumed, WorkerPaused, WorkerResumed
 from watcher.policy.disposition import Failure
