@@ -27,6 +27,16 @@ def cleared() -> Iterator[None]:
         MADE.pop().close()
 
 
+@pytest.fixture
+def clock() -> HandClock:
+    return HandClock()
+
+
+@pytest.fixture
+def memory() -> Memory:
+    return Memory()
+
+
 def gates(control: Path, clock: HandClock, memory: Memory | None = None, worker: str = "marie") -> Gates:
     """The gates of one process: threshold 2, 60 seconds."""
     out = Gates(control, worker, "owner", 2, 60.0, clock, memory or Memory())
@@ -38,6 +48,17 @@ def allowed(found: Gates, provider: str = "claude") -> int | None:
     return found.gate(provider).allows(found._clock.monotonic())
 
 
+def limit(found: Gates, clock: HandClock, seconds: float = 100.0) -> None:
+    """It has met claude's usage limit, which ends in so many seconds."""
+    found.hold("claude", "usage_limit", None, clock.wall() + seconds, None)
+
+
+def trip(found: Gates, provider: str = "claude") -> None:
+    """As many failures as open a breaker of `gates`."""
+    for _ in range(2):
+        found.failed(provider)
+
+
 def test_everything_is_open_at_first(tmp_path: Path) -> None:
     fresh = gates(tmp_path, HandClock())
     assert fresh.closed_to() == (set(), False) and fresh.holds() == {} and fresh.due_in(0) is None
@@ -47,8 +68,7 @@ def test_everything_is_open_at_first(tmp_path: Path) -> None:
 # --- holds
 
 
-def test_hold_is_a_file_that_says_why_and_until_when(tmp_path: Path) -> None:
-    clock, memory = HandClock(), Memory()
+def test_hold_is_a_file_that_says_why_and_until_when(tmp_path: Path, clock: HandClock, memory: Memory) -> None:
     held = gates(tmp_path, clock, memory)
     until = clock.wall() + 3600
     held.hold("claude", "usage_limit", "resets at 1", until, 60.0)
@@ -65,10 +85,11 @@ def test_hold_is_a_file_that_says_why_and_until_when(tmp_path: Path) -> None:
     assert len(memory.of(ProviderHeld)) == 1, "the same hold again is no news"
 
 
-def test_probe_goes_first_when_the_time_is_over_and_a_success_lifts_the_hold(tmp_path: Path) -> None:
-    clock, memory = HandClock(), Memory()
+def test_probe_goes_first_when_the_time_is_over_and_a_success_lifts_the_hold(
+    tmp_path: Path, clock: HandClock, memory: Memory
+) -> None:
     held = gates(tmp_path, clock, memory)
-    held.hold("claude", "usage_limit", None, clock.wall() + 100, None)
+    limit(held, clock)
     clock.pass_seconds(100)
     assert held.closed_to() == (set(), True)
     held.started("claude")
@@ -79,8 +100,7 @@ def test_probe_goes_first_when_the_time_is_over_and_a_success_lifts_the_hold(tmp
     assert len(memory.of(ProviderResumed)) == 1
 
 
-def test_hold_without_an_end_is_probed_after_a_while_or_never(tmp_path: Path) -> None:
-    clock = HandClock()
+def test_hold_without_an_end_is_probed_after_a_while_or_never(tmp_path: Path, clock: HandClock) -> None:
     held = gates(tmp_path, clock)
     held.hold("claude", "not_authenticated", None, None, 60.0)
     held.hold("gemini", "command_missing", None, None, None)
@@ -90,8 +110,9 @@ def test_hold_without_an_end_is_probed_after_a_while_or_never(tmp_path: Path) ->
     assert allowed(held, "gemini") == 0
 
 
-def test_hold_is_seen_by_the_other_workers_at_their_next_look_and_lifted_for_all(tmp_path: Path) -> None:
-    clock, memory = HandClock(), Memory()
+def test_hold_is_seen_by_the_other_workers_at_their_next_look_and_lifted_for_all(
+    tmp_path: Path, clock: HandClock, memory: Memory
+) -> None:
     marie, anga = gates(tmp_path, clock), gates(tmp_path, clock, memory, "anga")
     marie.hold("claude", "usage_limit", "why", clock.wall() + 100, None)
     assert allowed(anga) is None
@@ -102,8 +123,7 @@ def test_hold_is_seen_by_the_other_workers_at_their_next_look_and_lifted_for_all
     assert allowed(anga) is None and len(memory.of(ProviderResumed)) == 1
 
 
-def test_operator_lifts_a_hold_by_removing_its_file(tmp_path: Path) -> None:
-    clock, memory = HandClock(), Memory()
+def test_operator_lifts_a_hold_by_removing_its_file(tmp_path: Path, clock: HandClock, memory: Memory) -> None:
     held = gates(tmp_path, clock, memory)
     held.hold("claude", "billing", None, None, 60.0)
     held.refresh()
@@ -113,9 +133,8 @@ def test_operator_lifts_a_hold_by_removing_its_file(tmp_path: Path) -> None:
     assert allowed(held) is None and len(memory.of(ProviderResumed)) == 1
 
 
-def test_hold_survives_a_restart_and_keeps_its_end(tmp_path: Path) -> None:
-    clock = HandClock()
-    gates(tmp_path, clock).hold("claude", "usage_limit", None, clock.wall() + 100, None)
+def test_hold_survives_a_restart_and_keeps_its_end(tmp_path: Path, clock: HandClock) -> None:
+    limit(gates(tmp_path, clock), clock)
     clock.pass_seconds(40)
     again = gates(tmp_path, clock)
     assert allowed(again) == 0 and again.due_in(clock.monotonic()) == pytest.approx(60, abs=0.01)
@@ -123,8 +142,7 @@ def test_hold_survives_a_restart_and_keeps_its_end(tmp_path: Path) -> None:
     assert allowed(again) == 1
 
 
-def test_hold_without_an_end_is_probed_at_the_breakers_pace_after_a_restart(tmp_path: Path) -> None:
-    clock = HandClock()
+def test_hold_without_an_end_is_probed_at_the_breakers_pace_after_a_restart(tmp_path: Path, clock: HandClock) -> None:
     gates(tmp_path, clock).hold("claude", "not_authenticated", None, None, 60.0)
     again = gates(tmp_path, clock)
     assert allowed(again) == 0
@@ -133,8 +151,9 @@ def test_hold_without_an_end_is_probed_at_the_breakers_pace_after_a_restart(tmp_
 
 
 @pytest.mark.parametrize("reason", ["command_missing", "refuses_root", "unknown_provider"])
-def test_what_is_wrong_with_this_machine_or_user_holds_no_other_worker(tmp_path: Path, reason: str) -> None:
-    clock = HandClock()
+def test_what_is_wrong_with_this_machine_or_user_holds_no_other_worker(
+    tmp_path: Path, clock: HandClock, reason: str
+) -> None:
     mine = gates(tmp_path, clock)
     mine.hold("claude", reason, None, None, None)
     mine.refresh()
@@ -143,18 +162,16 @@ def test_what_is_wrong_with_this_machine_or_user_holds_no_other_worker(tmp_path:
     assert list((tmp_path / "holds").iterdir()) == []
 
 
-def test_hold_that_ends_in_a_thousand_years_is_asked_again_within_days(tmp_path: Path) -> None:
-    clock = HandClock()
+def test_hold_that_ends_in_a_thousand_years_is_asked_again_within_days(tmp_path: Path, clock: HandClock) -> None:
     held = gates(tmp_path, clock)
-    held.hold("claude", "usage_limit", None, clock.wall() + 1e10, None)
+    limit(held, clock, 1e10)
     clock.pass_seconds(8 * 24 * 3600 + 1)
     assert allowed(held) == 1
 
 
-def test_clock_that_is_set_while_a_hold_lasts_changes_nothing(tmp_path: Path) -> None:
-    clock = HandClock()
+def test_clock_that_is_set_while_a_hold_lasts_changes_nothing(tmp_path: Path, clock: HandClock) -> None:
     held = gates(tmp_path, clock)
-    held.hold("claude", "usage_limit", None, clock.wall() + 100, None)
+    limit(held, clock)
     clock.now_wall += 10**6
     assert allowed(held) == 0
     clock.now_wall -= 2 * 10**6
@@ -184,10 +201,18 @@ def crew(tmp_path: Path, clock: HandClock, *names: str, **more: Any) -> list[Gat
     return out
 
 
-def test_of_all_workers_one_probes_and_its_success_lets_two_start_then_four(tmp_path: Path) -> None:
-    clock = HandClock()
+def begin_ramp(one: Gates, clock: HandClock) -> None:
+    """It has met a limit, and after its end has probed with success."""
+    limit(one, clock)
+    clock.pass_seconds(100)
+    assert may_probe(one)
+    one.started("claude", "m")
+    one.succeeded("claude", "m")
+
+
+def test_of_all_workers_one_probes_and_its_success_lets_two_start_then_four(tmp_path: Path, clock: HandClock) -> None:
     workers = crew(tmp_path, clock, *"abcdef")
-    workers[0].hold("claude", "usage_limit", None, clock.wall() + 100, None)
+    limit(workers[0], clock)
     assert [may_probe(one) for one in workers] == [False] * 6
     clock.pass_seconds(100)
     assert [may_probe(one) for one in workers] == [True] + [False] * 5
@@ -199,10 +224,9 @@ def test_of_all_workers_one_probes_and_its_success_lets_two_start_then_four(tmp_
     assert [may_probe(one) for one in workers[1:]] == [True, True, True, False, False], "the first has one in hand"
 
 
-def test_probe_that_is_limited_again_leaves_the_next_one_until_the_new_time(tmp_path: Path) -> None:
-    clock = HandClock()
+def test_probe_that_is_limited_again_leaves_the_next_one_until_the_new_time(tmp_path: Path, clock: HandClock) -> None:
     one, other = crew(tmp_path, clock, "a", "b")
-    one.hold("claude", "usage_limit", None, clock.wall() + 100, None)
+    limit(one, clock)
     other.refresh()
     clock.pass_seconds(100)
     assert may_probe(one)
@@ -213,8 +237,7 @@ def test_probe_that_is_limited_again_leaves_the_next_one_until_the_new_time(tmp_
     assert may_probe(other) and not may_probe(one)
 
 
-def test_what_was_started_before_the_hold_ends_nothing_by_ending_well(tmp_path: Path) -> None:
-    clock = HandClock()
+def test_what_was_started_before_the_hold_ends_nothing_by_ending_well(tmp_path: Path, clock: HandClock) -> None:
     (mine,) = crew(tmp_path, clock, "a")
     mine.started("claude", "early")
     mine.hold("claude", "usage_limit", None, clock.wall() + 100, None, "other")
@@ -222,8 +245,7 @@ def test_what_was_started_before_the_hold_ends_nothing_by_ending_well(tmp_path: 
     assert mine.closed_to() == ({"claude"}, False) and (tmp_path / "holds" / "claude.json").exists()
 
 
-def test_straggler_that_meets_the_old_limit_does_not_disturb_the_probe(tmp_path: Path) -> None:
-    clock = HandClock()
+def test_straggler_that_meets_the_old_limit_does_not_disturb_the_probe(tmp_path: Path, clock: HandClock) -> None:
     (mine,) = crew(tmp_path, clock, "a")
     mine.started("claude", "late")
     until = clock.wall() + 100
@@ -237,8 +259,7 @@ def test_straggler_that_meets_the_old_limit_does_not_disturb_the_probe(tmp_path:
     assert mine.holds() == {} and may_probe(mine)
 
 
-def test_end_that_is_over_already_is_none(tmp_path: Path) -> None:
-    clock = HandClock()
+def test_end_that_is_over_already_is_none(tmp_path: Path, clock: HandClock) -> None:
     (mine,) = crew(tmp_path, clock, "a")
     mine.hold("claude", "usage_limit", None, clock.wall() - 5, 60.0)
     assert not may_probe(mine), "it would be tried again and again"
@@ -246,10 +267,9 @@ def test_end_that_is_over_already_is_none(tmp_path: Path) -> None:
     assert may_probe(mine)
 
 
-def test_probe_of_a_killed_worker_is_taken_over_after_its_lease(tmp_path: Path) -> None:
-    clock = HandClock()
+def test_probe_of_a_killed_worker_is_taken_over_after_its_lease(tmp_path: Path, clock: HandClock) -> None:
     dead, heir, third = crew(tmp_path, clock, "a", "b", "c", lease_seconds=30.0)
-    dead.hold("claude", "usage_limit", None, clock.wall() + 100, None)
+    limit(dead, clock)
     clock.pass_seconds(100)
     assert may_probe(dead) and not may_probe(heir) and not may_probe(third)
     dead.started("claude", "m")
@@ -258,10 +278,11 @@ def test_probe_of_a_killed_worker_is_taken_over_after_its_lease(tmp_path: Path) 
     assert may_probe(heir) and not may_probe(third)
 
 
-def test_no_permit_is_taken_when_no_task_waits_and_one_that_was_not_used_goes_back(tmp_path: Path) -> None:
-    clock = HandClock()
+def test_no_permit_is_taken_when_no_task_waits_and_one_that_was_not_used_goes_back(
+    tmp_path: Path, clock: HandClock
+) -> None:
     one, other = crew(tmp_path, clock, "a", "b")
-    one.hold("claude", "usage_limit", None, clock.wall() + 100, None)
+    limit(one, clock)
     clock.pass_seconds(100)
     one.closed_to()
     assert one.refused_permits((), lambda _: False) == {"claude"} and may_probe(other)
@@ -271,10 +292,9 @@ def test_no_permit_is_taken_when_no_task_waits_and_one_that_was_not_used_goes_ba
     assert may_probe(one)
 
 
-def test_answer_to_a_probe_that_still_runs_begins_the_ramp(tmp_path: Path) -> None:
-    clock = HandClock()
+def test_answer_to_a_probe_that_still_runs_begins_the_ramp(tmp_path: Path, clock: HandClock) -> None:
     one, other = crew(tmp_path, clock, "a", "b")
-    one.hold("claude", "usage_limit", None, clock.wall() + 100, None)
+    limit(one, clock)
     clock.pass_seconds(100)
     assert may_probe(one)
     one.started("claude", "hours")
@@ -286,80 +306,61 @@ def test_answer_to_a_probe_that_still_runs_begins_the_ramp(tmp_path: Path) -> No
     assert one.gate("claude").ramp == 2, "it is no probe any more"
 
 
-def test_ramp_is_seen_by_a_worker_that_starts_then(tmp_path: Path) -> None:
-    clock = HandClock()
+def test_ramp_is_seen_by_a_worker_that_starts_then(tmp_path: Path, clock: HandClock) -> None:
     (one,) = crew(tmp_path, clock, "a")
-    one.hold("claude", "usage_limit", None, clock.wall() + 100, None)
-    clock.pass_seconds(100)
-    assert may_probe(one)
-    one.started("claude", "m")
-    one.succeeded("claude", "m")
+    begin_ramp(one, clock)
     assert may_probe(one)
     later = crew(tmp_path, clock, "b", "c")
     assert [may_probe(other) for other in later] == [True, False]
 
 
-def test_ramp_that_nothing_widens_for_a_quarter_of_an_hour_is_over(tmp_path: Path) -> None:
-    clock = HandClock()
+def test_ramp_that_nothing_widens_for_a_quarter_of_an_hour_is_over(tmp_path: Path, clock: HandClock) -> None:
     (one,) = crew(tmp_path, clock, "a")
-    one.hold("claude", "usage_limit", None, clock.wall() + 100, None)
-    clock.pass_seconds(100)
-    assert may_probe(one)
-    one.started("claude", "m")
-    one.succeeded("claude", "m")
+    begin_ramp(one, clock)
     clock.pass_seconds(901)
     one.refresh()
     assert one.closed_to() == (set(), False) and os.listdir(tmp_path / "holds") == []
 
 
-def test_ramp_ends_when_somebody_lifts_it(tmp_path: Path) -> None:
-    clock = HandClock()
+def test_ramp_ends_when_somebody_lifts_it(tmp_path: Path, clock: HandClock) -> None:
     (one,) = crew(tmp_path, clock, "a")
-    one.hold("claude", "usage_limit", None, clock.wall() + 100, None)
-    clock.pass_seconds(100)
-    assert may_probe(one)
-    one.started("claude", "m")
-    one.succeeded("claude", "m")
+    begin_ramp(one, clock)
     lift_hold(tmp_path, "claude")
     one.refresh()
     assert one.closed_to() == (set(), False)
 
 
-def test_accounts_are_held_each_for_itself(tmp_path: Path) -> None:
-    clock = HandClock()
+def test_accounts_are_held_each_for_itself(tmp_path: Path, clock: HandClock) -> None:
     (one,) = crew(tmp_path, clock, "a", account="x@y")
     (other,) = crew(tmp_path, clock, "b", account="z")
     (same,) = crew(tmp_path, clock, "c", account="x@y")
-    one.hold("claude", "usage_limit", None, clock.wall() + 100, None)
+    limit(one, clock)
     for each in (other, same):
         each.refresh()
     assert [allowed(each) for each in (one, other, same)] == [0, None, 0]
 
 
-def test_hold_is_met_between_the_claim_and_the_start(tmp_path: Path) -> None:
-    clock = HandClock()
+def test_hold_is_met_between_the_claim_and_the_start(tmp_path: Path, clock: HandClock) -> None:
     one, other = crew(tmp_path, clock, "a", "b")
     one.refresh()
     one.started("claude", "m")
     assert one.may_start("claude", "m")
-    other.hold("claude", "usage_limit", None, clock.wall() + 100, None)
+    limit(other, clock)
     assert not one.may_start("claude", "m") and one.may_start("gemini", "n")
 
 
-def test_end_of_a_hold_is_jittered_and_never_earlier(tmp_path: Path) -> None:
-    clock = HandClock()
+def test_end_of_a_hold_is_jittered_and_never_earlier(tmp_path: Path, clock: HandClock) -> None:
     (one,) = crew(tmp_path, clock, "a", jitter=lambda seconds: seconds / 10)
-    one.hold("claude", "usage_limit", None, clock.wall() + 100, None)
+    limit(one, clock)
     clock.pass_seconds(109)
     assert allowed(one) == 0
     clock.pass_seconds(1.1)
     assert allowed(one) == 1
 
 
-def test_holds_that_every_worker_shares_stay_when_the_command_is_missing_too(tmp_path: Path) -> None:
-    clock = HandClock()
+def test_holds_that_every_worker_shares_stay_when_the_command_is_missing_too(tmp_path: Path, clock: HandClock) -> None:
     (one,) = crew(tmp_path, clock, "a")
-    one.hold("claude", "usage_limit", None, clock.wall() + 100, None)
+    limit(one, clock)
     one.hold("claude", "command_missing", None, None, None)
     assert one.holds()["claude"].reason == "usage_limit"
 
@@ -367,8 +368,7 @@ def test_holds_that_every_worker_shares_stay_when_the_command_is_missing_too(tmp
 # --- breakers
 
 
-def test_breaker_opens_and_is_stored_and_closes_and_is_gone(tmp_path: Path) -> None:
-    clock, memory = HandClock(), Memory()
+def test_breaker_opens_and_is_stored_and_closes_and_is_gone(tmp_path: Path, clock: HandClock, memory: Memory) -> None:
     mine = gates(tmp_path, clock, memory)
     for _ in range(2):
         mine.started("claude")
@@ -393,23 +393,20 @@ def test_failure_count_of_one_provider_is_none_of_another(tmp_path: Path) -> Non
     assert mine.closed_to() == ({"gemini"}, False) and mine.worst_state() is BreakerState.OPEN
 
 
-def test_worst_state_is_open_before_half_open_before_closed(tmp_path: Path) -> None:
-    clock = HandClock()
+def test_worst_state_is_open_before_half_open_before_closed(tmp_path: Path, clock: HandClock) -> None:
     mine = gates(tmp_path, clock)
-    for _ in range(2):
-        mine.failed("claude")
+    trip(mine)
     clock.pass_seconds(60)
     assert mine.worst_state() is BreakerState.HALF_OPEN
-    for _ in range(2):
-        mine.failed("gemini")
+    trip(mine, "gemini")
     assert mine.worst_state() is BreakerState.OPEN
 
 
-def test_open_breaker_survives_a_restart_for_the_rest_of_its_time(tmp_path: Path) -> None:
-    clock, memory = HandClock(), Memory()
+def test_open_breaker_survives_a_restart_for_the_rest_of_its_time(
+    tmp_path: Path, clock: HandClock, memory: Memory
+) -> None:
     first = gates(tmp_path, clock)
-    for _ in range(2):
-        first.failed("claude")
+    trip(first)
     clock.pass_seconds(20)
     again = gates(tmp_path, clock, memory)
     assert again.closed_to() == ({"claude"}, False)
@@ -419,19 +416,15 @@ def test_open_breaker_survives_a_restart_for_the_rest_of_its_time(tmp_path: Path
     assert again.closed_to() == (set(), True)
 
 
-def test_breaker_of_one_worker_is_none_of_another(tmp_path: Path) -> None:
-    clock = HandClock()
+def test_breaker_of_one_worker_is_none_of_another(tmp_path: Path, clock: HandClock) -> None:
     mine = gates(tmp_path, clock)
-    for _ in range(2):
-        mine.failed("claude")
+    trip(mine)
     assert gates(tmp_path, clock, worker="anga").closed_to() == (set(), False)
 
 
-def test_breaker_is_probed_once_after_a_restart_that_met_the_probe(tmp_path: Path) -> None:
-    clock = HandClock()
+def test_breaker_is_probed_once_after_a_restart_that_met_the_probe(tmp_path: Path, clock: HandClock) -> None:
     first = gates(tmp_path, clock)
-    for _ in range(2):
-        first.failed("claude")
+    trip(first)
     clock.pass_seconds(60)
     first.started("claude")
     again = gates(tmp_path, clock)
@@ -441,12 +434,10 @@ def test_breaker_is_probed_once_after_a_restart_that_met_the_probe(tmp_path: Pat
 # --- when to look again
 
 
-def test_gate_that_opened_already_is_waited_for_no_longer(tmp_path: Path) -> None:
+def test_gate_that_opened_already_is_waited_for_no_longer(tmp_path: Path, clock: HandClock) -> None:
     """It waits for a task then. A loop that slept until it is due would not sleep at all."""
-    clock = HandClock()
     mine = gates(tmp_path, clock)
-    for _ in range(2):
-        mine.failed("claude")
+    trip(mine)
     looked_at = clock.monotonic()
     assert mine.due_in(looked_at) == 60
     clock.pass_seconds(60)
@@ -454,12 +445,10 @@ def test_gate_that_opened_already_is_waited_for_no_longer(tmp_path: Path) -> Non
     assert mine.due_in(clock.monotonic()) is None
 
 
-def test_nearest_gate_is_waited_for(tmp_path: Path) -> None:
-    clock = HandClock()
+def test_nearest_gate_is_waited_for(tmp_path: Path, clock: HandClock) -> None:
     mine = gates(tmp_path, clock)
     mine.hold("gemini", "usage_limit", None, clock.wall() + 30, None)
-    for _ in range(2):
-        mine.failed("claude")
+    trip(mine)
     assert mine.due_in(clock.monotonic()) == pytest.approx(30, abs=0.01)
     mine.lift("gemini")
     mine.hold("gemini", "command_missing", None, None, None)
@@ -489,8 +478,7 @@ def test_odd_files_hold_nothing_and_break_nothing(tmp_path: Path, raw: bytes) ->
     (tmp_path / "marie" / "breakers.json").write_bytes(raw)
     odd = gates(tmp_path, HandClock())
     assert odd.closed_to() == (set(), False)
-    for _ in range(2):
-        odd.failed("claude")
+    trip(odd)
     assert json.loads((tmp_path / "marie" / "breakers.json").read_bytes())["claude"]["failures"] == 2
 
 
@@ -517,15 +505,15 @@ def test_hold_that_is_a_link_a_folder_or_a_fifo_is_no_hold(tmp_path: Path) -> No
     assert gates(tmp_path, HandClock()).holds() == {}
 
 
-def test_disk_that_takes_no_file_stops_no_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_that_takes_no_file_stops_no_gate(
+    tmp_path: Path, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    clock = HandClock()
     mine = gates(tmp_path, clock)
     monkeypatch.setattr("watcher.gates.replace", full)
-    mine.hold("claude", "usage_limit", None, clock.wall() + 100, None)
-    for _ in range(2):
-        mine.failed("gemini")
+    limit(mine, clock)
+    trip(mine, "gemini")
     mine.refresh()
     assert mine.closed_to() == ({"claude", "gemini"}, False)
