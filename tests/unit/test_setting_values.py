@@ -35,6 +35,8 @@ def test_every_wrong_setting_is_listed_with_value_place_and_what_is_allowed(own_
         "  ENABLE_METRICS=maybe (.env): must be true or false (or 1, 0, yes, no, on, off)",
         "  NO_SUCH (flag): no setting has this name",
     }
+    wrong = [line.split("=")[0].strip() for line in lines if ": must be " in line]
+    assert wrong == ["TASK_DIR", "MAX_CONCURRENT_TASKS", "RETRY_JITTER", "LOG_LEVEL", "ENABLE_METRICS", "QUEUE_SIZE"]
     assert any(line.startswith("  HEARTBEET_INTERVAL (.env): no setting has this name") for line in lines)
     assert any(line.startswith("  TASK_DIR=~nobody-x (environment)") for line in lines)
 
