@@ -1,0 +1,37 @@
+"""What every event is, and the way from those that emit events to those that listen.
+
+Every event has a dotted name in the past tense, which is also its name in the log. Events are emitted on the worker's
+loop thread only, so that a listener needs no lock; a listener must not block and must not raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(slots=True)
+class Event:
+    """Base of all events. `level` is the log level at which people see it."""
+
+    name: ClassVar[str] = "event"
+    level: ClassVar[str] = "info"
+
+
+Listener = Callable[[Event], None]
+Emit = Callable[[Event], None]
+
+
+class Bus:
+    """Hands each event to every listener, in the order in which they joined."""
+
+    def __init__(self) -> None:
+        self._listeners: list[Listener] = []
+
+    def join(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+
+    def emit(self, event: Event) -> None:
+        for listener in self._listeners:
+            listener(event)

@@ -1,0 +1,106 @@
+"""The life of the listener, and what it finds in the folders of all workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from watcher.events.base import Event
+
+
+@dataclass(slots=True)
+class ListenerStarted(Event):
+    name: ClassVar[str] = "listener.started"
+    pid: int
+    detail: str
+
+
+@dataclass(slots=True)
+class ListenerStopped(Event):
+    name: ClassVar[str] = "listener.stopped"
+    reason: str
+
+
+@dataclass(slots=True)
+class NoticePublished(Event):
+    """A file below `triggers/orchestrator/` is there now. `wait_seconds`: since what it tells was written."""
+
+    name: ClassVar[str] = "notice.published"
+    level: ClassVar[str] = "debug"
+    kind: str
+    file: str
+    wait_seconds: float | None
+
+
+@dataclass(slots=True)
+class WorkerJudged(Event):
+    """A process of a worker is seen in another state than before."""
+
+    name: ClassVar[str] = "worker.judged"
+    worker: str
+    instance: str | None
+    state: str
+    was: str
+    detail: str
+
+
+@dataclass(slots=True)
+class BatchEnded(Event):
+    name: ClassVar[str] = "batch.ended"
+    batch_id: str
+    tasks: int
+    not_completed: int
+
+
+@dataclass(slots=True)
+class TaskLate(Event):
+    name: ClassVar[str] = "task.late"
+    level: ClassVar[str] = "warning"
+    task_id: str
+    of_worker: str
+    reason: str
+    detail: str
+
+
+@dataclass(slots=True)
+class TasksReassigned(Event):
+    name: ClassVar[str] = "tasks.reassigned"
+    level: ClassVar[str] = "warning"
+    from_worker: str
+    to_worker: str
+    tasks: int
+
+
+@dataclass(slots=True)
+class FolderLost(Event):
+    """A folder that was there is gone, or cannot be listed. It is looked for at every scan."""
+
+    name: ClassVar[str] = "folder.lost"
+    level: ClassVar[str] = "error"
+    folder: str
+    detail: str
+
+
+@dataclass(slots=True)
+class FolderFound(Event):
+    name: ClassVar[str] = "folder.found"
+    folder: str
+
+
+@dataclass(slots=True)
+class LedgerRebuilt(Event):
+    """The database was not there, or could not be used; it is made anew from the folders."""
+
+    name: ClassVar[str] = "ledger.rebuilt"
+    detail: str
+
+
+@dataclass(slots=True)
+class FilesPruned(Event):
+    """Files older than their retention were removed."""
+
+    name: ClassVar[str] = "files.pruned"
+    receipts: int
+    notices: int
+    results: int
+    dead_letters: int
