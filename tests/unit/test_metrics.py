@@ -303,7 +303,7 @@ def test_no_task_id_is_ever_exposed(seen: Seen) -> None:
 
 def test_an_event_without_a_metric_is_ignored(seen: Seen) -> None:
     before = generate_latest(seen.registry)
-    seen.after(events.TaskBlocked("t1", 2), events.WorkerStarted("f00d", 1, ""))
+    seen.after(events.TaskFieldsUnknown("t1", "colour"), events.WorkerStarted("f00d", 1, ""))
     assert generate_latest(seen.registry) == before
 
 

@@ -10,6 +10,8 @@ from watcher.events.base import Event
 
 @dataclass(slots=True)
 class ListenerStarted(Event):
+    """`detail` says what it serves, in words."""
+
     name: ClassVar[str] = "listener.started"
     pid: int
     detail: str
@@ -17,6 +19,8 @@ class ListenerStarted(Event):
 
 @dataclass(slots=True)
 class ListenerStopped(Event):
+    """It listens no more."""
+
     name: ClassVar[str] = "listener.stopped"
     reason: str
 
@@ -46,6 +50,8 @@ class WorkerJudged(Event):
 
 @dataclass(slots=True)
 class BatchEnded(Event):
+    """Every task of a batch has its outcome."""
+
     name: ClassVar[str] = "batch.ended"
     batch_id: str
     tasks: int
@@ -54,6 +60,8 @@ class BatchEnded(Event):
 
 @dataclass(slots=True)
 class TaskLate(Event):
+    """A task has waited or run for longer than it should; `reason` says which."""
+
     name: ClassVar[str] = "task.late"
     level: ClassVar[str] = "warning"
     task_id: str
@@ -64,6 +72,8 @@ class TaskLate(Event):
 
 @dataclass(slots=True)
 class TasksReassigned(Event):
+    """Waiting tasks of a dead worker were moved to another one."""
+
     name: ClassVar[str] = "tasks.reassigned"
     level: ClassVar[str] = "warning"
     from_worker: str
@@ -83,6 +93,8 @@ class FolderLost(Event):
 
 @dataclass(slots=True)
 class FolderFound(Event):
+    """A folder that was lost is there again."""
+
     name: ClassVar[str] = "folder.found"
     folder: str
 

@@ -33,6 +33,8 @@ class ProviderHeld(Event):
 
 @dataclass(slots=True)
 class ProviderResumed(Event):
+    """Its hold is over."""
+
     name: ClassVar[str] = "provider.resumed"
     provider: str
 

@@ -10,6 +10,8 @@ from watcher.events.base import Event
 
 @dataclass(slots=True)
 class SupervisorStarted(Event):
+    """`detail` says what it serves, in words."""
+
     name: ClassVar[str] = "supervisor.started"
     pid: int
     detail: str
@@ -17,6 +19,8 @@ class SupervisorStarted(Event):
 
 @dataclass(slots=True)
 class SupervisorStopping(Event):
+    """It was asked to end, and asks its `children` to."""
+
     name: ClassVar[str] = "supervisor.stopping"
     reason: str
     children: int
@@ -24,6 +28,8 @@ class SupervisorStopping(Event):
 
 @dataclass(slots=True)
 class SupervisorStopped(Event):
+    """It looks after nothing any more."""
+
     name: ClassVar[str] = "supervisor.stopped"
     reason: str
 
@@ -110,6 +116,8 @@ class RollBrokenOff(Event):
 
 @dataclass(slots=True)
 class InstancesScaled(Event):
+    """A worker is to have another number of instances."""
+
     name: ClassVar[str] = "instances.scaled"
     of_worker: str
     instances: int

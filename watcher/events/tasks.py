@@ -22,6 +22,8 @@ class TaskClaimed(Event):
 
 @dataclass(slots=True)
 class AttemptStarted(Event):
+    """The attempt was handed to a slot."""
+
     name: ClassVar[str] = "task.started"
     task_id: str
     provider: str
@@ -68,6 +70,8 @@ class TaskSettled(Event):
 
 @dataclass(slots=True)
 class TaskRetryScheduled(Event):
+    """The attempt has failed; the next one may start after `delay_seconds`."""
+
     name: ClassVar[str] = "task.retry_scheduled"
     level: ClassVar[str] = "warning"
     task_id: str
@@ -108,15 +112,9 @@ class TaskDropped(Event):
 
 
 @dataclass(slots=True)
-class TaskBlocked(Event):
-    name: ClassVar[str] = "task.blocked"
-    level: ClassVar[str] = "debug"
-    task_id: str
-    missing: int
-
-
-@dataclass(slots=True)
 class TaskFieldsUnknown(Event):
+    """They are kept; perhaps one of them is misspelt."""
+
     name: ClassVar[str] = "task.fields_unknown"
     level: ClassVar[str] = "warning"
     task_id: str
@@ -125,6 +123,8 @@ class TaskFieldsUnknown(Event):
 
 @dataclass(slots=True)
 class FileIgnored(Event):
+    """The file is left where it is."""
+
     name: ClassVar[str] = "file.ignored"
     level: ClassVar[str] = "warning"
     file: str

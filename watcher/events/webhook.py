@@ -10,6 +10,8 @@ from watcher.events.base import Event
 
 @dataclass(slots=True)
 class WebhookStarted(Event):
+    """It takes posts now."""
+
     name: ClassVar[str] = "webhook.started"
     host: str
     port: int
@@ -18,6 +20,8 @@ class WebhookStarted(Event):
 
 @dataclass(slots=True)
 class WebhookStopped(Event):
+    """It takes no posts any more."""
+
     name: ClassVar[str] = "webhook.stopped"
     reason: str
 

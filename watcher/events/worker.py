@@ -10,6 +10,8 @@ from watcher.events.base import Event
 
 @dataclass(slots=True)
 class WorkerStarted(Event):
+    """Its folder is its own; the first scan begins."""
+
     name: ClassVar[str] = "worker.started"
     incarnation: str
     pid: int
@@ -18,6 +20,8 @@ class WorkerStarted(Event):
 
 @dataclass(slots=True)
 class WorkerDraining(Event):
+    """It claims nothing more; what runs may end."""
+
     name: ClassVar[str] = "worker.draining"
     reason: str
     active_tasks: int
@@ -25,6 +29,8 @@ class WorkerDraining(Event):
 
 @dataclass(slots=True)
 class WorkerStopped(Event):
+    """Nothing runs any more. `released_tasks`: ended and given back untouched."""
+
     name: ClassVar[str] = "worker.stopped"
     reason: str
     released_tasks: int
@@ -41,6 +47,8 @@ class WorkerPaused(Event):
 
 @dataclass(slots=True)
 class WorkerResumed(Event):
+    """It starts tasks again."""
+
     name: ClassVar[str] = "worker.resumed"
 
 
@@ -75,6 +83,8 @@ class TroubleBegan(Event):
 
 @dataclass(slots=True)
 class TroubleEnded(Event):
+    """`seconds`: since it began."""
+
     name: ClassVar[str] = "worker.trouble_ended"
     seconds: float
 

@@ -106,7 +106,6 @@ _SENTENCES: dict[type[events.Event], str] = {
     events.TaskReleased: "{task_id} given back, no attempt counted",
     events.TaskRefused: "{task_id} is no task, moved to the dead letters",
     events.TaskDropped: "{task_id} dropped, it came twice",
-    events.TaskBlocked: "{task_id} waits for its dependencies, missing: {missing}",
     events.TaskFieldsUnknown: "{task_id} has unknown fields, kept: {fields}",
     events.FileIgnored: "file {file} ignored",
     events.TaskRescued: "{task_id} rescued from {from_incarnation}, worker deaths on it: {deaths}, {outcome}",
