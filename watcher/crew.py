@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from watcher.clock import Clock
 from watcher.events import Event
 from watcher.policy.disposition import Ending, Failure
-from watcher.runner.interface import Attempt, Outcome, Output, Runner
+from watcher.runner.interface import Attempt, Outcome, Runner, without_output
 from watcher.spool.interface import Claim, Settlement, Spool
 
 #: Outcomes that are stored in one go, at most.
@@ -92,7 +92,7 @@ class Crew:
             return
         assert self._callbacks is not None  # nothing runs before `start`
         ending = Ending(Failure.TROUBLE, "worker_trouble", "start a thread: EAGAIN; too many threads or processes")
-        outcome = Outcome(ending, None, Output(), Output(), self._clock.wall(), 0.0)
+        outcome = without_output(ending, self._clock.wall())
         self._hand_over(self._callbacks.ended, running, outcome)
 
     def _add_slot(self) -> None:
@@ -141,7 +141,7 @@ class Crew:
             self.begun += 1
             if not self._callbacks.may_start(running):
                 ending = Ending(Failure.STOPPED, "provider_held", "held since it was claimed")
-                outcome = Outcome(ending, None, Output(), Output(), self._clock.wall(), 0.0)
+                outcome = without_output(ending, self._clock.wall())
                 self._hand_over(self._callbacks.ended, running, outcome)
                 continue
             try:
@@ -154,12 +154,12 @@ class Crew:
     def _outcome(self, attempt: Attempt) -> Outcome:
         started_at, began = self._clock.wall(), time.monotonic()
         if attempt.mark in self._refused:
-            return Outcome(Ending(Failure.CANCELLED), None, Output(), Output(), started_at, 0.0)
+            return without_output(Ending(Failure.CANCELLED), started_at)
         try:
             return self._runner.run(attempt)
         except Exception as error:  # noqa: BLE001 - a defect in a runner must cost one attempt, not the worker
             ending = Ending(Failure.TRANSIENT, "runner_defect", f"{type(error).__name__}: {error}")
-            return Outcome(ending, None, Output(), Output(), started_at, time.monotonic() - began)
+            return without_output(ending, started_at, time.monotonic() - began)
 
     def _commit(self) -> None:
         assert self._callbacks is not None  # set before the thread starts

@@ -28,7 +28,7 @@ from watcher.gates import Gates
 from watcher.policy.ahead import ClaimingAhead
 from watcher.policy.disposition import Disposition, Ending, Failure, HoldProvider, Retry, Settle, decide
 from watcher.policy.retry import RetryDelays
-from watcher.runner.interface import Attempt, Live, Outcome, Output, Runner
+from watcher.runner.interface import Attempt, Live, Outcome, Runner, without_output
 from watcher.settlement import Signature, settlement
 from watcher.spending import Spending
 from watcher.spool.interface import Claim, Settlement, Spool
@@ -261,7 +261,7 @@ class Executor:
         if what is None:
             self._begin(claim)
             return
-        outcome = Outcome(Ending(Failure.PERMANENT), None, Output(), Output(), self._clock.wall(), 0.0)
+        outcome = without_output(Ending(Failure.PERMANENT), self._clock.wall())
         self._settle(replace(claim, attempt=claim.attempt - 1), outcome, what)
 
     def _begin(self, claim: Claim) -> None:

@@ -38,6 +38,7 @@ from watcher.maintenance.recorder import News, Recorder
 from watcher.maintenance.roster import Roster
 from watcher.maintenance.seat import Seat
 from watcher.maintenance.waiting import Sight, WaitingTasks
+from watcher.policy import scanning
 from watcher.telemetry.listener import ListenerMetrics, Numbers
 from watcher.wake import Waker
 
@@ -140,13 +141,13 @@ class Orchestrator:
         if self._last_scan == float("-inf"):
             return False, "first scan under way"
         late = self.last_scan_age()
-        if late > self._interval() * 3 + 5.0:
+        if not scanning.is_ready(late, self._interval()):
             return False, f"last scan {late:.0f} s ago"
         return (True, "ready") if self._trouble is None else (False, self._trouble[0])
 
     def is_alive(self) -> tuple[bool, str]:
         late = self.last_scan_age()
-        return late < self._interval() * 10 + 120.0, f"last scan {late:.0f} s ago"
+        return scanning.is_alive(late, self._interval()), f"last scan {late:.0f} s ago"
 
     def last_scan_age(self) -> float:
         return self._clock.monotonic() - max(self._last_scan, self._began)
@@ -343,8 +344,8 @@ class Orchestrator:
             await asyncio.sleep(0)
 
     def _interval(self) -> float:
-        events = self._waker is not None and self._waker.mode == "events"
-        return self._options.scan_interval if events else min(self._options.poll_interval, self._options.scan_interval)
+        has_events = self._waker is not None and self._waker.mode == "events"
+        return scanning.interval(has_events, self._options.scan_interval, self._options.poll_interval)
 
     def _pause(self) -> float:
         now = self._clock.monotonic()

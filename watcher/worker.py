@@ -34,6 +34,7 @@ from watcher.events import (
 from watcher.executor import Executor
 from watcher.formats.heartbeat import ActiveTask, HeartbeatStatus
 from watcher.gates import Gates
+from watcher.policy import scanning
 from watcher.policy.breaker import BreakerState
 from watcher.runner.interface import Runner
 from watcher.spending import Spending
@@ -169,15 +170,14 @@ class Worker:
         if self._last_scan == float("-inf"):
             return False, "first scan under way"
         late = self.last_scan_age()
-        limit = self._interval() * 3 + 5.0
-        if late > limit:
+        if not scanning.is_ready(late, self._interval()):
             return False, f"last scan {late:.0f} s ago"
         return (not self._stops), ("draining" if self._stops else "ready")
 
     def is_alive(self) -> tuple[bool, str]:
-        """For a probe: the loop still turns. A scan of a huge folder may take long, so it is generous."""
+        """For a probe: the loop still turns."""
         late = self._clock.monotonic() - max(self._last_scan, self._turned_at, self._began)
-        return late < self._interval() * 10 + 120.0, f"last turn {late:.0f} s ago"
+        return scanning.is_alive(late, self._interval()), f"last turn {late:.0f} s ago"
 
     def last_scan_age(self) -> float:
         """Seconds since the last finished scan (since the start, before the first one). Any thread."""
@@ -272,8 +272,8 @@ class Worker:
         self._scan_trouble = detail
 
     def _interval(self) -> float:
-        events = self._waker is not None and self._waker.mode == "events"
-        return self._options.scan_interval if events else min(self._options.poll_interval, self._options.scan_interval)
+        has_events = self._waker is not None and self._waker.mode == "events"
+        return scanning.interval(has_events, self._options.scan_interval, self._options.poll_interval)
 
     def _pause(self) -> float:
         """Seconds until something is due without an event."""

@@ -23,15 +23,15 @@ from watcher.policy.disposition import Ending, Failure
 from watcher.runner.acp import AUTH_REQUIRED, AcpProcess, Turn
 from watcher.runner.cwd import checked_cwd
 from watcher.runner.failures import ACP
-from watcher.runner.files import Capture, write_all
+from watcher.runner.files import output_of
 from watcher.runner.guarding import Guarding
-from watcher.runner.interface import Attempt, Live, Outcome, Output, Runner
+from watcher.runner.interface import Attempt, Outcome, Output, Runner, Unseen, without_output
 from watcher.runner.jsonrpc import RpcError
 from watcher.runner.judging import judge
 from watcher.runner.providers import Provider, environment_for
-from watcher.runner.reading import harmless, shortened
+from watcher.runner.reading import harmless
 from watcher.runner.shapes import Reading
-from watcher.runner.starting import Place, not_started, start_failure
+from watcher.runner.starting import Place, start_failure
 from watcher.runner.warm import Start, start_of
 from watcher.runner.wire import WireBroken
 
@@ -77,7 +77,7 @@ class _Run:
     stderr: str = ""
 
 
-class AcpRunner:
+class AcpRunner(Unseen):
     """A Runner (see `runner.interface`) for providers that speak the protocol; `once` knows whether they are there."""
 
     def __init__(self, providers: Mapping[str, Provider], once: Runner, settings: AcpSettings, clock: Clock) -> None:
@@ -101,7 +101,7 @@ class AcpRunner:
         problem = self.problem(attempt.provider)
         cwd = os.getcwd() if attempt.cwd is None else checked_cwd(attempt.cwd, self._settings.allowed_cwd)
         if problem is not None or isinstance(cwd, Ending):
-            outcome = not_started(problem if problem is not None else cwd)  # type: ignore[arg-type]
+            outcome = without_output(problem if problem is not None else cwd)  # type: ignore[arg-type]
         else:
             outcome = self._run(attempt, cwd)
         if outcome.ending.failure is Failure.AUTH:
@@ -119,18 +119,6 @@ class AcpRunner:
             run.failure, run.why = failure, reason
             if run.agent is not None:
                 run.agent.process.abort()
-
-    def live_output(self, mark: str) -> tuple[Path, float | None] | None:
-        """There is no file to follow."""
-        return None
-
-    def live(self, mark: str) -> Live | None:
-        """Not told."""
-        return None
-
-    def unwatched(self) -> list[tuple[str, str]]:
-        """They are not watched for silence: they have a timeout."""
-        return []
 
     def sweep(self) -> int:
         """What they leave is ended with them."""
@@ -160,7 +148,7 @@ class AcpRunner:
             return self._broken(provider, attempt, broken, run)
         except OSError as error:
             place = Place(provider, start.program or "", self._path(provider), None, None)
-            return not_started(start_failure(place, attempt, error, self._clock.wall()))
+            return without_output(start_failure(place, attempt, error, self._clock.wall()))
         finally:
             with self._lock:
                 del self._running[attempt.mark]
@@ -290,17 +278,7 @@ class AcpRunner:
         return Outcome(ending, None, Output(), self._output(run.stderr, "stderr"), 0.0, 0.0, None, run.leftovers)
 
     def _output(self, text: str, stream: str) -> Output:
-        """Bounded for the result; all of it goes to a file in the claim folder when it does not fit."""
-        short, truncated = shortened(text, self._settings.max_output_bytes)
-        raw = harmless(text).encode("utf-8", "replace")
-        if not truncated:
-            return Output(short, len(raw))
-        file = Capture(self._settings.folder, stream, self._numbers)
-        try:
-            write_all(file.fd, raw)
-            return Output(short, len(raw), True, file.keep())
-        finally:
-            file.remove()
+        return output_of(text, self._settings.max_output_bytes, self._settings.folder, stream, self._numbers)
 
 
 def _judged(name: str, turn: Turn) -> Ending:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from watcher.errors import is_trouble
 from watcher.runner.interface import Output
-from watcher.runner.reading import bounded_text
+from watcher.runner.reading import bounded_text, harmless, shortened
 
 
 class Slot:
@@ -138,6 +138,22 @@ class Capture:
             self.fd = -1
         if not self.is_kept:
             remove(str(self._folder / self.name))
+
+
+def output_of(text: str, at_most_bytes: int, folder: Path, stream: str, numbers: Iterator[int]) -> Output:
+    """A text that is there already, bounded for the result; when it does not fit, a file in `folder` has all of it."""
+    if not text:
+        return Output()
+    short, truncated = shortened(text, at_most_bytes)
+    if not truncated:
+        return Output(short, len(short) if short.isascii() else len(short.encode()))
+    raw = harmless(text).encode()
+    file = Capture(folder, stream, numbers)
+    try:
+        write_all(file.fd, raw)
+        return Output(short, len(raw), True, file.keep())
+    finally:
+        file.remove()
 
 
 def unnamed_file(raw: bytes, folder: Path) -> int:

@@ -109,4 +109,25 @@ class Runner(Protocol):
         ...
 
 
-__all__ = ["Attempt", "Ending", "Failure", "Live", "Outcome", "Output", "Runner", "Usage"]
+class Unseen:
+    """What a Runner answers of whose running attempts nothing can be seen: they answer as a whole, within a timeout."""
+
+    def live_output(self, mark: str) -> tuple[Path, float | None] | None:
+        """There is no file to follow."""
+        return None
+
+    def live(self, mark: str) -> Live | None:
+        """What it does just now is not known."""
+        return None
+
+    def unwatched(self) -> list[tuple[str, str]]:
+        """Nobody is watched for silence, so nothing has turned out not to fit."""
+        return []
+
+
+def without_output(ending: Ending, started_at: float = 0.0, duration_seconds: float = 0.0) -> Outcome:
+    """The outcome of an attempt that has printed nothing, mostly because nothing ran."""
+    return Outcome(ending, None, Output(), Output(), started_at, duration_seconds)
+
+
+__all__ = ["Attempt", "Ending", "Failure", "Live", "Outcome", "Output", "Runner", "Unseen", "Usage", "without_output"]

@@ -27,14 +27,14 @@ from watcher import childproc
 from watcher.clock import Clock
 from watcher.policy.disposition import Ending, Failure
 from watcher.runner.files import Slot, Slots, remove, unnamed_file, write_file
-from watcher.runner.interface import Attempt, Outcome
+from watcher.runner.interface import Attempt, Outcome, without_output
 from watcher.runner.live import Live, Look
 from watcher.runner.planning import Plan, Planner, waiting_key
 from watcher.runner.prespawn import Prespawn, PrespawnSettings
 from watcher.runner.printed import Ended, outcome_of
 from watcher.runner.providers import Provider
 from watcher.runner.stall import StallWatch
-from watcher.runner.starting import not_started, trouble
+from watcher.runner.starting import trouble
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +100,12 @@ class OneShotRunner:
         began = self._clock.monotonic()
         plan = self._planner.plan(attempt)
         if isinstance(plan, Ending):
-            outcome = not_started(plan)
+            outcome = without_output(plan)
         else:
             try:
                 outcome = self._run(attempt, plan)
             except OSError as error:
-                outcome = not_started(trouble(attempt, error))
+                outcome = without_output(trouble(attempt, error))
         if self.prespawn is not None and outcome.ending.failure in (Failure.AUTH, Failure.LIMIT):
             self.prespawn.distrust(attempt.provider)
         outcome.started_at = started_at
@@ -185,7 +185,7 @@ class OneShotRunner:
                 child = self._spawn(attempt, plan, run)
                 if isinstance(child, Ending):
                     childproc.attempt_over(None, attempt.mark)
-                    return not_started(child)
+                    return without_output(child)
                 is_clean = False
                 outcome = self._finish(attempt, plan, run, child)
             is_clean = self._is_clean(run, outcome)

@@ -25,11 +25,11 @@ from watcher.errors import WorkerTrouble, is_trouble
 from watcher.events import Emit, Event
 from watcher.policy.disposition import Ending, Failure
 from watcher.runner.cwd import checked_cwd
-from watcher.runner.files import Capture, write_all
-from watcher.runner.interface import Attempt, Live, Outcome, Output, Runner
+from watcher.runner.files import output_of
+from watcher.runner.interface import Attempt, Live, Outcome, Output, Runner, Unseen, without_output
 from watcher.runner.jsonrpc import FOR_GOOD, Executed, RpcError
 from watcher.runner.pool import HandlerFault, HandlerPool, NotWarm, PoolClosed, PoolFull, Reply, Ticket
-from watcher.runner.reading import harmless, shortened
+from watcher.runner.reading import harmless
 
 #: The name of the provider whose attempts run in the pool.
 HANDLER = "handler"
@@ -51,7 +51,7 @@ class PoolRunnerSettings:
     allowed_cwd: tuple[Path, ...] = ()
 
 
-class PoolRunner:
+class PoolRunner(Unseen):
     """A Runner (see `runner.interface`) for the provider `handler`; `once` runs what cannot be kept warm."""
 
     def __init__(
@@ -97,18 +97,6 @@ class PoolRunner:
         if ticket is not None:
             self._pool.stop(ticket)
 
-    def live_output(self, mark: str) -> tuple[Path, float | None] | None:
-        """A handler answers as a whole: there is nothing to follow."""
-        return None
-
-    def live(self, mark: str) -> Live | None:
-        """Nor is there anything to see of what it does."""
-        return None
-
-    def unwatched(self) -> list[tuple[str, str]]:
-        """Handlers are not watched for silence: they have a timeout."""
-        return []
-
     def sweep(self) -> int:
         """Tell what has happened in the pool; what handlers leave behind is ended by the pool itself."""
         while self._happened:
@@ -128,9 +116,9 @@ class PoolRunner:
     def _refused(self, attempt: Attempt) -> Outcome | None:
         if not isinstance(_name(attempt), str):
             what = "metadata.handler must be the name of a handler, as text; correct the task"
-            return _ended(Ending(Failure.PERMANENT, "bad_handler_name", what))
+            return without_output(Ending(Failure.PERMANENT, "bad_handler_name", what))
         cwd = None if attempt.cwd is None else checked_cwd(attempt.cwd, self._settings.allowed_cwd)
-        return _ended(cwd) if isinstance(cwd, Ending) else None
+        return without_output(cwd) if isinstance(cwd, Ending) else None
 
     def _warm(self, attempt: Attempt) -> Outcome | None:
         """The outcome of the attempt in the pool; None when it must be run once instead."""
@@ -145,21 +133,21 @@ class PoolRunner:
         except NotWarm as cold:
             return self._cold(attempt, ticket, cold)
         except PoolClosed as closed:
-            return _ended(Ending(ticket.failure or Failure.STOPPED, ticket.why, str(closed)))
+            return without_output(Ending(ticket.failure or Failure.STOPPED, ticket.why, str(closed)))
         except PoolFull as full:
-            return _ended(Ending(Failure.TRANSIENT, "handler_queue_full", str(full)))
+            return without_output(Ending(Failure.TRANSIENT, "handler_queue_full", str(full)))
         except OSError as error:
             detail = str(WorkerTrouble(f"run {HANDLER} for {attempt.task_id}", error))
             if is_trouble(error):
-                return _ended(Ending(Failure.TROUBLE, "worker_trouble", detail))
-            return _ended(Ending(Failure.TRANSIENT, "handler_failed", detail))
+                return without_output(Ending(Failure.TROUBLE, "worker_trouble", detail))
+            return without_output(Ending(Failure.TRANSIENT, "handler_failed", detail))
         finally:
             with self._lock:
                 del self._running[attempt.mark]
 
     def _cold(self, attempt: Attempt, ticket: Ticket, cold: NotWarm) -> Outcome | None:
         if ticket.failure is not None:
-            return _ended(_on_request(ticket))
+            return without_output(_on_request(ticket))
         name = _name(attempt)
         if name == DEFAULT_NAME:
             return None
@@ -167,7 +155,7 @@ class PoolRunner:
             f"{HANDLER}: the task names the handler {name!r}, but {cold}; mend HANDLER_COMMAND, it is tried again soon"
         )
         resets_at = self._clock.wall() + _COLD_HOLD_SECONDS
-        return _ended(Ending(Failure.AUTH, "handler_not_warm", what, resets_at=resets_at))
+        return without_output(Ending(Failure.AUTH, "handler_not_warm", what, resets_at=resets_at))
 
     def _outcome(self, reply: Reply) -> Outcome:
         answer = reply.answer
@@ -191,19 +179,7 @@ class PoolRunner:
         return outcome
 
     def _output(self, text: str, stream: str) -> Output:
-        """Bounded for the result; all of it goes to a file in the claim folder when it does not fit."""
-        if not text:
-            return Output()
-        short, truncated = shortened(text, self._settings.max_output_bytes)
-        if not truncated:
-            return Output(short, len(short.encode()) if not short.isascii() else len(short))
-        raw = harmless(text).encode()
-        file = Capture(self._settings.folder, stream, self._numbers)
-        try:
-            write_all(file.fd, raw)
-            return Output(short, len(raw), True, file.keep())
-        finally:
-            file.remove()
+        return output_of(text, self._settings.max_output_bytes, self._settings.folder, stream, self._numbers)
 
 
 class Router:
@@ -283,7 +259,3 @@ def _judge(answer: Executed, said: str) -> Ending:
 
 def _on_request(ticket: Ticket) -> Ending:
     return Ending(ticket.failure or Failure.STOPPED, ticket.why, f"{HANDLER}: ended on request")
-
-
-def _ended(ending: Ending) -> Outcome:
-    return Outcome(ending, None, Output(), Output(), 0.0, 0.0)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from watcher.errors import is_trouble
 from watcher.policy.disposition import Ending, Failure
 from watcher.runner.cwd import bad_cwd
-from watcher.runner.interface import Attempt, Outcome, Output
+from watcher.runner.interface import Attempt
 from watcher.runner.providers import LOOK_AGAIN_SECONDS, Provider, missing_problem
 
 
@@ -59,11 +59,6 @@ def trouble(attempt: Attempt, error: OSError) -> Ending:
     where = "" if error.filename is None else f" ({error.filename!r})"
     detail = f"run {attempt.provider} for {attempt.task_id}: {_word(error)}: {error.strerror or error}{where}"
     return Ending(Failure.TROUBLE, "worker_trouble", detail)
-
-
-def not_started(ending: Ending) -> Outcome:
-    """The outcome of an attempt that has printed nothing, because nothing ran."""
-    return Outcome(ending, None, Output(), Output(), 0.0, 0.0)
 
 
 def _word(error: OSError) -> str:
