@@ -21,9 +21,9 @@ check: $(VENV)/.ready-dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.ready-dev
-	$(BIN)/python bench/throughput.py
-	$(BIN)/python bench/detection.py
-	$(BIN)/python bench/idle.py
+	$(BIN)/python -m bench.throughput
+	$(BIN)/python -m bench.detection
+	$(BIN)/python -m bench.idle
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
