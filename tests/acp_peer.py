@@ -43,6 +43,7 @@ class Peer(acp.Agent):
 
     async def cancel(self, session_id: str, **more: Any) -> None:
         note("cancelled")
+        os._exit(0)
 
     async def prompt(self, prompt: list[Any], session_id: str, **more: Any) -> acp.PromptResponse:
         self.turns[session_id] += 1

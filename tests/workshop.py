@@ -15,12 +15,13 @@ import pytest
 from watcher import childproc
 from watcher.clock import SystemClock
 from watcher.policy.disposition import Failure
+from watcher.runner import oneshot
 from watcher.runner.builtin import built_in
 from watcher.runner.interface import Attempt, Outcome
 from watcher.runner.oneshot import OneShotRunner, OneShotSettings
 from watcher.runner.providers import Provider
 
-SOON = 30.0
+SOON = 60.0
 _numbers = iter(range(10**6))
 
 
@@ -113,6 +114,22 @@ def until_it_prints(runner: OneShotRunner, one: Attempt) -> Path:
             return live[0]
         time.sleep(0.002)  # a file has no event that is worth its code here
     raise AssertionError("it printed nothing")
+
+
+@pytest.fixture
+def printing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of an attempt begins when its command has printed its first words: so it is where it shall be ended."""
+    spawn = childproc.spawn
+
+    def start(*arguments: Any) -> childproc.Child:
+        child, stdout = spawn(*arguments), arguments[4]
+        deadline = time.monotonic() + SOON
+        while not os.fstat(stdout).st_size:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)  # a file has no event that is worth its code here
+        return child
+
+    monkeypatch.setattr(oneshot.childproc, "spawn", start)
 
 
 def reason(outcome: Outcome) -> tuple[Failure | None, str | None]:

@@ -27,7 +27,7 @@ FAST = {
     "KILL_GRACE": "0.3", "SHUTDOWN_GRACE": "10",
 }  # fmt: skip
 #: A machine that is busy with something else may need this long; nothing here waits so long when all is well.
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 
 
 def wait_for(what: str, look: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> T:

@@ -443,3 +443,34 @@ def test_refused_file_whose_worker_died_is_refused_once(office: Office, tmp_path
     letter = desk.dead_letter("bad")
     assert letter is not None
     assert (desk.root / "dlq" / "marie" / letter["dlq_original"]).read_bytes() == b"no"
+
+
+def test_process_that_came_in_the_same_tick_as_the_last_look_is_seen(office: Office) -> None:
+    """Many file systems stamp in steps of milliseconds: then a folder's stamp does not show its second change."""
+    one = office.desk(instance="1")
+    raw = one.drop("a").read_bytes()
+    stamp = one.places.claims_changed()
+    one.clock.now_wall = stamp / 1e9
+    one.scan()
+    one.claim(0)
+    assert one.spool._other_incarnations() == []
+    two = office.desk(instance="2")
+    two.scan()
+    [claim] = two.claim()
+    os.utime(one.inbox / ".claims", ns=(stamp, stamp))
+    assert one.spool._other_incarnations() == [two.incarnation.id]
+    (one.inbox / "a.json").write_bytes(raw)
+    one.scan()
+    assert one.claim() == [], "it runs in the other process"
+    two.finish(claim)
+
+
+def test_task_that_was_held_in_the_same_tick_as_the_last_look_is_counted(office: Office) -> None:
+    desk = office.desk()
+    held = desk.inbox / ".held"
+    stamp = held.stat().st_mtime_ns
+    desk.clock.now_wall = stamp / 1e9
+    assert desk.spool.held() == 0
+    (held / "a.json").write_text('{"description": "x"}')
+    os.utime(held, ns=(stamp, stamp))
+    assert desk.spool.held() == 1

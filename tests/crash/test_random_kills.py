@@ -76,7 +76,7 @@ def test_task_that_kills_its_workers_ends_as_a_dead_letter(site: Site) -> None:
             process = site.start(wait=False)
         if deaths == 2:
             site.open_gate("go")
-        time.sleep(0.01)
+        time.sleep(0.01)  # between two looks: other processes give no event to wait for
     site.finish()
     result = site.result("poison")
     assert result is not None and (result["reason"], result["attempts"]) == ("worker_died", 3)

@@ -89,7 +89,7 @@ def test_each_child_comes_back_from_every_kill_and_every_task_ends_once(make_sit
             lambda victim=victim: pids(supervisor).get(victim) not in (None, seen.get(victim)),  # type: ignore[misc]
             f"a new process of {victim}", 120,
         )  # fmt: skip
-        # From before Python has started until it has been at work for a while.
+        # A random moment, from before Python has started until it has been at work for a while: no event to wait for.
         time.sleep(rng.uniform(0, 1.5))
         seen[victim] = pids(supervisor)[victim]
         os.kill(seen[victim], signal.SIGKILL)
@@ -114,7 +114,7 @@ def test_killed_supervisor_costs_no_run_and_the_next_one_takes_over(make_site: C
     supervisor = supervise(site)
     for number in range(1, KILLS + 1):
         drop_some(site, rng, TASKS * number // KILLS)
-        time.sleep(rng.uniform(0, 3))
+        time.sleep(rng.uniform(0, 3))  # the random moment itself: there is no event to wait for
         supervisor.kill()
         supervisor = supervise(site)
     finish(site, supervisor)

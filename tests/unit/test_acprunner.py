@@ -18,6 +18,7 @@ from tests.adoption import subreaper
 from tests.workshop import attempt, reason
 from watcher.clock import SystemClock
 from watcher.policy.disposition import Failure
+from watcher.runner import acprunner
 from watcher.runner.acp import _granted
 from watcher.runner.acprunner import AcpRunner, AcpSettings
 from watcher.runner.builtin import built_in
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("acp") is None, reason="the package agent-client-protocol is not installed: '.[dev]'"
 )
 PEER = Path(__file__).parents[1] / "acp_peer.py"
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Peers:
@@ -124,14 +125,15 @@ def test_a_late_one_is_killed(peers: Peers) -> None:
     assert not [pid for pid in peers.noted("started") if is_alive(pid)]
 
 
-def test_a_stopped_one_is_cancelled_and_ended(peers: Peers) -> None:
+def test_a_stopped_one_is_cancelled_and_ended(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acprunner, "_LEAVE_SECONDS", PATIENCE)  # the peer ends by itself when it hears of it
     one = attempt("hang", "acp", timeout_seconds=PATIENCE)
     box: list[Outcome] = []
     thread = threading.Thread(target=lambda: box.append(peers.runner.run(one)))
     thread.start()
     wait_for("the turn", lambda: peers.noted("hangs"), PATIENCE)
     peers.runner.stop(one.mark, Failure.CANCELLED)
-    thread.join(PATIENCE)
+    thread.join(2 * PATIENCE)
     assert box[0].ending.failure is Failure.CANCELLED and peers.noted("cancelled")
     assert not [pid for pid in peers.noted("started") if is_alive(pid)]
 

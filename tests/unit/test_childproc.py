@@ -21,7 +21,7 @@ from watcher import childproc, leftovers, procfs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sessions, /proc and pidfds of Linux")
 
-SOON = 20.0
+SOON = 60.0
 _marks = iter(range(10**6))
 
 

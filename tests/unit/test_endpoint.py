@@ -20,7 +20,7 @@ from watcher.errors import SettingError
 from watcher.telemetry import endpoint as module
 from watcher.telemetry.endpoint import MAX_CONNECTIONS, PORTS_TRIED, MetricsEndpoint
 
-WAIT_SECONDS = 20
+WAIT_SECONDS = 60
 
 
 @pytest.fixture

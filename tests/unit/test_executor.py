@@ -89,7 +89,7 @@ class StubRunner:
         self._of(task_id).put(ending)
 
     def run(self, attempt: Attempt) -> Outcome:
-        ending = self._of(attempt.task_id).get(timeout=20)
+        ending = self._of(attempt.task_id).get(timeout=60)
         return Outcome(ending, 0, Output(), Output(), 0.0, 1.0)
 
     def stop(self, mark: str, failure: Failure, reason: str | None = None) -> None:
@@ -137,7 +137,7 @@ class Bench:
         self.executor.fill()
 
     async def until(self, is_true: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not is_true():  # noqa: ASYNC110 - other threads make it true
                 await asyncio.sleep(0.002)
 

@@ -271,7 +271,7 @@ def test_a_process_whose_stderr_reader_has_gone_ends_with_its_own_status() -> No
     )
     os.close(writer)
     os.close(reader)
-    assert child.communicate(b"\n", timeout=30)[0] == b"1\n"
+    assert child.communicate(b"\n", timeout=60)[0] == b"1\n"
     assert child.returncode == 0
 
 
@@ -319,6 +319,6 @@ def test_a_long_line_arrives_whole_when_somebody_reads() -> None:
             logger.info("x" * 50_000)
             dropped = lines_dropped()
             stream.close()
-            out, _ = cat.communicate(timeout=30)
+            out, _ = cat.communicate(timeout=60)
     assert dropped == 0
     assert json.loads(out)["message"] == "x" * 50_000

@@ -131,12 +131,12 @@ def test_many_who_see_the_same_abandoned_permit_make_one_new_owner(tmp_path: Pat
     start, won = threading.Barrier(len(racers)), []
 
     def race(one: Permits) -> None:
-        start.wait(20)
+        start.wait(60)
         won.append(one.take("claude", 1))
 
     threads = [threading.Thread(target=race, args=(one,)) for one in racers]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert len(won) == 16 and sum(name is not None for name in won) == 1

@@ -23,7 +23,7 @@ def run(body: Callable[[Waker], Awaitable[None]]) -> None:
     async def main() -> None:
         waker = Waker(asyncio.get_running_loop())
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await body(waker)
         finally:
             waker.close()
@@ -116,12 +116,14 @@ def test_claiming_a_file_does_not_delay_the_next_one(tmp_path: Path) -> None:
         loop = asyncio.get_running_loop()
         (tmp_path / "0.json").write_text("x")
         await named(waker, ("inbox", "0.json"))
-        began = loop.time()
+        took = []
         for number in range(1, 11):
+            began = loop.time()
             (tmp_path / f"{number - 1}.json").rename(tmp_path / "claims" / "x")
             (tmp_path / f"{number}.json").write_text("x")
             await named(waker, ("inbox", f"{number}.json"))
-        assert loop.time() - began < 2.5, "ten events held back would take five seconds"
+            took.append(loop.time() - began)
+        assert min(took) < 0.5, "each was held back; a machine that is only busy lets one of ten through"
 
     run(body)
 
@@ -326,7 +328,7 @@ def test_closing_ends_the_reader_and_gives_its_descriptors_back(tmp_path: Path) 
         assert reader is not None and reader.is_alive()
         waker.close()
         waker.close()
-        await asyncio.to_thread(reader.join, 5)
+        await asyncio.to_thread(reader.join, 50)
         assert not reader.is_alive()
 
     run(body)

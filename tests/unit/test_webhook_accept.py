@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,9 +84,24 @@ def test_posts_that_come_together_share_their_flushes(places: Folders, monkeypat
     real = atomicfile.syncfs
     monkeypatch.setattr(atomicfile, "syncfs", lambda fd: (flushes.append(fd), real(fd))[1])
 
+    all_there = threading.Event()
+    in_hand: list[int] = []
+
     async def work(accepter: Accepter) -> None:
+        decide = accepter._decide
+
+        def decide_then(works: list[Any]) -> None:
+            in_hand.append(len(works))
+            assert all_there.wait(60)
+            decide(works)
+
+        monkeypatch.setattr(accepter, "_decide", decide_then)
         many = [submission(f"t{number}") for number in range(60)]
-        assert await outcomes(accepter, *many) == ["accepted"] * 60
+        asking = asyncio.create_task(outcomes(accepter, *many))
+        while sum(in_hand) + accepter._queue.qsize() < 60:  # noqa: ASYNC110 - the thread waits with the first group
+            await asyncio.sleep(0.001)
+        all_there.set()
+        assert await asking == ["accepted"] * 60
 
     groups = run(places, work)
     assert sum(groups) == 60

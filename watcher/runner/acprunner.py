@@ -37,6 +37,8 @@ from watcher.runner.wire import WireBroken
 
 #: An agent that takes longer to say its first words is broken.
 _START_SECONDS = 60.0
+#: How long one that was cancelled, or is worn out, may take to end by itself.
+_LEAVE_SECONDS = 1.0
 _STOP_REASONS = {
     "refusal": (Failure.PERMANENT, "refused", "the agent refuses to do it"),
     "max_tokens": (Failure.PERMANENT, "max_tokens", "its answer was cut off at the limit of tokens"),
@@ -200,7 +202,7 @@ class AcpRunner(Unseen):
         process.tail.drain()
         if not is_kept:
             agent.cancel()
-            process.end(1.0 if is_good or run.failure is not None else 0.0, self._settings.grace_seconds)
+            process.end(_LEAVE_SECONDS if is_good or run.failure is not None else 0.0, self._settings.grace_seconds)
             run.leftovers = process.leftovers if not (is_good or run.failure is not None) else 0
         run.stderr = process.tail.since(began)
         if not is_kept:

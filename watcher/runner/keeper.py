@@ -104,6 +104,7 @@ class Keeper:
                 if process.state == "busy":
                     process.abort()
             self._shelf.changed.notify_all()
+            self._shelf.checked.notify_all()
         self._is_stopping = True
         self.nudge()
         if self._thread.is_alive():
@@ -287,7 +288,7 @@ class Keeper:
         """Under the lock: a check that was asked for is done when no ping is open."""
         if not self._probes:
             self._shelf.books.checks_done = self._shelf.books.checks_asked
-            self._shelf.changed.notify_all()
+            self._shelf.checked.notify_all()
 
     def _miss_deadlines(self) -> None:
         now = time.monotonic()

@@ -138,7 +138,7 @@ class HandlerPool:
             wanted = books.checks_asked
             self._keeper.nudge()
             while books.is_open and books.checks_done < wanted and time.monotonic() < until:
-                self._shelf.changed.wait(0.5)
+                self._shelf.checked.wait(0.5)
         return self.states()
 
     def states(self) -> list[HandlerState]:

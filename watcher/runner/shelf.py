@@ -112,7 +112,10 @@ class Shelf:
     def __init__(self, settings: PoolSettings, clock: Clock, nudge: Callable[[], None]) -> None:
         self.settings = settings
         self.books = Books(settings.limits.nominal)
-        self.changed = threading.Condition()
+        lock = threading.RLock()
+        self.changed = threading.Condition(lock)
+        #: For health checks alone: a handler that comes back wakes one waiter, which must be one that can use it.
+        self.checked = threading.Condition(lock)
         self._clock = clock
         self._nudge = nudge
 

@@ -35,6 +35,8 @@ from watcher.spool.settling import Settler
 #: How a task stands that a command was about.
 Standing = Literal["waits", "held", "runs", "runs_elsewhere", "ended", "unknown"]
 
+#: Many file systems stamp in steps of some milliseconds: of two changes in one step the second shows in no stamp.
+_TICK_NS = 50_000_000
 #: Below this many free inodes nothing is claimed: a result needs a few of its own.
 _MIN_FREE_INODES = 64
 
@@ -244,7 +246,7 @@ class DirectorySpool:
         """What `.held` has, listed again only when something came or went."""
         changed = os.fstat(self._places.held.fd).st_mtime_ns
         if changed != self._held_seen[0]:
-            self._held_seen = (changed, self._places.held.names())
+            self._held_seen = (self._lasting(changed), self._places.held.names())
         return self._held_seen[1]
 
     # --- claiming
@@ -359,8 +361,12 @@ class DirectorySpool:
         """Claim folders of other processes of this worker, listed again only when one came or went."""
         changed = self._places.claims_changed()
         if changed != self._claims_seen[0]:
-            self._claims_seen = (changed, self._places.other_incarnations())
+            self._claims_seen = (self._lasting(changed), self._places.other_incarnations())
         return self._claims_seen[1]
+
+    def _lasting(self, stamp_ns: int) -> int:
+        """The stamp of a folder, or -1 for one that is so young that it may stay the same through the next change."""
+        return stamp_ns if abs(self._clock.wall() * 1e9 - stamp_ns) > _TICK_NS else -1
 
     def _is_claimed_by(self, incarnation: str, stem: str) -> bool:
         for name in self._places.claims_of(incarnation):
