@@ -108,14 +108,14 @@ def test_metrics_have_the_documented_names_and_labels_and_count_what_happens(sit
 
 
 def test_probes_say_yes_and_readiness_says_no_while_it_drains(site: Site) -> None:
-    wait = site.script('while test ! -e "$SITE/go"; do sleep 0.02; done')
+    wait = site.script('echo "$$" >> "$SITE/notes"; while test ! -e "$SITE/go"; do sleep 0.02; done')
     worker = site.start("marie", "--metrics-port", "0", ENABLE_METRICS=None, AGENT_COMMAND=wait)
     port = site.beat()["metrics_port"]
     assert fetch(port, "/healthz")[0] == 200
     assert fetch(port, "/readyz") == (200, "ready\n")
     assert fetch(port, "/secrets")[0] == 404
     site.drop("running")
-    site.beat_that(lambda beat: beat["active_tasks"] == 1, what="of a running task")
+    wait_for("the command", site.noted)  # a task that is active and has not begun goes back at a stop
     worker.popen.terminate()
     site.beat_that(lambda beat: beat["status"] == "draining", what="that says draining")
     assert fetch(port, "/readyz") == (503, "draining\n")
