@@ -22,7 +22,7 @@ GATED = (
 _BLOCK = re.compile(
     r"Queue: (\d+) pending \| (\d+) processing\nWorkers: (\d+)/(\d+) active\nCompleted: (\d+)\nErrors: (\d+)\n"
 )
-SECONDS = 60.0
+SECONDS = 180.0
 _NUMBERS = itertools.count()
 
 

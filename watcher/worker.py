@@ -167,12 +167,14 @@ class Worker:
 
     def is_ready(self) -> tuple[bool, str]:
         """For a probe: watching, and the last scan is not long ago."""
+        if self._stops:
+            return False, "draining"  # it scans no more, and may drain for hours
         if self._last_scan == float("-inf"):
             return False, "first scan under way"
         late = self.last_scan_age()
         if not scanning.is_ready(late, self._interval()):
             return False, f"last scan {late:.0f} s ago"
-        return (not self._stops), ("draining" if self._stops else "ready")
+        return True, "ready"
 
     def is_alive(self) -> tuple[bool, str]:
         """For a probe: the loop still turns."""

@@ -20,9 +20,9 @@ from tests.stub_model import StubModel
 from watcher.clock import parse_rfc3339
 
 #: A cold start of a node program on a busy machine, and its own retries.
-PATIENCE = 150.0
+PATIENCE = 300.0
 #: Long enough to start and to ask the model, short enough to wait for.
-HANG_SECONDS = 25.0
+HANG_SECONDS = 60.0
 CASES = ("turn", "tool", "401", "limit", "429", "hang", "cut")
 _GEMINI_SETTINGS = {"security": {"auth": {"selectedType": "gemini-api-key"}}, "general": {"maxAttempts": 2}}
 _OPENCODE_SETTINGS = {

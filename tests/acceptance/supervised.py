@@ -12,7 +12,7 @@ from typing import Any
 from tests.acceptance.conftest import REPOSITORY, Json, Process, Site, is_alive, read, wait_for
 
 #: A machine with two cores may start five Python processes while others run their tests.
-PATIENCE = 60.0
+PATIENCE = 180.0
 
 
 class Up(Process):

@@ -14,7 +14,7 @@ from tests.acceptance.conftest import Site
 from tests.acceptance.realcli import CLIS, program_of, run_case
 from tests.stub_model import StubModel
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 PAIRS = [(name, case) for name, cli in CLIS.items() if name != "claude" for case in cli.cases]
 
 

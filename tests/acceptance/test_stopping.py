@@ -13,8 +13,8 @@ from tests.acceptance.conftest import Process, Site, is_alive, wait_for
 STUBBORN = """
 trap "" TERM INT HUP
 echo "$$ $WATCHER_ATTEMPT" >> "$SITE/notes"
-sleep 300 & echo "$! child" >> "$SITE/notes"
-setsid sh -c 'trap "" TERM; echo "$$ grandchild" >> "$0/notes"; sleep 301' "$SITE" &
+sleep 3000 & echo "$! child" >> "$SITE/notes"
+setsid sh -c 'trap "" TERM; echo "$$ grandchild" >> "$0/notes"; sleep 3001' "$SITE" &
 while test ! -e "$SITE/go"; do sleep 0.05; done
 cat
 """
@@ -23,7 +23,7 @@ cat
 #: One that behaves, with a child that does too.
 GENTLE = """
 echo "$$ $WATCHER_ATTEMPT" >> "$SITE/notes"
-sleep 300 & echo "$! child" >> "$SITE/notes"
+sleep 3000 & echo "$! child" >> "$SITE/notes"
 while test ! -e "$SITE/go"; do sleep 0.05; done
 cat
 """
@@ -71,7 +71,7 @@ def test_task_that_takes_longer_than_the_grace_goes_back_untouched_and_runs_agai
     began = time.monotonic()
     worker.signal(signal.SIGTERM)
     assert worker.ended() == 0
-    assert 0.3 <= time.monotonic() - began < 6, "the grace, then the grace between TERM and KILL"
+    assert time.monotonic() - began >= 0.3, "the grace"
     assert (site.inbox() / "long.json").read_bytes() == raw and site.pending() == ["long"]
     assert site.results() == site.dead_letters() == []
     assert_nothing_is_left(site, worker)
@@ -83,22 +83,20 @@ def test_task_that_takes_longer_than_the_grace_goes_back_untouched_and_runs_agai
 
 
 def test_second_signal_stops_now(site: Site) -> None:
-    worker = site.start(AGENT_COMMAND=site.script(STUBBORN), SHUTDOWN_GRACE="60", HEARTBEAT_INTERVAL="30")
+    worker = site.start(AGENT_COMMAND=site.script(STUBBORN), SHUTDOWN_GRACE="3600", HEARTBEAT_INTERVAL="1800")
     raw = site.drop("long")
     all_started(site)
     worker.signal(signal.SIGINT)
     site.beat_that(lambda beat: beat["status"] == "draining", what="that says draining")
-    began = time.monotonic()
     worker.signal(signal.SIGINT)
-    assert worker.ended() == 0
-    assert time.monotonic() - began < 6
+    assert worker.ended() == 0, "long before the grace is over"
     assert (site.inbox() / "long.json").read_bytes() == raw
     assert_nothing_is_left(site, worker)
 
 
 def test_retry_that_waits_keeps_its_count_over_a_stop(site: Site) -> None:
     fail = site.script('echo "$$ $WATCHER_ATTEMPT" >> "$SITE/notes"; exit 1')
-    worker = site.start(AGENT_COMMAND=fail, INITIAL_RETRY_DELAY="30", MAX_RETRIES="1")
+    worker = site.start(AGENT_COMMAND=fail, INITIAL_RETRY_DELAY="3600", MAX_RETRY_DELAY="3600", MAX_RETRIES="1")
     site.drop("again")
     wait_for("the retry to be planned", lambda: worker.lines("task.retry_scheduled"))
     assert worker.stop() == 0
@@ -127,10 +125,9 @@ def test_command_that_ends_and_leaves_processes_behind_leaves_none(site: Site) -
 
 
 def test_idle_worker_stops_at_once(site: Site) -> None:
-    worker = site.start(HEARTBEAT_INTERVAL="60", SCAN_INTERVAL="60")
-    began = time.monotonic()
+    worker = site.start(HEARTBEAT_INTERVAL="3600", SCAN_INTERVAL="3600")
     worker.signal(signal.SIGTERM)
-    assert worker.ended() == 0 and time.monotonic() - began < 3
+    assert worker.ended() == 0, "long before it would look at anything again"
     assert_nothing_is_left(site, worker)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import time
@@ -17,12 +18,19 @@ def cpu_seconds(worker: Process) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def first_free(worker: Process) -> int:
+    """The lowest descriptor that the worker does not use just now."""
+    used = {int(name) for name in os.listdir(f"/proc/{worker.pid}/fd")}
+    return next(number for number in range(len(used) + 1) if number not in used)
+
+
 def switches(worker: Process) -> int:
     """How often the threads of the worker went to sleep since it began."""
     total = 0
     for task in Path(f"/proc/{worker.pid}/task").iterdir():
-        lines = (task / "status").read_text().splitlines()
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            lines = (task / "status").read_text().splitlines()
+            total += sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
     return total
 
 
@@ -30,21 +38,20 @@ def test_worker_without_descriptors_stays_and_burns_no_attempt(site: Site) -> No
     worker = site.start()
     site.drop("before")
     site.result("before")
-    used = {int(name) for name in os.listdir(f"/proc/{worker.pid}/fd")}
-    free = next(number for number in range(len(used) + 1) if number not in used)
+    free = min(first_free(worker) for _ in range(200))  # less than what it has open just for a moment
     limits = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (free, limits[1]))
     site.drop("during")
     wait_for("a word about it", lambda: worker.lines("worker.trouble_began"))
     assert "EMFILE" in worker.lines("worker.trouble_began")[0]["detail"]
-    before = cpu_seconds(worker)
+    before, began = cpu_seconds(worker), time.monotonic()
     # With no descriptor at all not even a heartbeat can be written; with the one that it just had open it can.
     wait_for("a sign of it", lambda: worker.lines("hint.failed") or site.beat()["status"] == "degraded")
     assert worker.popen.poll() is None and "during" not in site.results()
     resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, limits)
     result = site.result("during")
     assert (result["status"], result["attempts"]) == ("completed", 1)
-    assert cpu_seconds(worker) - before < 1
+    assert cpu_seconds(worker) - before < 1 + (time.monotonic() - began) / 10, "it does not turn all the time"
     site.beat_that(lambda beat: beat["status"] == "healthy", what="that is healthy again")
     assert site.dead_letters() == []
 

@@ -23,9 +23,9 @@ from tests.stub_wires import Error, Json, Reply
 
 CLAUDE = program_of("claude")
 needs_claude = pytest.mark.skipif(CLAUDE is None, reason="the claude program is not installed: pip install '.[claude]'")
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 STANDIN = Path(__file__).parents[1] / "waiting_claude.py"
-PATIENCE = 60.0
+PATIENCE = 180.0
 #: What the two tasks of a test must not share.
 CANARY = "canary-5d1f0c"
 
@@ -84,8 +84,13 @@ def waiting(site: Site) -> list[int]:
 
 
 def one_waits(site: Site, number: int = 1) -> list[int]:
-    wait_for(f"{number} that wait", lambda: len(waiting(site)) == number, PATIENCE)
-    return waiting(site)
+    def look() -> list[int] | None:
+        found = waiting(site)
+        return found if len(found) == number else None
+
+    found = wait_for(f"{number} that wait", look, PATIENCE)
+    assert found is not None  # wait_for returns nothing that is false
+    return found
 
 
 def test_tasks_are_served_by_those_that_waited_and_none_is_left_when_the_worker_stops(site: Site) -> None:
@@ -108,7 +113,11 @@ def test_one_that_died_while_it_waited_costs_no_attempt(site: Site) -> None:
     os.kill(pid, signal.SIGKILL)
     site.drop("t")
     result = site.result("t", seconds=PATIENCE)
-    assert (result["status"], result["stdout"], result["attempts"]) == ("completed", "cold: do t", 1)
+    # The next one may wait by the time the task is taken.
+    assert result["stdout"] in ("cold: do t", "warm: do t") and (result["status"], result["attempts"]) == (
+        "completed",
+        1,
+    )
     assert worker.stop() == 0
 
 
@@ -117,7 +126,7 @@ def test_a_killed_worker_leaves_none_that_waits(site: Site) -> None:
     pids = one_waits(site, 3)
     worker.kill()
     wait_for("their end", lambda: not any(map(is_alive, pids)), PATIENCE)
-    assert site.command_pids() == []
+    wait_for("the end of their guard, which looks a few times", lambda: not site.command_pids(), PATIENCE)
 
 
 def test_nothing_is_started_ahead_unless_it_is_asked_for(site: Site) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -23,16 +24,23 @@ def settled(site: Site, stem: str, text: str = "a rather long description") -> N
     assert stem not in site.pending() and stem not in site.dead_letters()
 
 
+def written(path: Path, size: int) -> None:
+    """Wait until a writer has come so far."""
+    wait_for(f"{size} bytes in {path.name}", lambda: path.exists() and path.stat().st_size == size)
+
+
 def test_file_written_slowly_by_a_redirect_runs_when_it_is_closed_and_not_before(shared: Site) -> None:
     path = shared.inbox() / "slow.json"
     writer = subprocess.Popen(["/bin/sh", "-c", 'cat > "$0"', str(path)], stdin=subprocess.PIPE)
     assert writer.stdin is not None
     writer.stdin.write(RAW[:20])
     writer.stdin.flush()
+    written(path, 20)
     shared.pass_beats(8)  # longer than SETTLE_SECONDS: whoever took it for garbage would have thrown it away by now
     assert path.exists() and shared.results().count("slow") == shared.dead_letters().count("slow") == 0
     writer.stdin.write(RAW[20:])
     writer.stdin.flush()
+    written(path, len(RAW))
     shared.pass_beats(2)
     assert path.exists() and "slow" not in shared.results(), "it is complete, but its writer may write on"
     writer.stdin.close()
@@ -48,7 +56,7 @@ def test_file_that_is_moved_in_runs(shared: Site, tmp_path: Path) -> None:
 
 
 def test_file_that_is_moved_in_from_another_file_system_runs(shared: Site) -> None:
-    source = Path(f"/dev/shm/watcher-test-{os.getpid()}.json")
+    source = Path(f"/dev/shm/watcher-test-{uuid.uuid4()}.json")
     if not source.parent.is_dir():
         pytest.skip("needs /dev/shm as another file system")
     source.write_bytes(RAW)
@@ -86,12 +94,14 @@ def test_waiting_task_that_an_editor_replaces_runs_as_it_is_then(shared: Site) -
     settled(shared, "replaced", "new")
 
 
-def test_file_that_was_closed_half_written_and_is_completed_soon_runs_as_a_whole(shared: Site) -> None:
-    path = shared.inbox() / "halves.json"
+def test_file_that_was_closed_half_written_and_is_completed_soon_runs_as_a_whole(site: Site) -> None:
+    site.start(SETTLE_SECONDS="600", SCAN_INTERVAL="0.1")
+    path = site.inbox() / "halves.json"
     for part in (b"", RAW[:15], RAW[15:]):
         with path.open("ab") as writer:
             writer.write(part)
-    settled(shared, "halves")
+        site.pass_beats(2)
+    settled(site, "halves")
 
 
 def test_file_whose_writer_died_halfway_is_a_dead_letter_with_all_its_bytes(shared: Site) -> None:
@@ -100,6 +110,7 @@ def test_file_whose_writer_died_halfway_is_a_dead_letter_with_all_its_bytes(shar
     assert writer.stdin is not None
     writer.stdin.write(RAW[:20])
     writer.stdin.flush()
+    written(path, 20)
     shared.pass_beats(2)
     writer.kill()
     writer.wait()
@@ -114,11 +125,9 @@ def test_file_without_an_event_is_found_by_the_scan(site: Site, tmp_path: Path) 
     site.start(SCAN_INTERVAL="0.5")
     source = site.inbox() / ".hidden"
     source.write_bytes(RAW)
-    began = time.monotonic()
     os.link(source, site.inbox() / "linked.json")
     source.unlink()
     settled(site, "linked")
-    assert time.monotonic() - began < 5
 
 
 def test_file_whose_name_is_no_id_is_a_dead_letter_and_one_that_is_no_json_is_left_alone(site: Site) -> None:
@@ -141,13 +150,22 @@ def test_tasks_that_waited_before_the_worker_came_run(site: Site) -> None:
         settled(site, f"early-{number}", f"do early-{number}")
 
 
+def is_removed(folder: Path) -> bool:
+    """Try once to delete it. The worker may make a folder in it again just before its own turn comes."""
+    try:
+        shutil.rmtree(folder)
+    except OSError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("how", ["deleted", "moved away"])
 def test_worker_whose_inbox_was_taken_away_serves_the_new_one(site: Site, how: str) -> None:
     worker = site.start()
     site.drop("before")
     settled(site, "before", "do before")
     if how == "deleted":
-        shutil.rmtree(site.inbox())
+        wait_for("it to be gone", lambda: is_removed(site.root / "tasks" / "marie"))
     else:
         site.inbox().rename(site.home / "away")
     site.drop("after")
@@ -158,7 +176,7 @@ def test_worker_whose_inbox_was_taken_away_serves_the_new_one(site: Site, how: s
 def test_events_alone_tell_of_every_way_to_write_also_behind_a_symbolic_link(site: Site) -> None:
     (site.home / "real").mkdir()
     site.root.symlink_to(site.home / "real")
-    site.start(SCAN_INTERVAL="60")
+    site.start(SCAN_INTERVAL="3600")
     site.drop("renamed")
     settled(site, "renamed", "do renamed")
     (site.inbox() / "written.json").write_bytes(RAW)

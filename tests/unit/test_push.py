@@ -244,3 +244,34 @@ def test_rate_is_bounded(serve: MakeServer, monkeypatch: pytest.MonkeyPatch) -> 
     wait_for("all", lambda: push.sent == 30)
     push.close()
     assert waits[1:] == [pytest.approx(1 / 20)] * 29, "each waits for the rest of its share of a second"
+
+
+class Slow(StatisticsPush):
+    """Its thread rests after it has asked whether the worker has stopped: whoever stops may go on meanwhile."""
+
+    asked = threading.Event()
+    closed = threading.Event()
+
+    @property
+    def _is_closed(self) -> bool:
+        found = self.closed.is_set()
+        if threading.current_thread() is self._thread:
+            self.asked.set()
+            self.closed.wait(0.5)
+        return found
+
+    @_is_closed.setter
+    def _is_closed(self, value: bool) -> None:
+        if value:
+            self.closed.set()
+
+
+def test_outcome_whose_time_is_over_at_the_moment_of_the_stop_is_counted_once() -> None:
+    push = Slow("http://127.0.0.1:1/", "", "marie", None, Limits(drain_seconds=0))
+    push._deliver = lambda item: "no answer"  # type: ignore[method-assign]
+    push.start()
+    push(settled(1))
+    assert push.asked.wait(60)
+    push.close()
+    wait_for("the end of the thread", lambda: not push._thread.is_alive())
+    assert push.numbers() == (0, 1)

@@ -25,3 +25,12 @@ def test_worker_that_drains_for_an_hour_is_alive_as_long_as_it_beats() -> None:
     assert worker.is_alive()[0]
     clock.pass_seconds(600)
     assert not worker.is_alive()[0], "a loop that hangs beats no more"
+
+
+def test_worker_that_drains_says_so_to_a_probe_however_long_ago_it_has_scanned() -> None:
+    options = WorkerOptions("marie", Path("results"), Path("inbox"), "claude", 5.0, 0.2, 10.0, 3600.0, "")
+    clock = HandClock()
+    worker = Worker(options, Mock(), clock, Memory())
+    worker.drain("somebody asked")
+    clock.pass_seconds(600)
+    assert worker.is_ready() == (False, "draining")

@@ -75,6 +75,9 @@ class StatisticsPush:
         self._unsaid = 0
         self._taken = self._settled = 0  # of those that were queued; the second is the thread's
         self._is_closed = False
+        #: For what several threads count. The last request and the stop run out of time at the same moment, and one of
+        #: them alone may count an outcome.
+        self._counting = threading.Lock()
         self.sent = 0
         self.dropped = 0
 
@@ -89,7 +92,8 @@ class StatisticsPush:
             self._queue.put_nowait(_Item(self._address(event), body_of(event)))
             self._taken += 1
         except queue.Full:
-            self._drop("more outcomes than the server takes")
+            with self._counting:
+                self._drop("more outcomes than the server takes")
 
     def numbers(self) -> tuple[int, int]:
         """How many were sent, and how many dropped."""
@@ -104,13 +108,14 @@ class StatisticsPush:
         with contextlib.suppress(queue.Full):  # the thread looks at the time as well
             self._queue.put_nowait(None)
         self._thread.join(self._limits.drain_seconds)
-        self._is_closed = True  # a thread that still hangs in a request counts nothing any more
+        with self._counting:
+            self._is_closed = True  # a thread that still hangs in a request counts nothing any more
+            left = self._taken - self._settled
+            if left:
+                self._drop("the worker has stopped", left)
+            if self._unsaid:
+                self._say("the worker has stopped")
         self._sender.close()
-        left = self._taken - self._settled
-        if left:
-            self._drop("the worker has stopped", left)
-        if self._unsaid:
-            self._say("the worker has stopped")
 
     # --- the thread
 
@@ -119,16 +124,22 @@ class StatisticsPush:
         while (item := self._queue.get()) is not None and time.monotonic() < self._ends_at:
             self._wait(due - time.monotonic())
             due = time.monotonic() + 1.0 / self._limits.per_second
-            why = self._deliver(item)
-            if self._is_closed:
+            if not self._settle(self._deliver(item)):
                 return
+            if self._stopping.is_set() and self._queue.empty():
+                return
+
+    def _settle(self, why: str | None) -> bool:
+        """Count one; returns False when it was counted as left by `close`."""
+        with self._counting:
+            if self._is_closed:
+                return False
             self._settled += 1
             if why is None:
                 self.sent += 1
             else:
                 self._drop(why)
-            if self._stopping.is_set() and self._queue.empty():
-                return
+            return True
 
     def _deliver(self, item: _Item) -> str | None:
         """Send one; returns why it could not be, or None."""
@@ -155,6 +166,7 @@ class StatisticsPush:
         return self._url.format(**{name: quote(text or self._worker, safe="") for name, text in names.items()})
 
     def _drop(self, why: str, count: int = 1) -> None:
+        """Under the lock."""
         self.dropped += count
         self._unsaid += count
         now = time.monotonic()
