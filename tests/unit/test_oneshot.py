@@ -306,6 +306,17 @@ def test_attempt_is_stopped_from_another_thread(shop: Workshop, failure: Failure
     assert no_processes_with(one.mark)
 
 
+def test_command_that_tidies_up_is_asked_once_however_often_it_is_stopped(shop: Workshop) -> None:
+    tidy = "trap 'echo asked; [ -e twice ] && exit 9; touch twice; sleep 0.5; exit 0' TERM; echo up; while :; do sleep 0.05; done"
+    runner = shop.shell(tidy, kill_grace_seconds=30.0)
+    one = attempt(cwd=str(shop.folder))
+    running = Running(runner, one)
+    until_it_prints(runner, one)
+    for _ in range(3):
+        runner.stop(one.mark, Failure.STOPPED)
+    assert running.outcome().stdout.text == "up\nasked\n"
+
+
 def test_attempt_that_is_stopped_before_it_starts_never_starts(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = shop.shell("touch started")
     one = attempt(cwd=str(shop.folder))
