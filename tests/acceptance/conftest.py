@@ -27,7 +27,7 @@ FAST = {
     "KILL_GRACE": "0.3", "SHUTDOWN_GRACE": "10",
 }  # fmt: skip
 #: A machine that is busy with something else may need this long; nothing here waits so long when all is well.
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 
 
 def wait_for(what: str, look: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> T:
@@ -72,6 +72,16 @@ class Process:
     def signal(self, number: signal.Signals) -> None:
         self.popen.send_signal(number)
 
+    def freeze(self) -> None:
+        """Stop all its threads where they are, and wait until they stand still: SIGCONT lets them go on."""
+        self.signal(signal.SIGSTOP)
+
+        def is_still() -> bool:
+            stats = [(task / "stat").read_text() for task in Path(f"/proc/{self.pid}/task").iterdir()]
+            return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+        wait_for(f"worker {self.pid} to stand still", is_still)
+
     def ended(self, seconds: float = PATIENCE_SECONDS) -> int:
         """Wait for its end; returns the exit code."""
         try:
@@ -91,13 +101,21 @@ class Process:
 
     def text(self) -> str:
         """All that it printed."""
-        return self._log.read_text()
+        return self._log.read_text(errors="replace")  # a character may be half written yet
 
     def lines(self, event: str | None = None) -> list[Json]:
-        """What it logged, those of one event if given; a line that is half written yet is left out."""
+        """What it logged, those of one event if given; a line that is half written yet is left out.
+
+        A worker logs what it has done after it has done it: use `logged` for what may be about to come.
+        """
         whole = self.text().rpartition("\n")[0]
         found = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
         return [line for line in found if event is None or line.get("event") == event]
+
+    def logged(self, event: str, count: int = 1) -> list[Json]:
+        """Wait for so many lines of one event."""
+        wait_for(f"{count} lines {event}", lambda: len(self.lines(event)) >= count)
+        return self.lines(event)
 
 
 class Site:
@@ -229,7 +247,7 @@ class Site:
 
         def look() -> Json | None:
             beat = self.beat(name)
-            return beat if is_it(beat) else None
+            return beat if beat and is_it(beat) else None
 
         found = wait_for(f"a heartbeat of {name} {what}", look)
         assert found is not None  # wait_for returns nothing that is false

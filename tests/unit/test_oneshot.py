@@ -307,13 +307,19 @@ def test_attempt_is_stopped_from_another_thread(shop: Workshop, failure: Failure
 
 
 def test_command_that_tidies_up_is_asked_once_however_often_it_is_stopped(shop: Workshop) -> None:
-    tidy = "trap 'echo asked; [ -e twice ] && exit 9; touch twice; sleep 0.5; exit 0' TERM; echo up; while :; do sleep 0.05; done"
-    runner = shop.shell(tidy, kill_grace_seconds=30.0)
-    one = attempt(cwd=str(shop.folder))
+    runner = shop.shell(
+        "trap 'echo asked; sleep 0.3; sleep 0.3; exit 0' TERM; echo up; while :; do sleep 0.05; done",
+        kill_grace_seconds=30.0,
+    )
+    one = attempt()
     running = Running(runner, one)
     until_it_prints(runner, one)
-    for _ in range(3):
-        runner.stop(one.mark, Failure.STOPPED)
+    live = runner.live_output(one.mark)
+    assert live is not None
+    runner.stop(one.mark, Failure.STOPPED)
+    while "asked" not in live[0].read_text():
+        time.sleep(0.005)  # it says so in its own time
+    runner.stop(one.mark, Failure.STOPPED)
     assert running.outcome().stdout.text == "up\nasked\n"
 
 
