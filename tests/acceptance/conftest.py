@@ -226,6 +226,13 @@ class Site:
         wait_for(f"the result of {worker}/{stem}", lambda: f"{stem}.json" in names(folder), seconds)
         return read(folder / f"{stem}.json")
 
+    def settled(self, stem: str, worker: str = "marie") -> Json:
+        """Wait for a result and for the end of its claim, which a worker removes when the result is durable."""
+        result = self.result(stem, worker)
+        claims = self.root / "tasks" / worker / ".claims"
+        wait_for(f"the end of the claim of {stem}", lambda: not list(claims.glob(f"*/{stem}~*")))
+        return result
+
     def dead_letter(self, stem: str, worker: str = "marie") -> Json:
         """Wait for a dead letter and return it."""
         folder = self.root / "dlq" / worker

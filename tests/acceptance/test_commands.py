@@ -111,6 +111,7 @@ def test_cancel_ends_what_waits_at_once_and_what_runs_by_its_worker(site: Site) 
     pids = [int(site.noted()[0].split()[1]), int(site.noted("grandchildren")[0])]
     (told,) = lines(site, "cancel", "x", "--wait", "60")
     assert told["is_cancelled"] and not any(is_alive(pid) for pid in pids)
+    site.settled("x")
     assert "ended already" in said(site, "cancel", "x", code=1)
     assert "no task" in said(site, "cancel", "nowhere", code=1)
     worker.stop()
@@ -179,7 +180,7 @@ def test_hold_release_prio_and_edit_refuse_what_does_not_wait(site: Site) -> Non
     for words in (("hold", "x"), ("prio", "x", "5"), ("edit", "x", "--timeout", "5"), ("release", "x")):
         assert "runs already" in said(site, *words, code=1)
     (site.home / "go").touch()
-    site.result("x")
+    site.settled("x")
     assert "rerun it" in said(site, "hold", "x", code=1)
     site.drop("y", not_before="2100-01-01T00:00:00Z")
     assert "invalid_field" in said(site, "edit", "y", "--timeout", "-5", code=1)
@@ -211,9 +212,8 @@ def test_rerun_waits_until_the_claim_of_the_run_before_is_gone(site: Site) -> No
     """A result is seen a moment before its claim is removed; who waited for it is not told that it runs."""
     site.start()
     site.drop("x")
-    site.result("x")
+    site.settled("x")
     claims = site.inbox() / ".claims"
-    wait_for("the end of the first run", lambda: not list(claims.glob("*/x~*")))
     (mine,) = [path for path in claims.iterdir() if path.is_dir()]
     (mine / "x~1-0.json").write_text('{"description": "do x"}')
     rerun = subprocess.Popen(

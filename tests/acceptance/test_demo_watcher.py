@@ -399,15 +399,15 @@ def test_batch_that_is_interrupted_says_how_far_it_was(desk: Desk) -> None:
 
 
 def test_batch_that_is_interrupted_while_it_submits_says_how_many_there_are(desk: Desk) -> None:
-    process = desk.start("--batch", "20000", "--worker", "marie")
+    process = desk.start("--batch", "200000", "--worker", "marie")
     wait_for("the first of them", desk.inbox)
     process.send_signal(signal.SIGINT)
     out, complaint = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, "Traceback" in complaint.decode()) == (130, False)
     there = len(desk.inbox())
-    assert 0 < there < 20000
+    assert 0 < there < 200000
     assert f"{there} not ended yet" in out.decode()
-    assert f"{20000 - there} of 20000 tasks were not submitted" in out.decode()
+    assert f"{200000 - there} of 200000 tasks were not submitted" in out.decode()
 
 
 def test_batch_in_a_terminal_redraws_one_line(desk: Desk) -> None:
