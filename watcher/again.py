@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 _MAX_STORED_BYTES = 1 << 28
 _SUFFIX_LIMIT = 100_000
 _STAGED = "staged.new"
+#: From a result that is seen to the end of its claim: a flush of a folder, on a busy disk.
+_SETTLING_SECONDS = 10.0
 #: What an entry of `x_history` tells of an earlier run.
 _TOLD = ("status", "reason", "timestamp", "attempts", "retry_count", "provider", "task_sha256")
 
@@ -192,11 +195,22 @@ def _letter_of(places: Places, task_id: str, result: dict[str, Any]) -> Letter |
 
 
 def _refuse_if_on_its_way(places: Places, task_id: str) -> None:
-    busy = find_waiting(places, task_id) is not None
+    """A claim beside a result is one that its worker is about to remove: who reads results is faster. Wait for that."""
+    until = time.monotonic() + _SETTLING_SECONDS
+    while True:
+        waits = find_waiting(places, task_id) is not None
+        if not waits and not _is_claimed(places, task_id):
+            return
+        if waits or not places.results.has(f"{task_id}.json") or time.monotonic() > until:
+            raise CannotRunAgain(f"{places.worker}/{task_id} is on its way already: it waits, is held or runs")
+        time.sleep(0.02)
+
+
+def _is_claimed(places: Places, task_id: str) -> bool:
     for other in places.other_incarnations():
-        busy = busy or any(h is not None and h.stem == task_id for h in map(History.of, places.claims_of(other)))
-    if busy:
-        raise CannotRunAgain(f"{places.worker}/{task_id} is on its way already: it waits, is held or runs")
+        if any(h is not None and h.stem == task_id for h in map(History.of, places.claims_of(other))):
+            return True
+    return False
 
 
 # --- the steps

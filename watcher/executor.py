@@ -204,7 +204,10 @@ class Executor:
         self._store(ending)
 
     def stop_running(self) -> int:
-        """End what runs; it goes back untouched. Returns how many that were."""
+        """End what runs; it goes back untouched. Returns how many that were.
+
+        Call it again until nothing runs: an attempt that is just being started hears only the next call.
+        """
         running = self.running()
         for one in running:
             self._runner.stop(one.attempt.mark, Failure.STOPPED)

@@ -31,9 +31,9 @@ from watcher_config import ENV_FILE, SETTINGS, Folders, folders, read_layers
 
 _HERE = Path(__file__).resolve().parent.parent
 #: Everything must have ended by then: it takes about 6 s on a free machine.
-_TASKS_SECONDS = 60.0
-_START_SECONDS = 20.0
-_STOP_SECONDS = 20.0
+_TASKS_SECONDS = 120.0
+_START_SECONDS = 60.0
+_STOP_SECONDS = 30.0
 _SETTINGS = {
     "PROVIDER": "command",
     "MAX_CONCURRENT_TASKS": "2",

@@ -94,7 +94,8 @@ class Sighting:
 
 def resolve(folders: Folders, name: str) -> tuple[str, str]:
     """What `id` or `worker/id` means: the worker and the id of a task that is somewhere."""
-    found = find(folders, name)
+    # Twice: one that goes back for a retry between two listings was in neither.
+    found = find(folders, name) or find(folders, name)
     if not found:
         raise NoSuchTask(f"no task {name!r} in {folders.root}: not waiting, running, ended or among the dead letters")
     names = sorted({sighting.name for sighting in found})

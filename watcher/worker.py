@@ -97,6 +97,7 @@ class Worker:
         self._waker: Waker | None = None
         self._stops = 0
         self._is_patient = False
+        self._is_ending = False
         self._stop_reason = ""
         self._released = 0
         self._beat_due = 0.0
@@ -132,16 +133,15 @@ class Worker:
         except LockLost:
             # Others may own our claims by now: end what runs, store nothing more, give nothing back.
             parts.executor.drain()
-            parts.executor.stop_running()
+            self._stop_running()
             await self._settle_down(self._options.shutdown_grace)
             raise
         except Exception:
             # A defect of ours: end what runs, so that a fresh process can take over, and let people see it.
             parts.executor.drain()
-            parts.executor.stop_running()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._options.shutdown_grace):
-                    await parts.executor.idle()
+                    await self._end_running()
             raise
         finally:
             self._finish()
@@ -161,7 +161,7 @@ class Worker:
             self._stops += 1
         self._stop_reason = self._stop_reason or reason
         if self._stops >= 2:
-            self._released = max(self._released, self._parts.executor.stop_running())
+            self._stop_running()
         if self._waker is not None:
             self._waker.flag.set()
 
@@ -430,10 +430,24 @@ class Worker:
             await self._settle_down(None)
         if self._stops < 2:
             await self._settle_down(self._options.shutdown_grace)
-        self._released = max(self._released, executor.stop_running())
+        self._stop_running()
         # What was told to stop ends within the kill grace of the runner; a disk that is still full may cost outcomes.
         is_troubled = executor.trouble is not None or executor.stuck()
         await self._settle_down(self._options.shutdown_grace if is_troubled else None)
+
+    def _stop_running(self) -> None:
+        """From now on `_settle_down` says it again and again: an attempt that is just being started hears only that."""
+        self._is_ending = True
+        self._released = max(self._released, self._parts.executor.stop_running())
+
+    async def _end_running(self) -> None:
+        """End what runs, without anything else that might fail."""
+        executor = self._parts.executor
+        while not executor.is_idle():
+            self._stop_running()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_OBEY_SECONDS):
+                    await executor.idle()
 
     async def _settle_down(self, seconds: float | None) -> None:
         """Wait until nothing runs and everything is stored, at most so long; beat meanwhile."""
@@ -443,6 +457,8 @@ class Worker:
         while not executor.is_idle() and (stops, is_patient) == (self._stops, self._is_patient):
             executor.fill()
             self._parts.control.look()
+            if self._is_ending:
+                self._stop_running()
             if self._clock.monotonic() >= self._beat_due:
                 self._beat_due = self._clock.monotonic() + self._options.heartbeat_interval
                 self._beat("draining")

@@ -72,6 +72,16 @@ class Process:
     def signal(self, number: signal.Signals) -> None:
         self.popen.send_signal(number)
 
+    def freeze(self) -> None:
+        """Stop all its threads where they are, and wait until they stand still: SIGCONT lets them go on."""
+        self.signal(signal.SIGSTOP)
+
+        def is_still() -> bool:
+            stats = [(task / "stat").read_text() for task in Path(f"/proc/{self.pid}/task").iterdir()]
+            return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+        wait_for(f"worker {self.pid} to stand still", is_still)
+
     def ended(self, seconds: float = PATIENCE_SECONDS) -> int:
         """Wait for its end; returns the exit code."""
         try:
@@ -91,13 +101,21 @@ class Process:
 
     def text(self) -> str:
         """All that it printed."""
-        return self._log.read_text()
+        return self._log.read_text(errors="replace")  # a character may be half written yet
 
     def lines(self, event: str | None = None) -> list[Json]:
-        """What it logged, those of one event if given; a line that is half written yet is left out."""
+        """What it logged, those of one event if given; a line that is half written yet is left out.
+
+        A worker logs what it has done after it has done it: use `logged` for what may be about to come.
+        """
         whole = self.text().rpartition("\n")[0]
         found = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
         return [line for line in found if event is None or line.get("event") == event]
+
+    def logged(self, event: str, count: int = 1) -> list[Json]:
+        """Wait for so many lines of one event."""
+        wait_for(f"{count} lines {event}", lambda: len(self.lines(event)) >= count)
+        return self.lines(event)
 
 
 class Site:
@@ -214,6 +232,13 @@ class Site:
         wait_for(f"the result of {worker}/{stem}", lambda: f"{stem}.json" in names(folder), seconds)
         return read(folder / f"{stem}.json")
 
+    def settled(self, stem: str, worker: str = "marie") -> Json:
+        """Wait for a result and for the end of its claim, which a worker removes when the result is durable."""
+        result = self.result(stem, worker)
+        claims = self.root / "tasks" / worker / ".claims"
+        wait_for(f"the end of the claim of {stem}", lambda: not list(claims.glob(f"*/{stem}~*")))
+        return result
+
     def dead_letter(self, stem: str, worker: str = "marie") -> Json:
         """Wait for a dead letter and return it."""
         folder = self.root / "dlq" / worker
@@ -237,7 +262,7 @@ class Site:
 
         def look() -> Json | None:
             beat = self.beat(name)
-            return beat if is_it(beat) else None
+            return beat if beat and is_it(beat) else None
 
         found = wait_for(f"a heartbeat of {name} {what}", look, seconds)
         assert found is not None  # wait_for returns nothing that is false

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.acceptance.conftest import REPOSITORY, Json, Process, Site, is_alive, read, wait_for
+from tests.acceptance.conftest import REPOSITORY, Json, Process, Site, read, wait_for
 
 #: A machine with two cores may start five Python processes while others run their tests.
 PATIENCE = 180.0
@@ -82,8 +82,7 @@ def parent_of(pid: int) -> int | None:
 
 def assert_nothing_is_left(site: Site) -> None:
     """No process that has this site's environment, no temporary file, no claim."""
-    own = {process.pid for process in site.processes}
-    assert [pid for pid in own if is_alive(pid)] == []
+    assert [process.pid for process in site.processes if process.popen.poll() is None] == []
     assert site.command_pids() == []
     assert site.leftovers() == []
 

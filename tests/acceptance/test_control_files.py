@@ -13,8 +13,8 @@ from tests.acceptance.conftest import Site, is_alive, names, read, wait_for
 #: An agent that notes that it has started, starts a grandchild in a session of its own, and works for long.
 TREE = """
 echo "$WATCHER_TASK_ID $$" >> "$SITE/notes"
-setsid sh -c 'echo $$ >> "$0/grandchildren"; exec sleep 300' "$SITE" &
 echo working
+setsid sh -c 'echo $$ >> "$0/grandchildren"; exec sleep 300' "$SITE" &
 sleep 300
 """
 SLOW = 'echo "$WATCHER_TASK_ID" >> "$SITE/notes"; while [ ! -e "$SITE/go" ]; do sleep 0.05; done; echo done'
@@ -253,7 +253,7 @@ def test_what_is_no_command_is_put_aside_with_a_reason(site: Site) -> None:
     (control(site) / "broken.json").write_text("{")
     refused = control(site) / ".refused"
     wait_for("the refusals", lambda: names(refused) == ["broken.json", "lost.json", "wrong.json"])
-    told = {line["file"].strip("'"): line["detail"] for line in worker.lines("command.refused")}
+    told = {line["file"].strip("'"): line["detail"] for line in worker.logged("command.refused", 3)}
     assert "must be one of" in told["wrong.json"]
     assert "no task 'nowhere'" in told["lost.json"]
     assert names(control(site)) == ["state.json"]

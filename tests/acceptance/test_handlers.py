@@ -70,6 +70,7 @@ def test_tasks_are_answered_by_processes_that_stay(site: Site) -> None:
         }  # fmt: skip
         assert facts["stdin"] == ""
     assert len(pids) <= 3
+    worker.logged("handler.started", 3)
     assert worker.stop() == 0
     assert [line["reason"] for line in worker.lines("handler.ended")] == ["shutdown"] * 3
     assert worker.lines("process.leftovers_killed") == []

@@ -10,9 +10,12 @@ import signal
 from tests.acceptance.conftest import Site
 from watcher.probe import LATE_INTERVALS, LATE_SECONDS
 
+#: Seconds. A beat may be late by three of them, which a busy machine keeps.
+BEAT = 5
+
 
 def test_serving_worker_is_well_and_one_that_stopped_is_not(site: Site) -> None:
-    worker = site.start("marie")
+    worker = site.start("marie", HEARTBEAT_INTERVAL=BEAT)
     assert site.run("health", "marie").returncode == 0
     worker.stop()
     done = site.run("health", "marie")
@@ -35,35 +38,36 @@ def test_killed_worker_is_not_well_although_its_last_beat_is_young(site: Site) -
 
 def test_frozen_worker_is_not_well_until_its_sequence_moves_again(site: Site) -> None:
     worker = site.start("marie")
-    worker.signal(signal.SIGSTOP)
+    worker.freeze()
     beat = site.root / "heartbeats" / "marie.json"
     stamp = beat.stat().st_mtime - LATE_INTERVALS * 0.1 - LATE_SECONDS - 1  # as if it had been frozen for so long
     os.utime(beat, (stamp, stamp))
     assert site.run("health", "marie").returncode == 1
     worker.signal(signal.SIGCONT)
-    assert site.run("health", "marie", "--within", "30").returncode == 0
+    assert site.run("health", "marie", "--within", "60").returncode == 0
 
 
 def test_clock_of_another_machine_does_not_make_a_beating_worker_sick(site: Site) -> None:
     worker = site.start("marie", HEARTBEAT_INTERVAL=0.2)
-    worker.signal(signal.SIGSTOP)
+    worker.freeze()
     beat = site.root / "heartbeats" / "marie.json"
     os.utime(beat, (1_000_000_000, 1_000_000_000))  # as its writer's slow clock would stamp it
     assert site.run("health", "marie", "--within", "0.3").returncode == 1
     worker.signal(signal.SIGCONT)
-    assert site.run("health", "marie", "--within", "30").returncode == 0
+    assert site.run("health", "marie", "--within", "60").returncode == 0
 
 
 def test_worker_whose_inbox_is_gone_is_not_well(site: Site) -> None:
-    site.start("marie", HEARTBEAT_INTERVAL=60, SCAN_INTERVAL=600)
+    worker = site.start("marie", HEARTBEAT_INTERVAL=60, SCAN_INTERVAL=600)
+    worker.freeze()  # or it would make a new one
     shutil.rmtree(site.inbox())
     done = site.run("health", "marie")
     assert done.returncode == 1
 
 
 def test_one_living_instance_of_several_is_enough_and_each_can_be_asked_alone(site: Site) -> None:
-    site.start("marie", "--instance", "1")
-    second = site.start("marie", "--instance", "2")
+    site.start("marie", "--instance", "1", HEARTBEAT_INTERVAL=BEAT)
+    second = site.start("marie", "--instance", "2", HEARTBEAT_INTERVAL=BEAT)
     second.kill()
     assert site.run("health", "marie").returncode == 0
     assert site.run("health", "marie@1").returncode == 0
@@ -73,7 +77,7 @@ def test_one_living_instance_of_several_is_enough_and_each_can_be_asked_alone(si
 
 
 def test_degraded_worker_is_well_unless_asked_strictly(site: Site) -> None:
-    site.start("marie", MIN_FREE_BYTES=1 << 50)
+    site.start("marie", MIN_FREE_BYTES=1 << 50, HEARTBEAT_INTERVAL=BEAT)
     site.beat_that(lambda beat: beat["status"] == "degraded", what="that is degraded")
     assert site.run("health", "marie").returncode == 0
     assert site.run("health", "marie", "--strict").returncode == 1

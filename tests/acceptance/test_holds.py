@@ -51,7 +51,7 @@ def serve(site: Site, *workers: str, **settings: str) -> list[Process]:
 
 def meet_limit(site: Site, tasks: int) -> None:
     """So many tasks for marie and anga, who are held before one of them may work; what works then is slow."""
-    limit(site, 5)
+    limit(site, 12)
     for number in range(tasks):
         for worker in ("marie", "anga"):
             site.drop(f"t{number}", worker)
@@ -78,7 +78,7 @@ def all_results(site: Site, *workers: str) -> list[dict[str, object]]:
 
 def test_two_workers_meet_one_limit_and_waste_one_start_each_and_probe_once_and_do_everything(site: Site) -> None:
     serve(site, "marie", "anga")
-    until = limit(site, 6)
+    until = limit(site, 12)
     for number in range(25):
         for worker in ("marie", "anga"):
             site.drop(f"t{number}", worker)
@@ -87,7 +87,7 @@ def test_two_workers_meet_one_limit_and_waste_one_start_each_and_probe_once_and_
     for worker in ("marie", "anga"):
         beat = site.beat_that(lambda beat: beat["status"] == "held", worker, "that says held")
         assert parse_rfc3339(beat["held_until"]) == until and "usage_limit" in beat["reason"]
-    wait_for("the probe", lambda: words(site, "began"), 30)
+    wait_for("the probe", lambda: words(site, "began"), LONG_SECONDS)
     for worker in ("marie", "anga"):
         site.pass_beats(5, worker)
     assert len(words(site, "began")) == 1, "one probe first, over all workers"
@@ -124,11 +124,11 @@ def test_hold_of_one_worker_is_seen_by_another_before_its_next_start(site: Site)
 def test_worker_that_is_killed_while_it_probes_leaves_the_probe_to_another(site: Site) -> None:
     processes = dict(zip(("marie", "anga"), serve(site, "marie", "anga"), strict=True))
     meet_limit(site, 5)
-    wait_for("the probe", lambda: words(site, "began"), 30)
+    wait_for("the probe", lambda: words(site, "began"), LONG_SECONDS)
     prober = words(site, "began")[0][1]
     other = "anga" if prober == "marie" else "marie"
     processes[prober].kill()
-    wait_for("another probe", lambda: [line for line in words(site, "began") if line[1] == other], 30)
+    wait_for("another probe", lambda: [line for line in words(site, "began") if line[1] == other], LONG_SECONDS)
     site.pass_beats(5, other)
     assert len(words(site, "began")) == 2
     (site.home / "slow").unlink()
@@ -142,12 +142,12 @@ def test_worker_that_is_killed_while_it_probes_leaves_the_probe_to_another(site:
 def test_worker_that_is_frozen_while_it_probes_leaves_the_probe_to_another(site: Site) -> None:
     processes = dict(zip(("marie", "anga"), serve(site, "marie", "anga"), strict=True))
     meet_limit(site, 1)
-    wait_for("the probe", lambda: words(site, "began"), 30)
+    wait_for("the probe", lambda: words(site, "began"), LONG_SECONDS)
     prober = words(site, "began")[0][1]
     other = "anga" if prober == "marie" else "marie"
     processes[prober].signal(signal.SIGSTOP)
     try:
-        wait_for("another probe", lambda: [line for line in words(site, "began") if line[1] == other], 30)
+        wait_for("another probe", lambda: [line for line in words(site, "began") if line[1] == other], LONG_SECONDS)
         (site.home / "slow").unlink()
         site.result("t0", other)
     finally:
@@ -159,7 +159,7 @@ def test_worker_sleeps_while_another_one_probes(site: Site) -> None:
     found = serve(site, "marie", "anga", HEARTBEAT_INTERVAL="0.3", SCAN_INTERVAL="1")
     processes = dict(zip(("marie", "anga"), found, strict=True))
     meet_limit(site, 1)
-    wait_for("the probe", lambda: words(site, "began"), 30)
+    wait_for("the probe", lambda: words(site, "began"), LONG_SECONDS)
     other = "anga" if words(site, "began")[0][1] == "marie" else "marie"
     before = switches(processes[other])
     site.pass_beats(4, other)
@@ -170,7 +170,7 @@ def test_worker_sleeps_while_another_one_probes(site: Site) -> None:
 
 
 def test_limit_met_by_several_at_once_wastes_what_was_running_and_nothing_more(site: Site) -> None:
-    limit(site, 4)
+    limit(site, 6)
     for number in range(20):
         for worker in ("marie", "anga", "fabien"):
             site.drop(f"t{number}", worker)

@@ -6,7 +6,7 @@ import signal
 
 from tests.acceptance.conftest import Site, names, wait_for
 
-NOTE = 'echo "$WATCHER_TASK_ID" >> "$SITE/notes"; sleep 0.02'
+NOTE = 'echo "$WATCHER_TASK_ID" >> "$SITE/notes"; while [ ! -e "$SITE/go" ]; do sleep 0.05; done'
 
 
 def test_second_process_of_a_name_is_refused_and_told_who_holds_it(site: Site) -> None:
@@ -32,6 +32,8 @@ def test_two_instances_share_the_work_and_each_has_its_own_heartbeat(site: Site)
     one = site.start("marie", "--instance", "1", AGENT_COMMAND=site.script(NOTE), MAX_CONCURRENT_TASKS="2")
     two = site.start("marie", WATCHER_INSTANCE="2", AGENT_COMMAND=site.script(NOTE), MAX_CONCURRENT_TASKS="2")
     again = site.launch("marie", "--instance", "2")
+    wait_for("what each of both can run at once", lambda: len(site.noted()) == 4)
+    (site.home / "go").touch()
     for number in range(30, 60):
         site.drop(f"t{number:02d}")
         tasks.append(f"t{number:02d}")

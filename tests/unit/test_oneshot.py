@@ -204,6 +204,23 @@ def test_attempt_is_stopped_from_another_thread(shop: Workshop, failure: Failure
     assert no_processes_with(one.mark)
 
 
+def test_command_that_tidies_up_is_asked_once_however_often_it_is_stopped(shop: Workshop) -> None:
+    runner = shop.shell(
+        "trap 'echo asked; sleep 0.3; sleep 0.3; exit 0' TERM; echo up; while :; do sleep 0.05; done",
+        kill_grace_seconds=30.0,
+    )
+    one = attempt()
+    running = Running(runner, one)
+    until_it_prints(runner, one)
+    live = runner.live_output(one.mark)
+    assert live is not None
+    runner.stop(one.mark, Failure.STOPPED)
+    while "asked" not in live[0].read_text():
+        time.sleep(0.005)  # it says so in its own time
+    runner.stop(one.mark, Failure.STOPPED)
+    assert running.outcome().stdout.text == "up\nasked\n"
+
+
 def test_attempt_that_is_stopped_before_it_starts_never_starts(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = shop.shell("touch started")
     one = attempt(cwd=str(shop.folder))

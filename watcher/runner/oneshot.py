@@ -118,6 +118,8 @@ class OneShotRunner:
             run = self._running.get(mark)
             if run is None or run.timed_out or run.stalled:
                 return
+            if run.stopped is not None and run.child is not None and run.child.was_told_to_end:
+                return  # a command that tidies up on the first TERM may take a second one for haste
             if run.child is None or run.child.end(self._settings.kill_grace_seconds):
                 run.why = run.why if run.stopped else reason
                 run.stopped = run.stopped or failure
