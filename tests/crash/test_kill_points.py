@@ -165,22 +165,22 @@ def numbered(calls: Iterable[str]) -> list[Point]:
     return points
 
 
-#: Listings of the holds that every life has.
+#: Listings of one folder that every life has, if it lists it at all so often.
 _LISTINGS = 3
 
 
 def chosen(points: Iterable[Point], calls: Container[str], usual: Container[Point]) -> list[Point]:
     """Points of these calls that an ordinary life has not had tried.
 
-    The folder of holds is listed at each beat and before claims: how often depends on how long a life takes, so its
-    first listings stand for all.
+    A folder is listed at beats, before claims, and again when it may have changed in the instant of the last look: how
+    often depends on how long a life takes, so the first listings stand for all.
     """
     return [
         (call, number)
         for call, number in points
         if call.split()[0] in calls
         and (ALL or (call, number) not in usual)
-        and (call != "list control/holds" or number <= _LISTINGS)
+        and (not call.startswith("list ") or number <= _LISTINGS)
     ]
 
 
