@@ -390,6 +390,7 @@ def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         ({"priority": "urgent"}, "invalid_field", "critical, high, normal, low"),
         ({"priority": 1001}, "invalid_field", "-1000 to 1000"),
         ({"priority": True}, "invalid_field", "priority"),
+        ({"priority": 7.5}, "invalid_field", "whole number"),
         ({"dependencies": "a"}, "invalid_field", "must be a list"),
         ({"dependencies": ["a", "../b"]}, "invalid_field", "member 1"),
         ({"metadata": []}, "invalid_field", "must be an object, not a list"),
@@ -445,7 +446,7 @@ KINDS: dict[str, Kind] = {
     "priority": task.Priority(),
 }
 MEMBERS = (
-    st.none() | st.booleans() | st.integers(-3, 12) | st.sampled_from([10**400, 0.5, -1.5, 1e308, "critical", "urgent"])
+    st.none() | st.booleans() | st.integers(-3, 12) | st.sampled_from([10**400, 2.0, 0.5, -1.5, 1e308, "critical", "urgent"])
     | st.text(string.ascii_lowercase[:4] + "xy/é", max_size=6)
 )  # fmt: skip
 

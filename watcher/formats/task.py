@@ -46,10 +46,11 @@ class Priority:
     def check(self, value: object) -> int:
         if isinstance(value, str) and value in PRIORITIES:
             return PRIORITIES[value]
-        if isinstance(value, int) and not isinstance(value, bool):
+        try:
             number: int = Number(*PRIORITY_RANGE, integer=True).check(value)
-            return number
-        raise FieldError(f"must be one of {', '.join(PRIORITIES)} or a whole number from -1000 to 1000")
+        except FieldError:
+            raise FieldError(f"must be one of {', '.join(PRIORITIES)} or a whole number from -1000 to 1000") from None
+        return number
 
     def schema(self) -> dict[str, Any]:
         number = Number(*PRIORITY_RANGE, integer=True)

@@ -19,6 +19,9 @@ Json = dict[str, Any]
 _ID = {"type": "string", "pattern": f"^{task.ID_PATTERN}$", "maxLength": 128}
 _WORKER = {"type": "string", "pattern": f"^{task.WORKER_PATTERN}$", "maxLength": 64}
 _COUNT = {"type": "integer", "minimum": 0}
+#: Strict JSON has no NUL in any string, at any depth (`formats.strictjson`).
+_NO_NUL = "^[^\\u0000]*$"
+_STRICT = {"$ref": "#/components/schemas/StrictJson"}
 
 _WORDS = {
     400: "The request or its JSON cannot be read.",
@@ -58,6 +61,8 @@ def openapi(workers: tuple[str, ...]) -> Json:
         "components": {
             "schemas": {
                 "Task": _task(workers),
+                "StrictJson": _strict_json(),
+                "StrictObject": _strict_object(),
                 "Accepted": _accepted(),
                 "State": _state(),
                 "Result": _without_marker(result.schema()),
@@ -210,12 +215,35 @@ def _task(workers: tuple[str, ...]) -> Json:
     properties = dict(schema["properties"])
     properties["worker"] = {"enum": list(workers)} if workers else _WORKER
     # A description of blanks alone is no task. How long it may be is MAX_TASK_BYTES' matter, for the task as a whole.
-    properties["description"] = {"type": "string", "minLength": 1, "pattern": "\\S"}
+    blank_or_not = "[^\\u0000]*"
+    pattern = f"^{blank_or_not}[^\\s\\u0000]{blank_or_not}$"
+    properties["description"] = {"type": "string", "minLength": 1, "pattern": pattern}
+    for name in ("agent_id", "batch_id"):
+        text, null = properties[name]["anyOf"]
+        properties[name] = {"anyOf": [text | {"pattern": _NO_NUL}, null]}
+    properties["metadata"] = {"anyOf": [{"$ref": "#/components/schemas/StrictObject"}, {"type": "null"}]}
     schema["properties"] = properties
+    # Unknown fields are kept.
+    schema |= {"propertyNames": {"pattern": _NO_NUL}, "additionalProperties": _STRICT}
     schema["examples"] = [
         {"worker": workers[0] if workers else "marie", "description": "Say hello", "priority": "high"}
     ]
     return schema
+
+
+def _strict_json() -> Json:
+    return {
+        "anyOf": [
+            {"type": ["null", "boolean", "number"]},
+            {"type": "string", "pattern": _NO_NUL},
+            {"type": "array", "items": _STRICT},
+            {"$ref": "#/components/schemas/StrictObject"},
+        ]
+    }
+
+
+def _strict_object() -> Json:
+    return {"type": "object", "propertyNames": {"pattern": _NO_NUL}, "additionalProperties": _STRICT}
 
 
 def _accepted() -> Json:
@@ -297,6 +325,8 @@ def _fields(description: Json) -> list[tuple[str, str]]:
 def _rule(rule: Json) -> str:
     if "anyOf" in rule:
         return " or ".join(_rule(one) for one in rule["anyOf"])
+    if "$ref" in rule:
+        return "object"
     if "enum" in rule:
         return "one of " + ", ".join(map(str, rule["enum"]))
     low, high = rule.get("minimum"), rule.get("maximum")
