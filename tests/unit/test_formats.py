@@ -446,7 +446,8 @@ KINDS: dict[str, Kind] = {
     "priority": task.Priority(),
 }
 MEMBERS = (
-    st.none() | st.booleans() | st.integers(-3, 12) | st.sampled_from([10**400, 2.0, 0.5, -1.5, 1e308, "critical", "urgent"])
+    st.none() | st.booleans() | st.integers(-3, 12)
+    | st.sampled_from([10**400, 2.0, 0.5, -1.5, 1e308, "critical", "urgent"])
     | st.text(string.ascii_lowercase[:4] + "xy/é", max_size=6)
 )  # fmt: skip
 
