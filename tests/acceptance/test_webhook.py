@@ -9,6 +9,7 @@ import http.client
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -471,6 +472,7 @@ def test_without_its_packages_the_command_says_what_to_install(site: Site, tmp_p
     assert "pip install 'watcher-suite[web]'" in done.stderr
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed, which the examples use")
 def test_the_examples_of_the_docs_do_what_they_say(endpoint: Endpoint, site: Site) -> None:
     text = (REPOSITORY / "docs" / "webhook.md").read_text()
     (site.home / "hooks.toml").write_text(text.split("```toml\n")[1].split("```")[0])

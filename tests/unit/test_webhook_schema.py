@@ -10,15 +10,14 @@ import jsonschema
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watcher.formats import strictjson
 from watcher.intake.webhook_access import Refusal
 from watcher.intake.webhook_schema import openapi, page
 from watcher.intake.webhook_submissions import from_task, parse
 
 DESCRIPTION = openapi(("marie", "anga"))
-TASK = jsonschema.Draft202012Validator(DESCRIPTION["components"]["schemas"]["Task"])
+TASK = jsonschema.Draft202012Validator(DESCRIPTION | {"$ref": "#/components/schemas/Task"})
 
-_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
+_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 _WORDS = ["marie", "anga", "x/y", "a", "/tmp", "high", " ", "", "2026-11-22T00:00:00Z", 0, 7.0, 7.5, -1, 1e300]
 _VALUES = (
     st.none()
@@ -38,12 +37,12 @@ _FIELDS = st.fixed_dictionaries(
 
 @given(_FIELDS)
 def test_what_the_description_allows_is_taken_and_nothing_else(fields: dict[str, Any]) -> None:
-    fields = strictjson.loads(json.dumps(fields).encode())  # as it comes over the wire
+    raw = json.dumps(fields).encode()  # as it comes over the wire
     try:
-        from_task(fields, None, 1 << 20)
+        from_task(parse(raw), None, 1 << 20)
         is_taken = True
     except Refusal as refusal:
-        assert refusal.status == 422
+        assert refusal.status == (400 if b"\\u0000" in raw else 422)
         is_taken = False
     # What a moment is, the schema says by a format, which validators look at or not.
     if "not_before" not in fields:
