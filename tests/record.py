@@ -115,7 +115,7 @@ def _scrubbed(raw: bytes, place: Path, program: Path, url: str) -> str:
     text = raw.decode("utf-8", "replace")
     installed = program.resolve().parents[3] if "node_modules" in str(program) else program.parent
     for found, instead in (
-        (str(place / "home"), "/home/agent"), (str(place / "work"), "/home/agent/work"), (url, "http://127.0.0.1:8000"),
+        (str(place / "home"), "/agent-home"), (str(place / "work"), "/project"), (url, "http://127.0.0.1:8000"),
         (url.partition("://")[2], "127.0.0.1:8000"),
         (str(program), "/opt/agent"), (str(program.resolve()), "/opt/agent"),
         (str(installed), "/opt"),
