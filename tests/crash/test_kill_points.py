@@ -184,16 +184,22 @@ def chosen(points: Iterable[Point], calls: Container[str], usual: Container[Poin
     ]
 
 
+def _depends_on_time(point: Point) -> bool:
+    """Whether a life that is a little faster or slower need not come to it: all listings after the first."""
+    return point[0].startswith("list ") and point[1] > 1
+
+
 def run_all(work: Callable[[Point], str | None], points: list[Point], what: str) -> None:
     with ThreadPoolExecutor(AT_ONCE) as pool:
         said = list(pool.map(work, points))
     missed = [point for point, word in zip(points, said, strict=True) if word == "not reached"]
+    owed = [point for point in missed if not _depends_on_time(point)]
     wrong = [word for word in said if word not in (None, "not reached")]
     print(f"{what}: {len(points) - len(missed)} points hit, {len(missed)} not reached: {missed[:5]}")
     assert not wrong, "\n".join(
         [f"{len(wrong)} of {len(points)} points:", *(word.splitlines()[0] for word in wrong), "", *wrong[:2]]
     )
-    assert len(missed) <= len(points) // 10, f"not reached: {missed}"
+    assert len(owed) <= max(1, len(points) // 10), f"not reached: {owed}"
 
 
 @pytest.fixture(scope="module")
