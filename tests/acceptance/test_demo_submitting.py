@@ -1,147 +1,20 @@
-"""`demo_watcher.py` as people start it: a process, a terminal or a pipe, and folders.
-
-Where a worker's part is small, the test plays it by writing the result; the real worker is started where it matters.
-"""
+"""Putting tasks in with `demo_watcher.py`: folders, single tasks and batches, and waiting for what becomes of them."""
 
 from __future__ import annotations
 
-import codecs
-import fcntl
 import json
-import os
-import pty
 import re
-import select
-import shlex
 import signal
-import struct
 import subprocess
 import sys
-import termios
-import time
-from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import PATIENCE_SECONDS, REPOSITORY, Process, Site, wait_for
-from watcher import showcase, standin
+from tests.acceptance.conftest import PATIENCE_SECONDS, wait_for
+from tests.acceptance.desk import DEMO, Desk, Screen, desk, one_line
 from watcher.formats.task import parse_task
-from watcher.screen import LEAVE_SCREEN, Look
 
-DEMO = REPOSITORY / "demo_watcher.py"
-#: The longest that a demo may take that fails in every way.
-SHOW_SECONDS = 280.0
-
-
-class Desk:
-    """A root, and the commands a person would type there."""
-
-    def __init__(self, site: Site) -> None:
-        self.site = site
-        self.root = site.root
-        self.away = site.home
-        self.environment = {"PATH": os.environ["PATH"], "HOME": str(site.home), "WATCHER_ROOT": str(site.root)}
-
-    def start(
-        self, *arguments: str | bytes, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.PIPE,
-        stderr: int = subprocess.PIPE,
-    ) -> subprocess.Popen[bytes]:  # fmt: skip
-        return subprocess.Popen(
-            [sys.executable, str(DEMO), *arguments], stdin=stdin, stdout=stdout, stderr=stderr,
-            env=self.environment, cwd=self.away, start_new_session=True,
-        )  # fmt: skip
-
-    def run(self, *arguments: str | bytes, stdin: bytes | None = None) -> tuple[int, str, str]:
-        process = self.start(*arguments, stdin=subprocess.PIPE)
-        out, complaint = process.communicate(stdin, timeout=SHOW_SECONDS)
-        return process.returncode, out.decode(), complaint.decode()
-
-    def inbox(self, worker: str = "marie") -> list[Path]:
-        return sorted((self.root / "tasks" / worker).glob("*.json"))
-
-    def only_task(self) -> dict[str, Any]:
-        (path,) = self.inbox()
-        value = json.loads(path.read_bytes())
-        assert isinstance(value, dict)
-        return value
-
-    def answer(self, task_id: str, status: str = "completed", worker: str = "marie", **fields: Any) -> None:
-        """What a worker would have written in the end."""
-        known = {"task_id": task_id, "worker": worker, "status": status, "stdout": "the answer\n", "attempts": 1}
-        self._show(self.root / "results" / worker / f"{task_id}.json", known | fields)
-
-    def refuse(self, task_id: str, worker: str = "marie") -> None:
-        letter = {"task_id": task_id, "worker": worker, "dlq_reason": "duplicate_id", "retry_count": 0}
-        self._show(self.root / "dlq" / worker / f"{task_id}.json", letter)
-
-    def _show(self, path: Path, fields: dict[str, Any]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        hidden = path.with_name(f".{path.name}.tmp")
-        hidden.write_text(json.dumps(fields))
-        hidden.rename(path)
-
-    def serve(self, name: str, **settings: str) -> Process:
-        """A real worker with the stand-in agent that has beaten once."""
-        return self.site.start(name, AGENT_COMMAND=shlex.join(standin.command()), **settings)
-
-
-@pytest.fixture
-def desk(site: Site) -> Desk:
-    return Desk(site)
-
-
-def one_line(complaint: str) -> str:
-    assert complaint.count("\n") == 1, complaint
-    assert complaint.startswith("demo_watcher: ")
-    return complaint
-
-
-def processes_of(root: Path) -> list[int]:
-    """Every process that was started for this root."""
-    found = []
-    for place in Path("/proc").iterdir():
-        with suppress(OSError):
-            if place.name.isdigit() and f"WATCHER_ROOT={root}\0".encode() in (place / "environ").read_bytes():
-                found.append(int(place.name))
-    return found
-
-
-class Screen:
-    """A terminal of 100 x 30 cells that a command runs in."""
-
-    def __init__(self, desk: Desk, *arguments: str) -> None:
-        self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-        self.process = desk.start(*arguments, stdin=slave, stdout=slave, stderr=slave)
-        os.close(slave)
-        self.seen = ""
-        self._decoder = codecs.getincrementaldecoder("utf-8")()  # a character may come in two pieces
-
-    def read_until(self, text: str) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while text not in self.seen:
-            assert time.monotonic() < deadline, self.seen
-            assert self._read(deadline), self.seen
-
-    def finish(self) -> int:
-        """Everything until the end; returns the exit code."""
-        while self._read(time.monotonic() + SHOW_SECONDS):
-            pass
-        os.close(self._master)
-        return self.process.wait(PATIENCE_SECONDS)
-
-    def _read(self, deadline: float) -> bool:
-        ready, _, _ = select.select([self._master], [], [], max(0.0, deadline - time.monotonic()))
-        assert ready, self.seen
-        try:
-            chunk = os.read(self._master, 65_536)
-        except OSError:  # EIO: nobody has the other end any more
-            return False
-        self.seen += self._decoder.decode(chunk)
-        return bool(chunk)
-
+__all__ = ["desk"]
 
 # --- first steps
 
@@ -422,70 +295,6 @@ def test_batch_in_a_terminal_redraws_one_line(desk: Desk) -> None:
     assert bars, "the bar is drawn over the one before it"
 
 
-# --- looking
-
-
-def test_status_of_nothing_says_what_to_do(desk: Desk) -> None:
-    code, out, complaint = desk.run("--status")
-    assert (code, complaint) == (0, "")
-    assert "--setup" in out
-    assert not desk.root.exists()
-
-
-def test_status_counts_and_survives_rubbish(desk: Desk) -> None:
-    desk.run("--task", "marie", "hi")
-    desk.answer("done")
-    desk.answer("bad", "failed")
-    for place in ("heartbeats/anga.json", "results/marie/half.json", "dlq/anga/x.json"):
-        path = desk.root / place
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b'{"half')
-    code, out, complaint = desk.run("--status")
-    assert (code, complaint) == (0, "")
-    assert re.search(r"^marie +not started +1 +0 +1 +1 +0 +- ", out, re.MULTILINE)
-    assert re.search(r"^anga +unknown +0 +0 +0 +0 +1 +- ", out, re.MULTILINE)
-    assert "marie: 1 task waiting and nobody serves them: python worker_watcher.py marie" in out
-    told = json.loads(desk.run("--status", "--json")[1])
-    assert [(w["worker"], w["pending"], w["done"], w["failed"]) for w in told["workers"]] == [
-        ("anga", 0, 0, 0), ("marie", 1, 1, 1),
-    ]  # fmt: skip
-
-
-def test_reader_that_leaves_early_is_no_error(desk: Desk) -> None:
-    desk.run("--setup")
-    reader, writer = os.pipe()
-    os.close(reader)
-    process = desk.start("--status", stdout=writer)
-    os.close(writer)
-    _, complaint = process.communicate(timeout=PATIENCE_SECONDS)
-    assert (process.returncode, complaint) == (0, b"")
-
-
-def test_watch_redraws_until_ctrl_c_and_gives_the_terminal_back(desk: Desk) -> None:
-    desk.run("--setup")
-    screen = Screen(desk, "--watch")
-    screen.read_until("OLDEST WAITING")
-    desk.run("--task", "fabien", "hi")
-    screen.read_until("fabien: 1 task waiting")
-    screen.process.send_signal(signal.SIGINT)
-    assert screen.finish() == 0
-    assert screen.seen.endswith(LEAVE_SCREEN)
-    assert "Traceback" not in screen.seen
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_watch_in_a_pipe_draws_nothing_and_ends_cleanly(desk: Desk, number: signal.Signals) -> None:
-    desk.run("--setup")
-    process = desk.start("--watch")
-    assert process.stdout is not None
-    first = process.stdout.readline()
-    process.send_signal(number)
-    rest, complaint = process.communicate(timeout=PATIENCE_SECONDS)
-    assert (process.returncode, complaint) == (0, b"")
-    assert b"WORKER" in first
-    assert b"\x1b" not in first + rest
-
-
 # --- with a real worker
 
 
@@ -505,96 +314,3 @@ def test_batch_is_run(desk: Desk) -> None:
     code, out, _ = desk.run("--batch", "10", "--worker", "anga", "--wait", "50")
     assert code == 0
     assert "10 completed, 0 failed" in out
-
-
-def test_status_tells_a_living_worker_from_a_killed_and_from_a_stopped_one(desk: Desk) -> None:
-    marie, anga = desk.serve("marie"), desk.serve("anga")
-    desk.run("--task", "marie", "[sleep 600]", "--id", "long")
-    desk.site.beat_that(lambda beat: beat["active_tasks"] == 1, what="of the running task")
-    _, out, _ = desk.run("--status")
-    assert re.search(r"^anga +healthy for .*? +0 +0 +0 +0 +0 +closed +-$", out, re.MULTILINE)
-    assert re.search(r"^marie +healthy for .*? +0 +1 +0 ", out, re.MULTILINE)
-    assert re.search(r"^long +marie +1 +\d", out, re.MULTILINE)
-    marie.kill()
-    assert anga.stop() == 0
-    _, out, _ = desk.run("--status")
-    assert re.search(r"^marie +DEAD for .*? +0 +0 +0 +0 +0 +- ", out, re.MULTILINE)
-    assert re.search(r"^anga +stopped .*? ago", out, re.MULTILINE)
-    assert "marie: 1 task orphaned by a killed process" in out
-
-
-def test_frozen_worker_is_not_called_dead(desk: Desk) -> None:
-    desk.serve("marie", HEARTBEAT_INTERVAL="0.1").signal(signal.SIGSTOP)
-    wait_for("the word about it", lambda: "its last heartbeat is" in desk.run("--status")[1])
-    assert "DEAD" not in desk.run("--status")[1]
-
-
-# --- the whole show
-
-
-def test_demo_shows_everything_and_ends_by_itself(desk: Desk, tmp_path: Path) -> None:
-    root = tmp_path / "show"
-    code, out, complaint = desk.run("--demo", "--demo-root", str(root))
-    assert (code, complaint) == (0, ""), out
-    assert "\x1b" not in out
-    for text in (
-        "[13/13]",
-        "fabien/notes invalid_json",
-        "fabien/broken max_retries_exceeded",
-        "Heartbeats",
-        "Try next",
-    ):
-        assert text in out
-    assert "A story of 42" in out
-    assert len(list((root / "results").glob("*/*.json"))) == 12
-    assert processes_of(root) == []
-    code, out, complaint = desk.run("--demo", "--demo-root", str(root))
-    assert (code, out) == (2, "")
-    assert "not empty" in one_line(complaint)
-
-
-def test_demo_in_a_terminal_redraws_its_table(desk: Desk, tmp_path: Path) -> None:
-    screen = Screen(desk, "--demo", "--demo-root", str(tmp_path / "show"))
-    assert screen.finish() == 0
-    assert "OLDEST WAITING" in screen.seen
-    assert re.search(r"\x1b\[\d+F", screen.seen)
-    assert "13 of 13 tasks have ended" in screen.seen
-    assert "Everything came out as it must" in screen.seen
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_demo_that_is_ended_in_the_middle_leaves_no_worker(desk: Desk, tmp_path: Path, number: signal.Signals) -> None:
-    root = tmp_path / "show"
-    process = desk.start("--demo", "--demo-root", str(root))
-    wait_for("the first result", lambda: list((root / "results").glob("*/*.json")))
-    assert len(processes_of(root)) >= 3  # a command that is just starting shows the environment of its worker
-    process.send_signal(number)
-    _, complaint = process.communicate(timeout=PATIENCE_SECONDS)
-    if number == signal.SIGKILL:
-        wait_for("the end of the workers", lambda: not processes_of(root))
-        return
-    assert process.returncode == 130
-    assert "Traceback" not in complaint.decode()
-    assert processes_of(root) == []
-
-
-def test_demo_whose_agent_is_broken_fails_in_time_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("watcher.standin.command", lambda: ("/bin/false",))
-    monkeypatch.setattr(showcase, "_TASKS_SECONDS", 5.0)
-    said: list[str] = []
-    code = showcase.Showcase(tmp_path / "show", said.append, Look, redrawn=False).run()
-    assert code == 1
-    assert "The demo FAILED" in "".join(said)
-    assert "anga/numbers" in "".join(said)
-    assert "came out as it must" not in "".join(said)
-    assert processes_of(tmp_path / "show") == []
-
-
-def test_demo_whose_worker_dies_fails_at_once_and_shows_its_last_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(showcase._SETTINGS, "MAX_RETRIES", "many")
-    said: list[str] = []
-    assert showcase.Showcase(tmp_path / "show", said.append, Look, redrawn=False).run() == 1
-    assert "the worker marie does not start" in "".join(said)
-    assert "MAX_RETRIES=many" in "".join(said)
