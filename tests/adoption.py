@@ -12,12 +12,12 @@ from watcher import childproc, leftovers
 
 
 @pytest.fixture(autouse=True)
-def subreaper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def family(monkeypatch: pytest.MonkeyPatch) -> Iterator[leftovers._Family]:
     """Orphans are adopted while a test runs and no longer; in the end nobody is missing and nobody left."""
-    family = leftovers._Family()
-    monkeypatch.setattr(leftovers, "_family", family)
+    fresh = leftovers._Family()
+    monkeypatch.setattr(leftovers, "_family", fresh)
     assert childproc.become_subreaper()
-    yield
+    yield fresh
     ctypes.CDLL(None).prctl(leftovers._PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
-    os.close(family._children_fd or -1)
-    assert (family.started, family.running) == (set(), {})
+    os.close(fresh._children_fd or -1)
+    assert (fresh.started, fresh.running) == (set(), {})

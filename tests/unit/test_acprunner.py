@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.conftest import is_alive, wait_for
-from tests.adoption import subreaper
+from tests.adoption import family
 from tests.workshop import attempt, reason
 from watcher.clock import SystemClock
 from watcher.policy.disposition import Failure
@@ -25,7 +25,7 @@ from watcher.runner.builtin import built_in
 from watcher.runner.interface import Attempt, Outcome
 from watcher.runner.oneshot import OneShotRunner, OneShotSettings
 
-__all__ = ["subreaper"]
+__all__ = ["family"]
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("acp") is None, reason="the package agent-client-protocol is not installed: '.[dev]'"
 )
@@ -63,7 +63,7 @@ class Peers:
 
 
 @pytest.fixture
-def peers(tmp_path: Path, subreaper: None) -> Iterator[Peers]:
+def peers(tmp_path: Path, family: object) -> Iterator[Peers]:
     made = Peers(tmp_path)
     yield made
     made.runner.close()

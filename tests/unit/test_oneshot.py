@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.adoption import subreaper
+from tests.adoption import family
 from tests.workshop import (
     SOON,
     Running,
@@ -35,7 +35,7 @@ from watcher.runner.builtin import built_in
 from watcher.runner.interface import Outcome
 from watcher.runner.stall import StallWatch
 
-__all__ = ["printing", "shop", "subreaper"]
+__all__ = ["family", "printing", "shop"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memfds, sessions and /proc of Linux")
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.adoption import subreaper
+from tests.adoption import family
 from tests.handlerpools import SOON, Asking, Site, ask, fault, idle, output, pids, site, wait_for
 from watcher import events, leftovers, procfs
 from watcher.runner.jsonrpc import RpcError
 from watcher.runner.pool import HandlerFault, HandlerPool, PoolFull
 
-__all__ = ["site", "subreaper"]
+__all__ = ["family", "site"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sessions, pidfds and /proc of Linux")
 
 

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from tests.adoption import subreaper
+from tests.adoption import family
 from tests.doubles import HandClock
 from tests.handlerpools import RUDE, SOON, Asking, Site, ask, fault, idle, marked, output, pids, site, wait_for
 from watcher import childproc, events
@@ -18,7 +18,7 @@ from watcher.runner import keeper
 from watcher.runner.pool import HandlerFault, HandlerPool, NotWarm, PoolClosed, PoolSettings
 from watcher.runner.warm import Start
 
-__all__ = ["site", "subreaper"]
+__all__ = ["family", "site"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sessions, pidfds and /proc of Linux")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.conftest import is_alive, wait_for
-from tests.adoption import subreaper
+from tests.adoption import family
 from tests.workshop import Running, Workshop, attempt, reason, run
 from watcher.clock import SystemClock
 from watcher.events import ProviderHeld, ProviderResumed, WorkerPaused, WorkerResumed
@@ -25,7 +25,7 @@ from watcher.runner.interface import Attempt
 from watcher.runner.oneshot import OneShotRunner, OneShotSettings
 from watcher.runner.prespawn import Prespawn, PrespawnSettings, attending
 
-__all__ = ["subreaper"]
+__all__ = ["family"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pipes, marks and /proc of Linux")
 STANDIN = Path(__file__).parents[1] / "waiting_claude.py"
 PATIENCE = 60.0
@@ -87,7 +87,7 @@ class Hands(SystemClock):
 
 
 @pytest.fixture
-def stable(tmp_path: Path, subreaper: None) -> Iterator[Stable]:
+def stable(tmp_path: Path, family: object) -> Iterator[Stable]:
     made = Stable(tmp_path)
     yield made
     pids = [pid for pid, _ in made.noted("started")]

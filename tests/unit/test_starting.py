@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.adoption import subreaper
+from tests.adoption import family
 from tests.workshop import Workshop, attempt, claude, reason, run, shop
 from watcher.policy.disposition import Failure
 from watcher.runner import oneshot
 from watcher.runner.builtin import built_in
 from watcher.runner.planning import MAX_ARGUMENT_BYTES
 
-__all__ = ["shop", "subreaper"]
+__all__ = ["family", "shop"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memfds, sessions and /proc of Linux")
 
 
