@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.harness import Site, faults_library, remove_tools
+from tests.crash.harness import Site
+from tests.crash.tools import faults_library, remove_tools
 
 collect_ignore_glob = [] if sys.platform == "linux" else ["test_*.py"]
 

@@ -10,141 +10,24 @@ Needs Linux and Python's own executable (a venv's is fine). Ends only processes 
 from __future__ import annotations
 
 import contextlib
-import functools
-import itertools
 import json
 import os
-import re
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-HERE = Path(__file__).parent
-PROJECT = HERE.parent.parent
-#: What a stopped worker may leave below the root, beside results, dead letters and receipts of tasks.
-_STAYS = re.compile(
-    r"tasks/[^/]+/\.claims/(name|instance-[^/]+)\.lock"
-    r"|heartbeats/[^/.][^/]*\.json"
-    r"|control/holds/[^/.][^/]*\.json"
-    r"|control/[^/]+/breakers\.json"
-)
+from tests.crash.promises import broken_promises
+from tests.crash.records import Run, Submitted, read_runs
+from tests.crash.tools import agent_program
+
+PROJECT = Path(__file__).parents[2]
 #: Longer than any step of a healthy worker on a busy machine.
 PATIENCE_SECONDS = 60.0
-
-# --- the tools in C
-
-
-@functools.cache
-def _build_folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="watcher-crash-"))
-
-
-@functools.cache
-def _compiled(source: str, target: str, *options: str) -> Path | None:
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    path = _build_folder() / target
-    if compiler is None:
-        return None
-    command = [compiler, "-O2", "-o", str(path), str(HERE / source), *options]
-    done = subprocess.run(command, capture_output=True, check=False)
-    return path if done.returncode == 0 else None
-
-
-@functools.cache  # made once: a script that is written again while workers start it is empty for a moment
-def agent_program() -> Path:
-    """The agent: in C where there is a compiler, else (or with CRASH_AGENT=sh) the same as a shell script."""
-    found = _compiled("agent.c", "agent", "-static") or _compiled("agent.c", "agent")
-    if found is not None and os.environ.get("CRASH_AGENT") != "sh":
-        return found
-    script = _build_folder() / "agent.sh"
-    shutil.copyfile(HERE / "agent.sh", script)
-    script.chmod(0o755)
-    return script
-
-
-@functools.cache
-def faults_library() -> Path | None:
-    """The library that kills a worker at a file-system call, or None where it cannot be had or has no effect."""
-    library = _compiled("faults.c", "faults.so", "-shared", "-fPIC", "-ldl")
-    if library is None:
-        return None
-    probe = _build_folder() / "probe"
-    probe.mkdir(exist_ok=True)
-    environment = {"LD_PRELOAD": str(library), "FAULTS_ROOT": str(probe), "FAULTS_TRACE": str(probe) + ".trace"}
-    command = [sys.executable, "-c", f"import os; os.rename({str(probe)!r} + '/a', {str(probe)!r} + '/b')"]
-    subprocess.run(command, env=environment, capture_output=True, check=False)
-    trace = Path(environment["FAULTS_TRACE"])
-    return library if trace.exists() and "rename a" in trace.read_text() else None
-
-
-def remove_tools() -> None:
-    shutil.rmtree(_build_folder(), ignore_errors=True)
-
-
-# --- what was submitted and what was run
-
-
-@dataclass(slots=True)
-class Submitted:
-    """One file that was dropped, and what must become of it."""
-
-    worker: str
-    name: str
-    raw: bytes
-    expect: Literal["completed", "failed", "refused", "ended"]
-    failures: int = 0
-    dead_letter: bool = False
-    drops: int = 1
-
-    @property
-    def task_id(self) -> str:
-        return self.name.removesuffix(".json")
-
-
-@dataclass(slots=True)
-class Run:
-    """One run of the agent, from its log. Times are CLOCK_MONOTONIC nanoseconds; an `end` of None: it was killed."""
-
-    task_id: str
-    attempt: int
-    pid: int
-    mark: str
-    start: int
-    visible: bool
-    overlap: bool
-    end: int | None = None
-    code: int | None = None
-
-    @property
-    def incarnation(self) -> str:
-        return self.mark[:32]
-
-
-def read_runs(path: Path) -> list[Run]:
-    """All runs in the order of their start."""
-    runs: dict[tuple[str, int, str], Run] = {}
-    text = path.read_text() if path.exists() else ""
-    for line in text[: text.rfind("\n") + 1].splitlines():  # the last one may be half written yet
-        kind, task_id, attempt, pid, moment, mark, *rest = line.split()
-        if kind == "S":
-            run = Run(task_id, int(attempt), int(pid), mark, int(moment), rest[0] == "1", rest[1] == "1")
-            runs[(task_id, run.pid, mark)] = run
-        else:
-            run = runs[(task_id, int(pid), mark)]
-            run.end, run.code = int(moment), int(rest[0])
-    return sorted(runs.values(), key=lambda run: run.start)
-
-
-# --- processes
 
 
 class WorkerProcess:
@@ -283,9 +166,23 @@ class Site:
             if process.is_running():
                 process.popen.kill()
                 process.popen.wait(PATIENCE_SECONDS)
-        for pid in living(self):
+        for pid in self.living():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+    def living(self) -> list[int]:
+        """Processes of this site's workers or of their commands, by the root's or the run log's path."""
+        needles = [os.fsencode(self.root), os.fsencode(self.run_log)]
+        needles += [b"WATCHER_MARK=" + i.encode() for process in self.processes for i in process.incarnations()]
+        out = []
+        for name in os.listdir("/proc"):
+            if not name.isdecimal() or int(name) == os.getpid() or _state(int(name)) in "ZX":
+                continue
+            with contextlib.suppress(OSError):
+                text = Path(f"/proc/{name}/environ").read_bytes() + b"\0" + Path(f"/proc/{name}/cmdline").read_bytes()
+                if any(needle in text for needle in needles):
+                    out.append(int(name))
+        return out
 
     # --- tasks
 
@@ -408,145 +305,6 @@ class Site:
             return set(os.listdir(folder))
         except (FileNotFoundError, NotADirectoryError):  # gone meanwhile, or a lock
             return set()
-
-
-# --- the promises
-
-
-def broken_promises(site: Site) -> list[str]:
-    """Every broken promise as one line. Call it when every task has its outcome and every worker has stopped."""
-    return [
-        *_broken_outcomes(site),
-        *_broken_runs(site),
-        *_broken_files(site),
-        *(f"process {pid} lives: {command_of(pid)}" for pid in living(site)),
-    ]
-
-
-def _broken_outcomes(site: Site) -> Iterator[str]:
-    for (worker, task_id), task in site.submitted.items():
-        result = site.result(task_id, worker)
-        letters = _dead_letters(site, worker, task_id)
-        if task.expect == "ended":
-            if result is None and not letters:
-                yield f"{task_id}: has no outcome"
-        elif task.expect == "refused":
-            yield from _broken_refusal(site, task, result, letters)
-        elif result is None:
-            yield f"{task_id}: has no result"
-        else:
-            yield from _broken_result(task, result, letters)
-
-
-def _broken_refusal(
-    site: Site, task: Submitted, result: dict[str, Any] | None, letters: dict[str, dict[str, Any]]
-) -> Iterator[str]:
-    if result is not None:
-        yield f"{task.task_id}: was refused and has a result"
-    if not 1 <= len(letters) <= task.drops:
-        yield f"{task.task_id}: was dropped {task.drops} times and has {len(letters)} dead letters"
-    for letter in letters.values():
-        original = site.root / "dlq" / task.worker / str(letter.get("dlq_original"))
-        if not original.is_file() or original.read_bytes() != task.raw:
-            yield f"{task.task_id}: the dead letter's original is not what was submitted"
-
-
-def _broken_result(task: Submitted, result: dict[str, Any], letters: dict[str, dict[str, Any]]) -> Iterator[str]:
-    died = result["reason"] == "worker_died"
-    status = "failed" if died else task.expect
-    if result["status"] != status:
-        yield f"{task.task_id}: is {result['status']} ({result['reason']}), not {status}"
-    if died and result["attempts"] < 3:
-        yield f"{task.task_id}: given up after {result['attempts']} deaths"
-    expected = max(0, task.failures - 1) if task.dead_letter else task.failures
-    if result["retry_count"] != expected and not died:
-        yield f"{task.task_id}: retry_count is {result['retry_count']}, not {expected}: an attempt was burnt"
-    wanted = 1 if task.dead_letter or died else 0
-    if len(letters) != wanted:
-        yield f"{task.task_id}: has {len(letters)} dead letters, not {wanted}"
-    for letter in letters.values():
-        fields = json.loads(task.raw)
-        if any(letter.get(name) != value for name, value in fields.items()):
-            yield f"{task.task_id}: the dead letter is not the task as submitted"
-
-
-def _dead_letters(site: Site, worker: str, task_id: str) -> dict[str, dict[str, Any]]:
-    folder = site.root / "dlq" / worker
-    paths = [folder / f"{task_id}.json", *folder.glob(f"{task_id}~*.json")]
-    return {path.name: json.loads(path.read_bytes()) for path in paths if path.exists()}
-
-
-def _broken_runs(site: Site) -> Iterator[str]:
-    """Never two runs of a task at once, never one after its result, and a second only with a reason."""
-    # A process that lost its locks goes on as a new incarnation; the ones before are as dead as killed ones.
-    dead = {i for p in site.processes for i in (p.incarnations() if p.fate == "killed" else p.incarnations()[:-1])}
-    gone = dead | {i for process in site.processes if process.fate != "running" for i in process.incarnations()}
-    by_task: dict[str, list[Run]] = defaultdict(list)
-    for run in site.runs():
-        by_task[run.task_id].append(run)
-        if run.visible:
-            yield f"{run.task_id}: run {run.pid} began when its result was visible"
-        if run.overlap:
-            yield f"{run.task_id}: run {run.pid} began while another run of it was alive"
-    known = {task_id for _, task_id in site.submitted}
-    for task_id, runs in by_task.items():
-        if task_id not in known:
-            yield f"{task_id}: was run and never submitted"
-        for first, second in itertools.pairwise(runs):
-            if first.end is not None and second.start < first.end:
-                yield f"{task_id}: runs {first.pid} and {second.pid} overlap"
-            failed = first.code is not None and first.code != 0
-            cut = first.end is None and first.incarnation in gone
-            if not (failed or cut or first.incarnation in dead):
-                yield f"{task_id}: ran again although run {first.pid} ended with {first.code} and its worker lived on"
-
-
-def _broken_files(site: Site) -> Iterator[str]:
-    """Nothing but outcomes, receipts, heartbeats and holds is left; what can be seen is whole and did not change."""
-    stays = set()
-    for worker, task_id in site.submitted:
-        stays |= {f"results/{worker}/{task_id}.json", f"triggers/{worker}/{task_id}.json"}
-        for name, letter in _dead_letters(site, worker, task_id).items():
-            stays |= {f"dlq/{worker}/{name}", f"dlq/{worker}/{letter.get('dlq_original')}"}
-        result = site.result(task_id, worker) or {}
-        stays |= {os.path.relpath(result[n], site.root) for n in ("stdout_path", "stderr_path") if result.get(n)}
-    for path in site.root.rglob("*"):
-        name = str(path.relative_to(site.root))
-        if path.is_dir():
-            if re.search(r"\.claims/[0-9a-f]{32}$", name):
-                yield f"left behind: claim folder {name}"
-            continue
-        if name not in stays and not _STAYS.fullmatch(name):
-            yield f"left behind: {name}"
-        if path.suffix == ".json" and not path.name.startswith("."):
-            try:
-                json.loads(path.read_bytes())
-            except ValueError as error:
-                yield f"not whole: {name}: {error}"
-    for path, raw in site.seen.items():
-        if not path.exists() or path.read_bytes() != raw:
-            yield f"changed after it was visible: {path.name}"
-
-
-def living(site: Site) -> list[int]:
-    """Processes of this site's workers or of their commands, by the root's or the run log's path."""
-    needles = [os.fsencode(site.root), os.fsencode(site.run_log)]
-    needles += [b"WATCHER_MARK=" + i.encode() for process in site.processes for i in process.incarnations()]
-    out = []
-    for name in os.listdir("/proc"):
-        if not name.isdecimal() or int(name) == os.getpid() or _state(int(name)) in "ZX":
-            continue
-        with contextlib.suppress(OSError):
-            text = Path(f"/proc/{name}/environ").read_bytes() + b"\0" + Path(f"/proc/{name}/cmdline").read_bytes()
-            if any(needle in text for needle in needles):
-                out.append(int(name))
-    return out
-
-
-def command_of(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    return "gone"
 
 
 def _state(pid: int) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.crash.harness import Site, broken_promises
+from tests.crash.harness import Site
+from tests.crash.promises import broken_promises
 
 MARK = "0" * 32 + ".1"
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from tests.crash.harness import Run, Site
+from tests.crash.harness import Site
+from tests.crash.records import Run
 
 TASKS = 1000
 AGENTS = 20

@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.crash.harness import Site, Submitted, WorkerProcess
+from tests.crash.harness import Site, WorkerProcess
+from tests.crash.records import Submitted
 
 KILLS = int(os.environ.get("CRASH_KILLS", "100"))
 TASKS = int(os.environ.get("CRASH_TASKS", "2000"))

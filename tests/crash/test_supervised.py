@@ -16,7 +16,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.crash.harness import PROJECT, Site, WorkerProcess, agent_program, broken_promises
+from tests.crash.harness import PROJECT, Site, WorkerProcess
+from tests.crash.promises import broken_promises
+from tests.crash.tools import agent_program
 
 KILLS = int(os.environ.get("CRASH_SUPERVISED_KILLS", "10"))
 SEED = int(os.environ.get("CRASH_SEED", str(random.randrange(1 << 32))))
