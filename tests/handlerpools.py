@@ -6,14 +6,14 @@ import os
 import secrets
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.doubles import Memory
+from tests.waiting import wait_for
 from watcher import events, procfs
 from watcher.clock import Clock, SystemClock
 from watcher.policy.poolsize import PoolLimits
@@ -23,14 +23,6 @@ from watcher.runner.warm import Start
 
 SOON = 60.0
 RUDE = (sys.executable, "-I", "-S", str(Path(__file__).parent / "rude_handler.py"))
-
-
-def wait_for(what: str, look: Callable[[], Any]) -> Any:
-    end = time.monotonic() + SOON
-    while not (found := look()):
-        assert time.monotonic() < end, f"waited {SOON:g} s for {what}"
-        time.sleep(0.005)  # between two looks: other processes give no event to wait for
-    return found
 
 
 def marked(prefix: str) -> list[int]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.waiting import wait_for
 from watcher import childproc
 from watcher.clock import SystemClock
 from watcher.policy.disposition import Failure
@@ -107,13 +107,14 @@ class Running:
 
 def until_it_prints(runner: OneShotRunner, one: Attempt) -> Path:
     """Wait until a running attempt has printed something; the waiting itself is bounded."""
-    deadline = time.monotonic() + SOON
-    while time.monotonic() < deadline:
+
+    def look() -> Path | None:
         live = runner.live_output(one.mark)
-        if live is not None and live[1] is not None:
-            return live[0]
-        time.sleep(0.002)  # a file has no event that is worth its code here
-    raise AssertionError("it printed nothing")
+        return live[0] if live is not None and live[1] is not None else None
+
+    found = wait_for("the first words of a command", look)
+    assert found is not None
+    return found
 
 
 @pytest.fixture
@@ -123,10 +124,7 @@ def printing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def start(*arguments: Any) -> childproc.Child:
         child, stdout = spawn(*arguments), arguments[4]
-        deadline = time.monotonic() + SOON
-        while not os.fstat(stdout).st_size:
-            assert time.monotonic() < deadline
-            time.sleep(0.002)  # a file has no event that is worth its code here
+        wait_for("the first words of a command", lambda: os.fstat(stdout).st_size)
         return child
 
     monkeypatch.setattr(oneshot.childproc, "spawn", start)

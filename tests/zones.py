@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.acceptance.conftest import REPOSITORY, Process, Site, names, wait_for
+from tests.acceptance.conftest import REPOSITORY, Process, Site, names
+from tests.waiting import wait_for
 
 #: Notes one line for each run, with the first line of what the prompt says; then answers with the whole prompt.
 NOTING = 'prompt=$(cat); printf "%s\\n" "$prompt" | head -n 1 >> $SITE/notes; printf "%s" "$prompt"'

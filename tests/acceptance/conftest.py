@@ -9,15 +9,15 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
+from tests.waiting import PATIENCE_SECONDS, wait_for
+
 REPOSITORY = Path(__file__).resolve().parents[2]
-T = TypeVar("T")
 Json = dict[str, Any]
 
 #: Short times, so that a test waits for what happens and not for a default. A test overrides what it is about.
@@ -26,18 +26,6 @@ FAST = {
     "SCAN_INTERVAL": "0.5", "SETTLE_SECONDS": "0.5", "INITIAL_RETRY_DELAY": "0.05", "RETRY_JITTER": "0",
     "KILL_GRACE": "0.3", "SHUTDOWN_GRACE": "10",
 }  # fmt: skip
-#: A machine that is busy with something else may need this long; nothing here waits so long when all is well.
-PATIENCE_SECONDS = 120.0
-
-
-def wait_for(what: str, look: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> T:
-    """Look again and again until there is something; the deadline fails the test with `what` it waited for."""
-    end = time.monotonic() + seconds
-    while not (found := look()):
-        if time.monotonic() > end:
-            pytest.fail(f"waited {seconds:g} s for {what}")
-        time.sleep(0.01)  # between two looks: other processes give no event to wait for
-    return found
 
 
 def names(folder: Path) -> list[str]:

@@ -22,7 +22,8 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import PATIENCE_SECONDS, REPOSITORY, Process, Site
+from tests.acceptance.conftest import REPOSITORY, Process, Site
+from tests.waiting import PATIENCE_SECONDS
 from watcher import standin
 
 DEMO = REPOSITORY / "demo_watcher.py"

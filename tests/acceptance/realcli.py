@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.acceptance.conftest import Json, Site, read, wait_for
+from tests.acceptance.conftest import Json, Site, read
 from tests.stub_model import StubModel
+from tests.waiting import wait_for
 from watcher.clock import parse_rfc3339
 
 #: A cold start of a node program on a busy machine, and its own retries.

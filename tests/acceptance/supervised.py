@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.acceptance.conftest import REPOSITORY, Json, Process, Site, read, wait_for
+from tests.acceptance.conftest import REPOSITORY, Json, Process, Site, read
+from tests.waiting import wait_for
 
 #: A machine with two cores may start five Python processes while others run their tests.
 PATIENCE = 180.0

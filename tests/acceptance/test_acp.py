@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Process, Site, is_alive, wait_for
+from tests.acceptance.conftest import Process, Site, is_alive
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("acp") is None, reason="the package agent-client-protocol is not installed: '.[dev]'"

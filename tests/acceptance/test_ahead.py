@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 
-from tests.acceptance.conftest import Site, wait_for
+from tests.acceptance.conftest import Site
+from tests.waiting import wait_for
 
 
 def test_tasks_claimed_ahead_go_back_when_tasks_become_long(site: Site) -> None:

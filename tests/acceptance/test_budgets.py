@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.acceptance.conftest import Json, Process, Site, read, wait_for
+from tests.acceptance.conftest import Json, Process, Site, read
+from tests.waiting import wait_for
 from watcher.clock import parse_rfc3339
 from watcher.spending import raise_daily_budget
 
@@ -46,7 +47,7 @@ def away_from_midnight() -> None:
     """A day that ends in the middle of a test would prove nothing."""
     left = 86_400 - time.time() % 86_400
     if left < 120:
-        time.sleep(left + 1)
+        time.sleep(left + 1)  # the worker lives by the real clock: a day that must not end can only be waited for
 
 
 def test_retries_of_a_task_share_its_budget_and_then_it_is_a_dead_letter(site: Site) -> None:

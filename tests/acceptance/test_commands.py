@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import REPOSITORY, Site, is_alive, names, read, wait_for
+from tests.acceptance.conftest import REPOSITORY, Site, is_alive, names, read
 from tests.acceptance.test_control_files import NOTING, SLOW, TREE
+from tests.waiting import wait_for
 
 #: Completes, unless the task says `bad`.
 PICKY = 'read -r line; case "$line" in bad*) echo oops >&2; exit 3;; *) echo "did $line";; esac'

@@ -8,7 +8,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from tests.acceptance.conftest import Site, is_alive, names, read, wait_for
+from tests.acceptance.conftest import Site, is_alive, names, read
+from tests.waiting import wait_for
 
 #: An agent that notes that it has started, starts a grandchild in a session of its own, and works for long.
 TREE = """

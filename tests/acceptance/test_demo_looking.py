@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import PATIENCE_SECONDS, wait_for
 from tests.acceptance.desk import Desk, Screen, desk, one_line
+from tests.waiting import PATIENCE_SECONDS, wait_for
 from watcher import showcase
 from watcher.screen import LEAVE_SCREEN, Look
 

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from tests.acceptance.conftest import PATIENCE_SECONDS, wait_for
 from tests.acceptance.desk import DEMO, Desk, Screen, desk, one_line
+from tests.waiting import PATIENCE_SECONDS, wait_for
 from watcher.formats.task import parse_task
 
 __all__ = ["desk"]

@@ -7,7 +7,8 @@ import shlex
 
 import pytest
 
-from tests.acceptance.conftest import Site, read, wait_for
+from tests.acceptance.conftest import Site, read
+from tests.waiting import wait_for
 
 AGENT = """
 read -r prompt

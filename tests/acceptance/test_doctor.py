@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import REPOSITORY, Json, is_alive, wait_for
+from tests.acceptance.conftest import REPOSITORY, Json, is_alive
 from tests.acceptance.test_real_claude import CLAUDE
 from tests.stub_model import StubModel
+from tests.waiting import wait_for
 
 STANDIN = f"{sys.executable} {REPOSITORY / 'watcher' / 'standin.py'}"
 INIT = {"type": "system", "subtype": "init", "claude_code_version": "9.8.7", "apiKeySource": "none", "model": "m"}

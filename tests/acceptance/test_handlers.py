@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.acceptance.conftest import REPOSITORY, Process, Site, wait_for
+from tests.acceptance.conftest import REPOSITORY, Process, Site
+from tests.waiting import wait_for
 
 RUDE = shlex.join([sys.executable, "-I", "-S", str(REPOSITORY / "tests" / "rude_handler.py")])
 HANDLERS = """

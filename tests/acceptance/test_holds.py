@@ -7,8 +7,9 @@ import os
 import signal
 import time
 
-from tests.acceptance.conftest import Process, Site, names, read, wait_for
+from tests.acceptance.conftest import Process, Site, names, read
 from tests.acceptance.test_trouble import switches
+from tests.waiting import wait_for
 from watcher.clock import parse_rfc3339
 from watcher.holdfiles import hold_provider, lift_hold
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 
-from tests.acceptance.conftest import Site, names, wait_for
+from tests.acceptance.conftest import Site, names
+from tests.waiting import wait_for
 
 NOTE = 'echo "$WATCHER_TASK_ID" >> "$SITE/notes"; while [ ! -e "$SITE/go" ]; do sleep 0.05; done'
 

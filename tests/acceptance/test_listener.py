@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import REPOSITORY, Json, Site, names, read, wait_for
+from tests.acceptance.conftest import REPOSITORY, Json, Site, names, read
+from tests.waiting import wait_for
 
 #: A second heartbeat that a busy machine keeps.
 BEAT = 1.0

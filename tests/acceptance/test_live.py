@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.acceptance.conftest import REPOSITORY, Json, Process, Site, wait_for
+from tests.acceptance.conftest import REPOSITORY, Json, Process, Site
+from tests.waiting import wait_for
 
 TOOL = '{"type":"assistant","message":{"content":[{"type":"tool_use","name":"%s","input":{"secret":"s3cr3t"}}]}}'
 

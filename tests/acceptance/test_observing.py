@@ -11,7 +11,8 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.acceptance.conftest import Site, wait_for
+from tests.acceptance.conftest import Site
+from tests.waiting import wait_for
 
 DOCUMENTED = {
     "watcher_tasks_processed_total": {"worker", "status"},

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from tests.acceptance.conftest import Site, wait_for
+from tests.acceptance.conftest import Site
+from tests.waiting import wait_for
 
 #: Notes its start and its end, and ends only when as many tasks as its prompt says have started.
 MEETING = """

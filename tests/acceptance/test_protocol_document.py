@@ -10,8 +10,9 @@ import sys
 
 import pytest
 
-from tests.acceptance.conftest import REPOSITORY, Site, wait_for
+from tests.acceptance.conftest import REPOSITORY, Site
 from tests.schemacheck import fits
+from tests.waiting import wait_for
 from watcher.formats.command import FIELDS, PLAIN_WORDS, WORDS, InvalidCommand, parse_command
 from watcher.formats.schemas import all_schemas
 

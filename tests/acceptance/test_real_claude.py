@@ -19,9 +19,10 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import Site, wait_for
+from tests.acceptance.conftest import Site
 from tests.acceptance.realcli import CASES, PATIENCE, program_of, run_case
 from tests.stub_model import StubModel
+from tests.waiting import wait_for
 from watcher.clock import parse_rfc3339, rfc3339
 
 REPOSITORY = Path(__file__).parents[2]
@@ -50,15 +51,14 @@ def stub() -> Iterator[StubModel]:
 
 
 def results(root: Path, count: int, process: subprocess.Popen[bytes]) -> dict[str, dict[str, Any]]:
-    deadline = time.monotonic() + 600
-    folder = root / "results" / "marie"
-    while time.monotonic() < deadline:
-        found = sorted(folder.glob("*.json")) if folder.is_dir() else []
-        if len(found) >= count:
-            return {path.stem: json.loads(path.read_text()) for path in found}
-        assert process.poll() is None, (root / "log").read_text()
-        time.sleep(0.1)  # the folder is the interface; there is nothing else to wait on from outside
-    raise AssertionError((root / "log").read_text())
+    folder, log = root / "results" / "marie", root / "log"
+
+    def look() -> list[Path]:
+        found = sorted(folder.glob("*.json"))
+        assert len(found) >= count or process.poll() is None, log.read_text()
+        return found if len(found) >= count else []
+
+    return {path.stem: json.loads(path.read_text()) for path in wait_for("all results", look, 600, log.read_text)}
 
 
 def test_ten_tasks_with_a_tool_a_retry_and_a_refusal(tmp_path: Path, stub: StubModel) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Site, is_alive, read, wait_for
+from tests.acceptance.conftest import Site, is_alive, read
 from tests.schemacheck import fits
+from tests.waiting import wait_for
 from watcher.clock import parse_rfc3339
 from watcher.formats.schemas import all_schemas
 

@@ -8,8 +8,9 @@ from contextlib import closing
 
 import pytest
 
-from tests.acceptance.conftest import Site, wait_for
+from tests.acceptance.conftest import Site
 from tests.unit.test_push import Server
+from tests.waiting import wait_for
 
 TASKS = [f"t{number:02d}" for number in range(40)]
 

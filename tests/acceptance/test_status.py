@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 
-from tests.acceptance.conftest import Site, read, wait_for
+from tests.acceptance.conftest import Site, read
 from tests.schemacheck import fits
+from tests.waiting import wait_for
 from watcher.clock import parse_rfc3339, rfc3339
 from watcher.formats.schemas import all_schemas
 

@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from tests.acceptance.conftest import Process, Site, is_alive, wait_for
+from tests.acceptance.conftest import Process, Site, is_alive
+from tests.waiting import wait_for
 
 #: A shell with every way to stay behind: it ignores TERM, has a child, and a grandchild in a session of its own.
 STUBBORN = """

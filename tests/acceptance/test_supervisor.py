@@ -10,8 +10,9 @@ import socket
 
 import pytest
 
-from tests.acceptance.conftest import Site, is_alive, names, wait_for
+from tests.acceptance.conftest import Site, is_alive, names
 from tests.acceptance.supervised import PATIENCE, Up, assert_nothing_is_left, crashing, parent_of
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(900)
 

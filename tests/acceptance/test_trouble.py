@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Process, Site, wait_for
+from tests.acceptance.conftest import Process, Site
+from tests.waiting import wait_for
 
 
 def cpu_seconds(worker: Process) -> float:

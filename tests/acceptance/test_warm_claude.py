@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import Process, Site, is_alive, wait_for
+from tests.acceptance.conftest import Process, Site, is_alive
 from tests.acceptance.realcli import program_of
 from tests.stub_model import StubModel
 from tests.stub_wires import Error, Json, Reply
+from tests.waiting import wait_for
 
 CLAUDE = program_of("claude")
 needs_claude = pytest.mark.skipif(CLAUDE is None, reason="the claude program is not installed: pip install '.[claude]'")

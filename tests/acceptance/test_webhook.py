@@ -24,7 +24,8 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import REPOSITORY, Json, Site, names, wait_for
+from tests.acceptance.conftest import REPOSITORY, Json, Site, names
+from tests.waiting import wait_for
 
 TOKEN = "a-token-for-tests-0123"
 SECRET = "a secret of this hook"

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Site, names, wait_for
+from tests.acceptance.conftest import Site, names
+from tests.waiting import wait_for
 
 RAW = b'{"description": "a rather long description"}'
 

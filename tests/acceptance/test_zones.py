@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import REPOSITORY, Site, names, read, wait_for
+from tests.acceptance.conftest import REPOSITORY, Site, names, read
+from tests.waiting import wait_for
 from tests.zones import GATED, NOTING, SECONDS, drop, hidden, noted, reason_of, start_zones, zones_file
 
 pytestmark = pytest.mark.timeout(900)

@@ -16,7 +16,6 @@ import secrets
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +23,7 @@ from typing import Any, Literal
 from tests.crash.promises import broken_promises
 from tests.crash.records import Run, Submitted, read_runs
 from tests.crash.tools import agent_program
+from tests.waiting import wait_for
 
 PROJECT = Path(__file__).parents[2]
 #: Longer than any step of a healthy worker on a busy machine.
@@ -266,11 +266,7 @@ class Site:
 
     def wait_for(self, condition: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS) -> None:
         """Ask again and again until the condition holds. Raises AssertionError with what is known after `seconds`."""
-        end = time.monotonic() + seconds
-        while not condition():
-            if time.monotonic() > end:
-                raise AssertionError(f"{what} did not come in {seconds:g} s\n{self.report()}")
-            time.sleep(0.01)  # between two looks: other processes give no event to wait for
+        wait_for(what, condition, seconds, self.report)
 
     def wait_until_all_ended(self, seconds: float = PATIENCE_SECONDS) -> None:
         self.wait_for(lambda: not self.waiting(), "an outcome of every task", seconds)

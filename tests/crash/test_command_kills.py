@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import REPOSITORY, Site, names, read, wait_for
+from tests.acceptance.conftest import REPOSITORY, Site, names, read
 from tests.crash.test_kill_points import CHANGES, Point, numbered
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(900)]
 

@@ -70,14 +70,18 @@ def test_task_that_kills_its_workers_ends_as_a_dead_letter(site: Site) -> None:
     site.drop("beside", "gate go")
     deaths = 0
     process = site.start(wait=False)  # it may be dead before it is seen to live
-    while site.result("poison") is None:
+
+    def has_ended() -> bool:
+        nonlocal deaths, process
         if process.was_killed():
             deaths += 1
             assert deaths <= 3, site.report()
             process = site.start(wait=False)
         if deaths == 2:
             site.open_gate("go")
-        time.sleep(0.01)  # between two looks: other processes give no event to wait for
+        return site.result("poison") is not None
+
+    site.wait_for(has_ended, "the end of what kills its workers", 180)
     site.finish()
     result = site.result("poison")
     assert result is not None and (result["reason"], result["attempts"]) == ("worker_died", 3)

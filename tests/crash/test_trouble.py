@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash.harness import PATIENCE_SECONDS, Site, WorkerProcess
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(400)]
 
@@ -300,15 +301,18 @@ def few_processes(process: WorkerProcess, name: str) -> Iterator[Callable[[int |
         (group / "pids.max").write_text("max")
         if process.is_running():
             process.stop()
-        end = time.monotonic() + PATIENCE_SECONDS
-        while time.monotonic() < end:
-            try:
-                group.rmdir()
-                break
-            except OSError as error:
-                if error.errno != errno.EBUSY:
-                    raise
-                time.sleep(0.02)  # the kernel lets it go when the last process is reaped
+        wait_for("the end of the group's last process", lambda: is_removed(group))
+
+
+def is_removed(group: Path) -> bool:
+    """Whether this control group could be removed; the kernel lets it go when the last process is reaped."""
+    try:
+        group.rmdir()
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 @pytest.mark.parametrize("spare", [0, 1, 2])

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Process, Site, is_alive, wait_for
+from tests.acceptance.conftest import Process, Site, is_alive
+from tests.waiting import wait_for
 
 RUDE = [sys.executable, "-I", "-S", str(Path(__file__).parents[1] / "rude_handler.py")]
 PYTHON_HANDLER = [sys.executable, "-m", "watcher.handler"]

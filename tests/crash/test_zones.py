@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Process, Site, names, wait_for
+from tests.acceptance.conftest import Process, Site, names
 from tests.crash.test_kill_points import CHANGES, Point, numbered, run_all
+from tests.waiting import wait_for
 from tests.zones import NOTING, SECONDS, Zones, drop, hidden, start_zones
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(900)]

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import is_alive, wait_for
+from tests.acceptance.conftest import is_alive
 from tests.adoption import family
+from tests.waiting import wait_for
 from tests.workshop import attempt, reason
 from watcher.clock import SystemClock
 from watcher.policy.disposition import Failure

@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.adoption import family
 from tests.realcommands import SOON, Started, adopted, ended_after, in_thread, is_alive, new_mark
+from tests.waiting import wait_for
 from watcher import childproc, leftovers
 
 __all__ = ["family"]
@@ -172,10 +172,12 @@ def test_dead_orphans_are_reaped() -> None:
     started.line()
     started.line()
     assert started.finish()[0] == 0
-    deadline = time.monotonic() + SOON
-    while adopted() and time.monotonic() < deadline:
+
+    def are_gone() -> bool:
         childproc.sweep()
-    assert adopted() == []
+        return not adopted()
+
+    wait_for("the end of all orphans", are_gone)
 
 
 def test_leftovers_are_ended_without_a_list_of_children_too(

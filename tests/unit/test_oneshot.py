@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.adoption import family
+from tests.waiting import wait_for
 from tests.workshop import (
     SOON,
     Running,
@@ -215,8 +216,8 @@ def test_command_that_tidies_up_is_asked_once_however_often_it_is_stopped(shop: 
     live = runner.live_output(one.mark)
     assert live is not None
     runner.stop(one.mark, Failure.STOPPED)
-    while "asked" not in live[0].read_text():
-        time.sleep(0.005)  # it says so in its own time
+    printed = live[0]
+    wait_for("its word", lambda: "asked" in printed.read_text())
     runner.stop(one.mark, Failure.STOPPED)
     assert running.outcome().stdout.text == "up\nasked\n"
 
@@ -356,10 +357,7 @@ def test_attempt_that_is_ended_for_a_reason_says_which(shop: Workshop) -> None:
     out: list[Outcome] = []
     thread = threading.Thread(target=lambda: out.append(runner.run(one)))
     thread.start()
-    until = time.monotonic() + SOON
-    while (live := runner.live_output(one.mark)) is None or live[1] is None:
-        assert time.monotonic() < until
-        time.sleep(0.01)  # another process gives no event
+    until_it_prints(runner, one)
     runner.stop(one.mark, Failure.PERMANENT, "budget_exceeded")
     runner.stop(one.mark, Failure.STOPPED, "too late")
     thread.join(SOON)
@@ -393,10 +391,7 @@ def test_output_on_either_stream_is_progress_and_the_deadline_stays(
     runner = shop.shell(f"while :; do echo x >&{stream}; sleep 0.05; done", stall_timeout_seconds=1.0)
     one = attempt()
     running = Running(runner, one)
-    until = time.monotonic() + SOON
-    while len(set(looks)) < 3:
-        assert time.monotonic() < until, "what it prints looks the same each time"
-        time.sleep(0.01)  # another process gives no event
+    wait_for("looks at what it prints that differ", lambda: len(set(looks)) >= 3)
     runner.stop(one.mark, Failure.STOPPED)
     assert running.outcome().ending.failure is Failure.STOPPED
     out = runner.run(attempt(timeout_seconds=0.3))
@@ -420,10 +415,7 @@ def test_nothing_is_said_about_plain_text_and_about_what_does_not_run(shop: Work
     assert runner.live(one.mark) is None
     thread = threading.Thread(target=runner.run, args=(one,))
     thread.start()
-    until = time.monotonic() + SOON
-    while not (shop.folder.parent / "there").exists():
-        assert time.monotonic() < until
-        time.sleep(0.01)  # another process gives no event
+    wait_for("the command to be there", (shop.folder.parent / "there").exists)
     assert runner.live(one.mark) is None
     runner.stop(one.mark, Failure.STOPPED)
     thread.join(SOON)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.adoption import family
-from tests.handlerpools import SOON, Asking, Site, ask, fault, idle, output, pids, site, wait_for
+from tests.handlerpools import SOON, Asking, Site, ask, fault, idle, output, pids, site
+from tests.waiting import wait_for
 from watcher import events, leftovers, procfs
 from watcher.runner.jsonrpc import RpcError
 from watcher.runner.pool import HandlerFault, HandlerPool, PoolFull

@@ -11,7 +11,8 @@ import pytest
 
 from tests.adoption import family
 from tests.doubles import HandClock
-from tests.handlerpools import RUDE, SOON, Asking, Site, ask, fault, idle, marked, output, pids, site, wait_for
+from tests.handlerpools import RUDE, SOON, Asking, Site, ask, fault, idle, marked, output, pids, site
+from tests.waiting import wait_for
 from watcher import childproc, events
 from watcher.policy.poolsize import PoolLimits
 from watcher.runner import keeper

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import is_alive, wait_for
+from tests.acceptance.conftest import is_alive
 from tests.adoption import family
+from tests.waiting import wait_for
 from tests.workshop import Running, Workshop, attempt, reason, run
 from watcher.clock import SystemClock
 from watcher.events import ProviderHeld, ProviderResumed, WorkerPaused, WorkerResumed

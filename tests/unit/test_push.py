@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import wait_for
+from tests.waiting import wait_for
 from watcher.events import TaskDropped, TaskSettled
 from watcher.telemetry.push import Limits, StatisticsPush, body_of
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import wait_for
+from tests.waiting import wait_for
 from watcher import procfs
 from watcher.survivors import SUPERVISED, Survivor, find, find_all, own_name
 
