@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from watcher.atomicfile import Folder
 from watcher.errors import WatcherError
 from watcher.formats import strictjson
-from watcher.formats.result import HEAD_BYTES, parse_result, status_in_head
+from watcher.formats.result import parse_result, stored_status
 
 if TYPE_CHECKING:
     from watcher_config import Folders
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 PAUSE_SECONDS = (0.05, 0.25)
 _SHARE = 0.1
 _MAX_STORED_BYTES = 1 << 28
-_LETTER = re.compile(r"(.+?)(?:~\d+)?\.json")
+#: The name of a dead letter, and in it the id of its task; a second one of the same id has a number.
+LETTER_NAME = re.compile(r"(.+?)(?:~\d+)?\.json")
 
 
 class AlreadyKnown(WatcherError):
@@ -82,18 +83,14 @@ class Awaited:
 
     def _result(self, task_id: str) -> Outcome | None:
         path = self._results / f"{task_id}.json"
-        try:
-            with path.open("rb") as file:
-                status = status_in_head(file.read(HEAD_BYTES))
-        except OSError:
-            return None
+        status = stored_status(path)
         return None if status is None else Outcome(task_id, self.worker, status, path)
 
     def _refused(self) -> list[Outcome]:
         """Dead letters that hold no result; one that does comes a moment before that result is there."""
         out = []
         for name in sorted(_names(self._letters)):
-            matched = _LETTER.fullmatch(name)
+            matched = LETTER_NAME.fullmatch(name)
             if name in self._before or matched is None or matched[1] not in self.open:
                 continue
             outcome = Outcome(matched[1], self.worker, "refused", self._letters / name)

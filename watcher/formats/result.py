@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from watcher.clock import rfc3339
 from watcher.formats import strictjson
 from watcher.formats.fields import Choice, Flag, Kind, ListOf, Members, Number, Object, Optional, Text, record_schema
 from watcher.formats.task import ID_PATTERN, WORKER_PATTERN
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 Status = Literal["completed", "failed", "timeout", "cancelled"]
 STATUSES: tuple[Status, ...] = ("completed", "failed", "timeout", "cancelled")
@@ -181,6 +184,15 @@ def status_in_head(head: bytes) -> Status | None:
     return cast(Status, word) if word in STATUSES else None
 
 
+def stored_status(path: Path) -> Status | None:
+    """The status of a result file; None when it is gone, cannot be read now, or does not tell one."""
+    try:
+        with path.open("rb") as file:
+            return status_in_head(file.read(HEAD_BYTES))
+    except OSError:
+        return None
+
+
 def parse_result(raw: bytes) -> dict[str, Any]:
     """Read a result as its plain object. Raises NotStrictJson (a ValueError) or FieldError when it is none."""
     value = strictjson.loads(raw)
@@ -207,4 +219,5 @@ __all__ = [
     "parse_result",
     "schema",
     "status_in_head",
+    "stored_status",
 ]

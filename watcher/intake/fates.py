@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,13 @@ from typing import Any, Protocol
 
 from watcher.atomicfile import Folder
 from watcher.formats import strictjson
-from watcher.formats.result import HEAD_BYTES, status_in_head
+from watcher.formats.result import stored_status
+from watcher.outcomes import LETTER_NAME
 from watcher.spool.places import CLAIMS, HELD, RETRY
 
 #: Full looks in a row without a trace until a task counts as taken away.
 LOOKS_WITHOUT_TRACE = 3
 _MAX_STORED_BYTES = 1 << 28
-_LETTER = re.compile(r"(.+?)(?:~\d+)?\.json")
 
 
 class Places(Protocol):
@@ -136,11 +135,7 @@ class Fates:
 
     def _result(self, worker: str, task_id: str) -> Fate | None:
         path = self._places.results / worker / f"{task_id}.json"
-        try:
-            with path.open("rb") as file:
-                status = status_in_head(file.read(HEAD_BYTES))
-        except OSError:
-            return None
+        status = stored_status(path)
         if status is None:
             return None
         value = {} if status == "completed" else _object(path)
@@ -150,7 +145,7 @@ class Fates:
         """Dead letters that hold no result; one that does comes a moment before that result is there."""
         found: dict[str, Fate] = {}
         for name in sorted(_names(self._places.dlq / worker)):
-            matched = _LETTER.fullmatch(name)
+            matched = LETTER_NAME.fullmatch(name)
             if matched is None or matched[1] not in ids:
                 continue
             path = self._places.dlq / worker / name

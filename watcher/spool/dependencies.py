@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from watcher.errors import InvalidTask
-from watcher.formats.result import HEAD_BYTES, parse_result, status_in_head
+from watcher.formats.result import parse_result, stored_status
 
 _REFERENCE = re.compile(r"\{\{\s*((?:[A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*)\.stdout\s*\}\}")
 _MAX_RESULT_BYTES = 1 << 27
@@ -73,14 +73,7 @@ class Results:
     def status(self, dependency: str) -> str | None:
         """The status of a dependency's result; None while there is none (or it cannot be read now)."""
         path = self.find(dependency)
-        if path is None:
-            return None
-        try:
-            with path.open("rb") as file:
-                head = file.read(HEAD_BYTES)
-        except OSError:
-            return None
-        return status_in_head(head)
+        return None if path is None else stored_status(path)
 
     def read(self, dependency: str) -> dict[str, Any] | None:
         path = self.find(dependency)
