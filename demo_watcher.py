@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
 
 from watcher.commands import shared
 from watcher.commands.fields import given_fields, pair, text_of
-from watcher.errors import SettingError, WatcherError
+from watcher.errors import SettingError
 from watcher_config import folders, read_layers, state_folder
 
 if TYPE_CHECKING:
@@ -42,31 +41,14 @@ _LINE_SECONDS = 5.0
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says; returns the exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to fail
+    shared.forgive_terminals()
     shared.speak_as("demo_watcher")
     parser = _parser()
     options = parser.parse_args(arguments)
-    try:
-        code = _run(options, parser)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader has seen enough (`--status | head`); what is left must not be flushed at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        shared.tell(
-            "stopped; its workers have ended, its files stay" if options.demo else "stopped; what was submitted goes on"
-        )
-        return 130
-    except WatcherError as error:
-        shared.tell(str(error))
-        return 2
-    except OSError as error:
-        shared.tell(f"{error.filename or 'a file or folder'}: {error.strerror or error}")
-        return 2
-    return code
+    stopped = (
+        "stopped; its workers have ended, its files stay" if options.demo else "stopped; what was submitted goes on"
+    )
+    return shared.concluded("demo_watcher", lambda: _run(options, parser), stopped)
 
 
 def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

@@ -2,7 +2,7 @@
 
 A command is a module of `watcher.commands` with `add_arguments(parser)` and `run(options) -> exit code`; its docstring
 is its help. It is imported when it is called, so that each costs only what it needs. This module knows names and
-summaries, turns errors into one line on stderr, and does nothing else.
+summaries, and does nothing else; `commands.shared` turns errors into one line on stderr.
 
 Exit codes: 0 done; 1 done, and the answer is bad (a task failed, a file is no task, a worker is dead); 2 the command
 line, a setting or a name is wrong, or a folder cannot be used; 130 Ctrl-C.
@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Protocol, cast
 
 from watcher import __version__
-from watcher.errors import WatcherError
+from watcher.commands import shared
 
 #: Every command: where it is, and what it does in one line. People see them in this order.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -66,9 +65,7 @@ class Command(Protocol):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to fail
+    shared.forgive_terminals()
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0 if words else 2
@@ -79,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "`watcher help` lists all commands"
-        _tell(f"no command {name!r}; {hint}")
+        print(f"watcher no command {name!r}; {hint}", file=sys.stderr)
         return 2
     return _call(name, rest)
 
@@ -103,29 +100,10 @@ def parser_of(name: str, command: Command) -> argparse.ArgumentParser:
 def _call(name: str, rest: list[str]) -> int:
     command = load(name)
     options = parser_of(name, command).parse_args(rest)
-    try:
-        code = command.run(options)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader has seen enough (`watcher list | head`); what is left must not be flushed at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        return 130
-    except WatcherError as error:
-        _tell(f"{name}: {error}")
-        return 2
-    except OSError as error:
-        _tell(f"{name}: {error.filename or 'a file or folder'}: {error.strerror or error}")
-        return 2
-    return code
+    return shared.concluded(f"watcher {name}", lambda: command.run(options))
 
 
 def _overview() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(["usage: watcher COMMAND ...", "", *lines, "", "`watcher COMMAND --help` tells more of each."])
-
-
-def _tell(line: str) -> None:
-    print(f"watcher {line}", file=sys.stderr)

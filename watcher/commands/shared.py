@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
 import sys
 from typing import TYPE_CHECKING
 
-from watcher.errors import SettingError
+from watcher.errors import SettingError, WatcherError
 from watcher_config import folders, read_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from watcher.screen import Look
     from watcher_config import Folders
@@ -41,6 +42,43 @@ def tell(text: str) -> None:
     """One thing beside the output proper."""
     sys.stdout.flush()
     print(f"{_SPEAKER[0]}: {text}", file=sys.stderr, flush=True)
+
+
+def forgive_terminals() -> None:
+    """A terminal that lacks a character is no reason to fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def concluded(program: str, body: Callable[[], int], interrupted: str = "") -> int:
+    """The exit code of `body`. What goes wrong is told here, as one line of `program` on stderr.
+
+    0 also when the reader of stdout has gone; 2 for every error that has words for people, and where a file or folder
+    cannot be used; 130 Ctrl-C, with the line `interrupted` if there is one.
+    """
+    try:
+        code = body()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has seen enough (`watcher list | head`); what is left must not be flushed at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return _complained(program, interrupted, 130)
+    except WatcherError as error:
+        return _complained(program, str(error), 2)
+    except OSError as error:
+        return _complained(program, f"{error.filename or 'a file or folder'}: {error.strerror or error}", 2)
+    return code
+
+
+def _complained(program: str, text: str, code: int) -> int:
+    with contextlib.suppress(BrokenPipeError):  # whoever reads no more needs no order
+        sys.stdout.flush()
+    if text:
+        print(f"{program}: {text}", file=sys.stderr, flush=True)
+    return code
 
 
 def look() -> Look:
