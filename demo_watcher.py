@@ -72,8 +72,8 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 def _setup(options: argparse.Namespace, places: Folders) -> int:
     import re
 
+    from watcher.firststeps import setup_text
     from watcher.formats.task import WORKER_PATTERN
-    from watcher.screen import setup_text
 
     workers = [name.strip() for name in options.workers.split(",") if name.strip()]
     if not workers or not all(re.fullmatch(WORKER_PATTERN, name) for name in workers):
@@ -171,7 +171,7 @@ def _report(options: argparse.Namespace, places: Folders) -> int:
 
 
 def _watch(options: argparse.Namespace, places: Folders) -> int:
-    from watcher import screen
+    from watcher import screen, terminal
     from watcher.overview import Lookout
 
     lookout = Lookout(places)
@@ -179,7 +179,7 @@ def _watch(options: argparse.Namespace, places: Folders) -> int:
     _end_as_by_ctrl_c()
     try:
         if redrawn:
-            sys.stdout.write(screen.ENTER_SCREEN)
+            sys.stdout.write(terminal.ENTER_SCREEN)
         while True:
             began = time.monotonic()
             overview = lookout.look()
@@ -188,7 +188,7 @@ def _watch(options: argparse.Namespace, places: Folders) -> int:
             elif redrawn:
                 look = shared.look()
                 lines = [*screen.status_lines(overview, look), "", f"{time.strftime('%H:%M:%S')}  Ctrl-C ends this"]
-                sys.stdout.write(screen.status_frame(lines, look.height))
+                sys.stdout.write(terminal.status_frame(lines, look.height))
             else:
                 print("\n".join(screen.status_lines(overview, shared.look())), end="\n\n")
             sys.stdout.flush()
@@ -197,12 +197,12 @@ def _watch(options: argparse.Namespace, places: Folders) -> int:
         return 0
     finally:
         if redrawn:
-            sys.stdout.write(screen.LEAVE_SCREEN)
+            sys.stdout.write(terminal.LEAVE_SCREEN)
             sys.stdout.flush()
 
 
 def _examples(options: argparse.Namespace, places: Folders) -> int:
-    from watcher.screen import examples_text
+    from watcher.firststeps import examples_text
 
     print(examples_text(places))
     return 0
@@ -234,7 +234,8 @@ class _Progress:
         self._said: tuple[float, str] = (began, "")
 
     def show(self, tally: Tally) -> None:
-        from watcher.screen import progress_line, redraw
+        from watcher.screen import progress_line
+        from watcher.terminal import redraw
 
         now = time.monotonic()
         line = progress_line(tally, now - self._began, shared.look())

@@ -1,34 +1,22 @@
-"""What people see in a terminal: records in, text out. It prints nothing, reads nothing and knows no clock.
+"""What people see of workers, tasks and batches: records in, text out. Prints nothing, reads nothing, knows no clock.
 
-Text from files is shown without control characters, so that no output of an agent can move the cursor or recolour the
-screen. Lines are cut at the width that is given, counted in cells, because a wrapped line breaks a screen that is
-redrawn in place. Colour is only ever added: every line reads the same without.
+Every line is cut and cleaned as `terminal` promises; colour says nothing that the words do not.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import shlex
-import textwrap
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from watcher.firststeps import DEMO, WORKER
+from watcher.terminal import Look, clean, count, cut, duration, pad, table, width_of, wrap
+
 if TYPE_CHECKING:
     from watcher.overview import Overview, RunningTask, WorkerOverview
     from watcher.presence import Process
-    from watcher_config import Folders
 
-_WORKER = "python worker_watcher.py"
-_DEMO = "python demo_watcher.py"
-
-#: ANSI, as every terminal since the VT100 has it (ECMA-48).
-ENTER_SCREEN, LEAVE_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
-_HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
-_COLOURS = {"red": 31, "green": 32, "yellow": 33, "dim": 2, "bold": 1}
 _STATE_COLOURS = {
     "healthy": "green", "starting": "green", "degraded": "yellow", "held": "yellow", "paused": "yellow",
     "draining": "yellow", "dead": "red", "unknown": "red", "stopped": "dim", "absent": "dim",
@@ -36,20 +24,6 @@ _STATE_COLOURS = {
 #: What a person can take in at a look; `--json` has all of them.
 _RUNNING_AT_MOST = 15
 _NAME_WIDTH = 24
-_ADVICE_LINES = 3
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """How wide a line may be, in cells, how many lines there are, and whether colour is welcome."""
-
-    width: int = 100
-    height: int = 30
-    colour: bool = False
-
-    def paint(self, text: str, name: str) -> str:
-        return f"\x1b[{_COLOURS[name]}m{text}\x1b[0m" if self.colour and text else text
 
 
 # --- the state of everything
@@ -60,7 +34,7 @@ def status_lines(overview: Overview, look: Look) -> list[str]:
     if not overview.workers:
         return [
             cut(f"No worker and no task in {clean(overview.root)}.", look.width),
-            f"Make the folders with: {_DEMO} --setup",
+            f"Make the folders with: {DEMO} --setup",
         ]
     lines = _worker_table(overview, look)
     running = _running_lines(overview.running, look)
@@ -188,7 +162,7 @@ def _about_process(process: Process) -> list[str]:
 
 def _about_tasks(worker: WorkerOverview) -> list[str]:
     out = []
-    start = f"{_WORKER} {worker.worker}"
+    start = f"{WORKER} {worker.worker}"
     if any(process.is_alive for process in worker.processes):
         if worker.orphaned:
             out.append(f"{worker.worker}: {count(worker.orphaned, 'task')} of a killed process will be taken back soon")
@@ -202,20 +176,6 @@ def _about_tasks(worker: WorkerOverview) -> list[str]:
     if worker.unread:
         out.append(f"{worker.worker}: {count(worker.unread, 'file')} among its results that cannot be read as one")
     return out
-
-
-def status_frame(lines: Sequence[str], height: int) -> str:
-    """A whole screen, drawn over the last one without flicker; cut at the height."""
-    shown = list(lines[: max(1, height - 1)])
-    if len(shown) < len(lines):
-        shown[-1] = f"... {len(lines) - len(shown) + 1} more lines"
-    return _HOME + "".join(f"{line}{_CLEAR_LINE}\r\n" for line in shown) + _CLEAR_BELOW
-
-
-def redraw(lines: Sequence[str], drawn: int) -> str:
-    """These lines in the place of the `drawn` last ones; the cursor ends below them."""
-    up = f"\x1b[{drawn}F" if drawn else ""
-    return up + "".join(f"{line}{_CLEAR_LINE}\n" for line in lines) + _CLEAR_BELOW
 
 
 # --- one task
@@ -303,160 +263,3 @@ def batch_summary(tally: Tally, seconds: float, results: Path, letters: Path) ->
         lines.append(f"{tally.total - tally.ended} not ended yet: they go on without this command")
     lines.append(f"results: {results}")
     return "\n".join(lines + ([f"dead letters: {letters}"] if tally.failed else []))
-
-
-# --- first steps
-
-
-def setup_text(made: Sequence[Path], there: Sequence[Path], workers: Sequence[str]) -> str:
-    """What `--setup` did and what comes next."""
-    lines = [f"made   {path}" for path in made]
-    if there:
-        lines.append(f"{count(len(there), 'folder')} {'was' if len(there) == 1 else 'were'} there already")
-    first = workers[0]
-    lines += [
-        "",
-        "Next:",
-        f"  {_WORKER} {first:<24}   # serve {first}, in a terminal of its own; Ctrl-C ends it",
-        f'  {_DEMO} --task {first} "List files" --wait',
-        f"  {_DEMO} --status",
-        "",
-        f"Without an account: PROVIDER=command AGENT_COMMAND='python watcher/standin.py' {_WORKER} {first}",
-    ]
-    return "\n".join(lines)
-
-
-def examples_text(folders: Folders, worker: str = "marie") -> str:
-    """Things to paste into a shell. Lines that start with # explain, the others run."""
-    inbox, results, letters = (folders.tasks / worker, folders.results / worker, folders.dlq / worker)
-    quoted = {name: shlex.quote(os.fspath(path)) for name, path in
-              (("inbox", inbox), ("results", results), ("dlq", letters), ("beats", folders.heartbeats))}  # fmt: skip
-    return _EXAMPLES.format(worker=worker, task=_DEMO, serve=_WORKER, **quoted)
-
-
-_EXAMPLES = """\
-# --- a task by hand: only "description" is needed; the file's name is the task's id
-cat > {inbox}/hello.json <<'END'
-{{ "description": "List the files in this folder" }}
-END
-
-# --- the same with a rename: nobody ever sees half a file
-cat > {inbox}/.hello2.tmp <<'END'
-{{ "description": "Say hello" }}
-END
-mv {inbox}/.hello2.tmp {inbox}/hello2.json
-
-# --- priority: critical, high, normal, low or a number from -1000 to 1000; a higher one is taken first
-cat > {inbox}/urgent.json <<'END'
-{{ "description": "Look at the failing build", "priority": "critical", "timeout": 120 }}
-END
-
-# --- one task after others: it waits for their results, and their answers are filled in
-cat > {inbox}/outline.json <<'END'
-{{ "description": "Write an outline about lighthouses" }}
-END
-cat > {inbox}/text.json <<'END'
-{{ "description": "Write the text for this outline: {{{{outline.stdout}}}}", "dependencies": ["outline"] }}
-END
-# (a task of another worker is named like anga/outline, in both places)
-
-# --- not before a time
-cat > {inbox}/tonight.json <<END
-{{ "description": "Summarise the day", "not_before": "$(date -u -d '+10 minutes' +%Y-%m-%dT%H:%M:%SZ)" }}
-END
-
-# --- in order: tasks with one agent_id run one at a time, oldest first
-cat > {inbox}/step-1.json <<'END'
-{{ "description": "Step one", "agent_id": "release" }}
-END
-cat > {inbox}/step-2.json <<'END'
-{{ "description": "Step two", "agent_id": "release" }}
-END
-
-# --- the same from the command line
-{task} --task {worker} "List files" --wait
-{task} --task {worker} "Fix it" --priority high --timeout 300 --after outline,step-1 --meta ticket=42
-git diff | {task} --task {worker} - --id review-42
-{task} --batch 10 --worker {worker} --text "Task {{n}} of {{total}}: say hello"
-
-# --- what became of them
-ls {results}              # one file for each task that ended; never changed after
-cat {results}/hello.json  # status, stdout, stderr, exit_code, attempts, ...
-ls {dlq}                  # what failed for good or could not be read, and why (dlq_reason, dlq_detail)
-ls {beats}                # one heartbeat for each worker process
-{task} --status
-{task} --watch            # Ctrl-C ends it
-
-# --- workers and settings: flag, environment, .env, default; the first one that is there wins
-# {serve} {worker} --max-concurrent 5 --log-format text
-# {serve} {worker} --print-config
-# WATCHER_ROOT=/srv/agents CLAUDE_COMMAND="claude --verbose" {serve} {worker}
-# PROVIDER=command AGENT_COMMAND='python watcher/standin.py' {serve} {worker}    # without an account"""
-
-
-# --- small things
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], look: Look) -> list[str]:
-    """Columns as wide as they must be, two spaces between; the last one takes what is left."""
-    widths = [max(width_of(row[column]) for row in [header, *rows]) for column in range(len(header) - 1)]
-    widths.append(0)
-    plain = ["  ".join(map(pad, row, widths)).rstrip() for row in [header, *rows]]
-    return [look.paint(cut(plain[0], look.width), "bold"), *(cut(line, look.width) for line in plain[1:])]
-
-
-def duration(seconds: float) -> str:
-    """About how long, in one unit: `20 ms`, `0.3 s`, `45 s`, `12 min`, `5 h`, `4 d`."""
-    if 0 < seconds < 0.095:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    for limit, size, unit in ((100.0, 1, "s"), (6000.0, 60, "min"), (172_800.0, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86_400:.0f} d"
-
-
-def count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
-
-
-def clean(text: str) -> str:
-    """Text of a stranger without what a terminal would obey; newlines and tabs stay."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
-
-
-def width_of(text: str) -> int:
-    """How many cells of a terminal this takes."""
-    return len(text) if text.isascii() else sum(_cells(c) for c in text)
-
-
-def pad(text: str, width: int) -> str:
-    return text + " " * (width - width_of(text))
-
-
-def cut(text: str, width: int) -> str:
-    """This text on one line of at most so many cells; what is missing shows as `..`."""
-    text = text.replace("\n", " ").replace("\t", " ")
-    if width_of(text) <= width:
-        return text
-    kept, used = "", 0
-    for character in text:
-        used += _cells(character)
-        if used > width - 2:
-            break
-        kept += character
-    return f"{kept}.."[: max(0, width)]
-
-
-def wrap(text: str, width: int) -> list[str]:
-    """This text on as many lines as it needs, at most a few; commands stand at its end, so it is not simply cut."""
-    lines = textwrap.wrap(text, max(20, width), subsequent_indent="  ", max_lines=_ADVICE_LINES, placeholder=" ..")
-    return [cut(line, width) for line in lines]
-
-
-def _cells(character: str) -> int:
-    """Unicode Standard Annex 11: wide and full-width characters take two cells, combining ones none."""
-    if unicodedata.combining(character):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1

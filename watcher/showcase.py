@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from watcher import outcomes, presence, screen, standin
+from watcher import outcomes, presence, screen, standin, terminal
 from watcher.errors import SettingError, WatcherError
 from watcher.outcomes import Awaited, Outcome
 from watcher.overview import Lookout
@@ -114,7 +114,7 @@ class Showcase:
     """
 
     def __init__(
-        self, root: Path | None, say: Callable[[str], None], look: Callable[[], screen.Look], redrawn: bool
+        self, root: Path | None, say: Callable[[str], None], look: Callable[[], terminal.Look], redrawn: bool
     ) -> None:
         self._given_root = root
         self._say = say
@@ -204,7 +204,7 @@ class Showcase:
             tally = screen.Tally(len(_SCENES), len(self._ended), sum(not o.is_completed for o in self._ended.values()))
             lines = [f"{tally.ended} of {tally.total} tasks have ended", *screen.status_lines(lookout.look(), look)]
             lines = lines[: max(2, look.height - 1)]
-            self._say(screen.redraw(lines, self._drawn))
+            self._say(terminal.redraw(lines, self._drawn))
             self._drawn = len(lines)
 
     def _show_results(self) -> None:
@@ -214,9 +214,9 @@ class Showcase:
             if outcome.status != "refused":
                 result = outcome.read()
                 self._line(f"  {screen.result_line(result)}")
-                said = screen.clean(str(result.get("stdout", ""))).strip()
+                said = terminal.clean(str(result.get("stdout", ""))).strip()
                 if said:
-                    self._line(f"      {screen.cut(said, self._look().width - 6)}")
+                    self._line(f"      {terminal.cut(said, self._look().width - 6)}")
         self._title("Retried")
         for outcome in self._ended.values():
             if outcome.is_completed and outcome.read().get("retry_count"):
@@ -240,7 +240,7 @@ class Showcase:
             for beat in beats
         ]
         header = ["WORKER", "STATUS", "PID", "BEATS", "PROCESSED", "FAILED", "RETRIED", "DLQ"]
-        for line in screen.table(header, rows, self._look()):
+        for line in terminal.table(header, rows, self._look()):
             self._line(f"  {line}")
 
     def _show_dead_letters(self, places: Folders) -> None:
@@ -248,7 +248,7 @@ class Showcase:
         letters = [path for worker in WORKERS for path in sorted((places.dlq / worker).glob("*.json"))]
         for path in letters:
             letter = Outcome(path.stem, path.parent.name, "refused", path).read()
-            self._line(f"  {screen.cut(screen.letter_line(letter), self._look().width - 2)}")
+            self._line(f"  {terminal.cut(screen.letter_line(letter), self._look().width - 2)}")
         want = sorted(scene.name for scene in _SCENES if scene.ends != "completed")
         got = sorted(f"{path.parent.name}/{path.stem}" for path in letters)
         if want != got:
@@ -267,12 +267,12 @@ class Showcase:
     def _fail(self, places: Folders, problems: list[str]) -> None:
         self._title("The demo FAILED")
         for problem in problems:
-            self._line(f"  {screen.clean(problem)}")
+            self._line(f"  {terminal.clean(problem)}")
         for worker in self._started:
             log = (places.root / f"{worker}.log").read_text(errors="replace").splitlines()
             self._line(f"  the last words of {worker}:")
             for line in log[-5:]:
-                self._line(f"    {screen.clean(line)}")
+                self._line(f"    {terminal.clean(line)}")
         self._line(f"All files and logs are in {places.root}")
 
     def _farewell(self, places: Folders) -> None:

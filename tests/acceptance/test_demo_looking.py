@@ -14,7 +14,7 @@ import pytest
 from tests.acceptance.desk import Desk, Screen, desk, one_line
 from tests.waiting import PATIENCE_SECONDS, wait_for
 from watcher import showcase
-from watcher.screen import LEAVE_SCREEN, Look
+from watcher.terminal import LEAVE_SCREEN, Look
 
 __all__ = ["desk"]
 

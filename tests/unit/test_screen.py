@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from watcher import screen
+from watcher import firststeps, screen, terminal
 from watcher.formats.task import parse_task
 from watcher.overview import Overview, RunningTask, WorkerOverview
 from watcher.presence import Process, State
-from watcher.screen import Look, Tally
+from watcher.screen import Tally
+from watcher.terminal import Look
 from watcher_config import folders, read_layers
 
 WIDE = Look(width=200)
@@ -114,7 +115,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     running = (replace(RUNNING, task_id="t" * 128, worker="w" * 64),)
     for look in (Look(width=width), Look(width=width, colour=True)):
         for line in lines_of(held, long, look=look, running=running, problems=("p" * 500,)):
-            assert screen.width_of(without_colour(line)) <= width
+            assert terminal.width_of(without_colour(line)) <= width
 
 
 def test_colour_is_only_ever_added() -> None:
@@ -186,7 +187,7 @@ def test_problems_and_files_that_are_no_results_are_told() -> None:
 def test_text_of_a_stranger_cannot_move_the_cursor_or_hide_itself() -> None:
     evil = "\x1b[2J\x1b]0;title\x07\rfake\x08\x9b31m\u202egnp.exe"
     for text in (
-        screen.clean(evil),
+        terminal.clean(evil),
         screen.result_text({"stdout": evil, "stderr": evil, "status": "failed", "detail": evil}, Path("/x"), WIDE),
         screen.letter_line({"dlq_reason": evil, "dlq_detail": evil, "task_id": evil}),
         "\n".join(lines_of(served("held", reason=evil), problems=(evil,))),
@@ -196,7 +197,7 @@ def test_text_of_a_stranger_cannot_move_the_cursor_or_hide_itself() -> None:
 
 
 def test_newlines_and_tabs_of_an_answer_stay() -> None:
-    assert screen.clean("a\r\n\tb\n") == "a\n\tb\n"
+    assert terminal.clean("a\r\n\tb\n") == "a\n\tb\n"
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_newlines_and_tabs_of_an_answer_stay() -> None:
     [("abc", 3, "abc"), ("abcd", 3, "a.."), ("\u4f60\u597d\u4f60", 5, "\u4f60.."), ("a\nb", 9, "a b"), ("abc", 1, ".")],
 )
 def test_text_is_cut_to_cells_not_to_characters(text: str, width: int, shown: str) -> None:
-    assert screen.cut(text, width) == shown
+    assert terminal.cut(text, width) == shown
 
 
 @pytest.mark.parametrize(
@@ -213,7 +214,7 @@ def test_text_is_cut_to_cells_not_to_characters(text: str, width: int, shown: st
      (5999.0, "100 min"), (6000.0, "2 h"), (172_800.0, "2 d"), (8_640_000.0, "100 d")],
 )  # fmt: skip
 def test_duration_is_short_and_has_one_unit(seconds: float, text: str) -> None:
-    assert screen.duration(seconds) == text
+    assert terminal.duration(seconds) == text
 
 
 # --- one task
@@ -288,29 +289,29 @@ def test_summary_names_the_failed_and_the_unended() -> None:
 
 
 def test_redrawn_lines_take_the_place_of_the_last_ones() -> None:
-    terminal = Terminal()
-    terminal.write("before\n")
-    terminal.write(screen.redraw(["a long line", "b", "c"], 0))
-    terminal.write(screen.redraw(["x", "y"], 3))
-    terminal.write("after\n")
-    assert terminal.text() == ["before", "x", "y", "after"]
+    view = Terminal()
+    view.write("before\n")
+    view.write(terminal.redraw(["a long line", "b", "c"], 0))
+    view.write(terminal.redraw(["x", "y"], 3))
+    view.write("after\n")
+    assert view.text() == ["before", "x", "y", "after"]
 
 
 def test_frame_fits_the_screen_and_leaves_nothing_of_the_last_one() -> None:
-    terminal = Terminal()
-    terminal.write(screen.status_frame([f"old line {n}" for n in range(9)], 10))
-    terminal.write(screen.status_frame(["new"], 10))
-    assert terminal.text() == ["new"]
-    terminal.write(screen.status_frame([f"line {n}" for n in range(50)], 10))
-    assert len(terminal.text()) == 9
-    assert terminal.text()[-1] == "... 42 more lines"
+    view = Terminal()
+    view.write(terminal.status_frame([f"old line {n}" for n in range(9)], 10))
+    view.write(terminal.status_frame(["new"], 10))
+    assert view.text() == ["new"]
+    view.write(terminal.status_frame([f"line {n}" for n in range(50)], 10))
+    assert len(view.text()) == 9
+    assert view.text()[-1] == "... 42 more lines"
 
 
 # --- first steps
 
 
 def test_setup_names_what_was_made_and_what_comes_next() -> None:
-    text = screen.setup_text([Path("/s/tasks/anga")], [Path("/s/dlq/anga")], ["anga"])
+    text = firststeps.setup_text([Path("/s/tasks/anga")], [Path("/s/dlq/anga")], ["anga"])
     assert "made   /s/tasks/anga" in text
     assert "1 folder was there already" in text
     assert "python worker_watcher.py anga" in text
@@ -321,7 +322,7 @@ def test_pasted_examples_make_tasks_that_a_worker_accepts(tmp_path: Path) -> Non
     inbox = places.tasks / "marie"
     inbox.mkdir(parents=True)
     # Only what writes files: the commands further down would wait for a worker.
-    blocks = re.findall(r"(?m)^cat > .*\n(?:(?!END$).*\n)*END\n(?:mv .*\n)?", screen.examples_text(places))
+    blocks = re.findall(r"(?m)^cat > .*\n(?:(?!END$).*\n)*END\n(?:mv .*\n)?", firststeps.examples_text(places))
     subprocess.run(["/bin/sh", "-e"], input="".join(blocks), text=True, check=True, cwd=tmp_path, timeout=60)
     tasks = {path.stem: parse_task(path.read_bytes(), path.stem, "marie") for path in inbox.iterdir()}
     assert len(tasks) == len(blocks) >= 8
@@ -334,7 +335,7 @@ def test_pasted_examples_make_tasks_that_a_worker_accepts(tmp_path: Path) -> Non
 
 def test_every_line_of_the_examples_is_a_comment_or_a_command(tmp_path: Path) -> None:
     places = folders(read_layers(environ={"WATCHER_ROOT": str(tmp_path)}, env_file=os.devnull))
-    subprocess.run(["/bin/sh", "-n"], input=screen.examples_text(places), text=True, check=True, timeout=60)
+    subprocess.run(["/bin/sh", "-n"], input=firststeps.examples_text(places), text=True, check=True, timeout=60)
 
 
 def without_colour(line: str) -> str:

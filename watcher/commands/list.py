@@ -10,7 +10,7 @@ import argparse
 import time
 
 from watcher.commands import shared
-from watcher.screen import duration
+from watcher.terminal import duration
 from watcher.whereabouts import ON_ITS_WAY, Sighting, on_their_way, workers
 
 

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from watcher.client import Client
-    from watcher.screen import duration
+    from watcher.terminal import duration
 
     client = Client(folders=shared.places())
     found = client.results(options.worker, status=options.status, batch_id=options.batch_id)

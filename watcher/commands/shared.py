@@ -16,7 +16,7 @@ from watcher_config import folders, read_layers
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from watcher.screen import Look
+    from watcher.terminal import Look
     from watcher_config import Folders
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -83,7 +83,7 @@ def _complained(program: str, text: str, code: int) -> int:
 
 def look() -> Look:
     """How large the terminal is now, and whether colour is welcome there (https://no-color.org)."""
-    from watcher.screen import Look
+    from watcher.terminal import Look
 
     if not sys.stdout.isatty():
         return Look(width=200)
@@ -92,7 +92,7 @@ def look() -> Look:
 
 
 def say_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from watcher.screen import clean, table
+    from watcher.terminal import clean, table
 
     print("\n".join(table(header, [[clean(cell) for cell in row] for row in rows], look())))
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from watcher.commands import shared
-from watcher.screen import clean, duration, letter_line, result_line
+from watcher.screen import letter_line, result_line
+from watcher.terminal import clean, duration
 from watcher.whereabouts import Sighting, find
 
 if TYPE_CHECKING:

@@ -44,7 +44,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _row(process: Process) -> list[str]:
-    from watcher.screen import breaker_text, duration, state_text
+    from watcher.screen import breaker_text, state_text
+    from watcher.terminal import duration
 
     age = process.beat_age_seconds
     return [
