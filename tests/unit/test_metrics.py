@@ -10,7 +10,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from watcher import events
-from watcher.telemetry.metrics import MAX_LABEL_VALUES, OTHER, WorkerMetrics
+from watcher.telemetry.labels import MAX_LABEL_VALUES, OTHER
+from watcher.telemetry.metrics import WorkerMetrics
 
 
 class Seen:

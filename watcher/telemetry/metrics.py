@@ -3,9 +3,7 @@
 Counters and histograms move when an event comes, on the loop thread. Queue size, running tasks and ages are
 asked for when somebody scrapes, on the scraper's thread, so that an idle worker does nothing for them.
 
-Every label has a bounded set of values. A task id is never a label; a reason or a provider may come out of a
-task file, so it is sanitised, and what exceeds 50 different ones is counted as `other`: no submitter can
-fill our memory or the monitor's.
+Every label has a bounded set of values (see `labels`). A task id is never a label.
 
 Importing this module costs 26 ms and 5 MiB, nearly all of it http.server, urllib and gzip, which
 prometheus_client loads whatever is used of it; the worker imports it only when metrics are on.
@@ -15,10 +13,9 @@ from __future__ import annotations
 
 import math
 import platform
-import re
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -37,6 +34,7 @@ from watcher.clock import parse_rfc3339
 from watcher.formats.result import STATUSES
 from watcher.policy.breaker import BreakerState
 from watcher.policy.disposition import Failure
+from watcher.telemetry.labels import NOT_A_PROVIDER, NOT_A_WORD, BoundedLabel, Children
 
 #: Agents work for seconds to hours; a shell command or a warm runner for milliseconds.
 DURATION_BUCKETS_SECONDS = (
@@ -47,15 +45,6 @@ DURATION_BUCKETS_SECONDS = (
 LATENCY_BUCKETS_SECONDS = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600, 14400,
 )  # fmt: skip
-
-#: Different values of one label before the rest is counted together.
-MAX_LABEL_VALUES = 50
-OTHER = "other"
-_MAX_LABEL_LENGTH = 48
-#: Spellings remembered per label. Beyond them a text is sanitised anew each time: slower, never bigger.
-_MAX_SPELLINGS = 1000
-_NOT_A_WORD = re.compile(r"[^a-z0-9_]+")
-_NOT_A_PROVIDER = re.compile(r"[^a-z0-9_.-]+")
 
 #: Exposed as 0 from the start: `increase()` over a counter that is born at 1 misses the first failure. They
 #: also keep their own label, whatever other reasons come before them.
@@ -69,41 +58,6 @@ KNOWN_REASONS = (
 _BADNESS = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 Read = Callable[[], float | None]
-Child = TypeVar("Child")
-
-
-class BoundedLabel:
-    """Turns any text into one of at most `limit` values, or into `other` when there are that many already."""
-
-    def __init__(self, forbidden: re.Pattern[str], known: Iterable[str] = (), limit: int = MAX_LABEL_VALUES) -> None:
-        self._forbidden = forbidden
-        self._limit = limit
-        self._values: set[str] = set()
-        for text in known:
-            self.value(text)
-
-    def value(self, text: str | None) -> str:
-        value = self._forbidden.sub("_", (text or "none").lower())[:_MAX_LABEL_LENGTH].strip("_") or "unknown"
-        if value not in self._values:
-            if len(self._values) >= self._limit:
-                return OTHER
-            self._values.add(value)
-        return value
-
-
-class _Children(dict[str | None, Child]):
-    """Children of a metric by the text that chooses them; `labels()` costs 0.8 us, a look-up here 0.05."""
-
-    def __init__(self, label: BoundedLabel, make: Callable[[str], Child]) -> None:
-        super().__init__()
-        self._label = label
-        self._make = make
-
-    def __missing__(self, text: str | None) -> Child:
-        child = self._make(self._label.value(text))
-        if len(self) < _MAX_SPELLINGS:
-            self[text] = child
-        return child
 
 
 class WorkerMetrics:
@@ -218,11 +172,11 @@ class WorkerMetrics:
         )
         dead_letters = self._counter("watcher_dead_letters_total", "Dead letters written.", "reason")
         released = self._counter("watcher_tasks_released_total", "Tasks given back with no attempt counted.", "reason")
-        reasons = BoundedLabel(_NOT_A_WORD, KNOWN_REASONS)
-        self._processed = _Children(BoundedLabel(_NOT_A_WORD, STATUSES), partial(processed.labels, worker))
-        self._failed = _Children(reasons, partial(failed.labels, worker))
-        self._dead_letters = _Children(reasons, partial(dead_letters.labels, worker))
-        self._released = _Children(reasons, partial(released.labels, worker))
+        reasons = BoundedLabel(NOT_A_WORD, KNOWN_REASONS)
+        self._processed = Children(BoundedLabel(NOT_A_WORD, STATUSES), partial(processed.labels, worker))
+        self._failed = Children(reasons, partial(failed.labels, worker))
+        self._dead_letters = Children(reasons, partial(dead_letters.labels, worker))
+        self._released = Children(reasons, partial(released.labels, worker))
         for status in STATUSES:
             self._processed[status].inc(0)
         for reason in KNOWN_REASONS:
@@ -252,7 +206,7 @@ class WorkerMetrics:
         self._stderr = output.labels(worker, "stderr")
 
     def _make_provider_metrics(self, providers: tuple[str, ...]) -> None:
-        self.failures = BoundedLabel(_NOT_A_WORD, ("none", *(failure.value for failure in Failure)))
+        self.failures = BoundedLabel(NOT_A_WORD, ("none", *(failure.value for failure in Failure)))
         self.attempts = self._counter(
             "watcher_task_attempts_total",
             "Ended attempts by failure class (none: a success).",
@@ -288,7 +242,7 @@ class WorkerMetrics:
         self._breaker = self._gauge(
             "watcher_circuit_breaker_state", "0 closed, 1 open, 2 half open; of several providers the worst."
         ).labels(self.worker)
-        self._providers = _Children(BoundedLabel(_NOT_A_PROVIDER), partial(_Provider, self))
+        self._providers = Children(BoundedLabel(NOT_A_PROVIDER), partial(_Provider, self))
         for provider in providers:
             self._providers[provider].attempts[None].inc(0)
 
@@ -410,7 +364,7 @@ class _Provider:
     def __init__(self, metrics: WorkerMetrics, label: str) -> None:
         worker = metrics.worker
         self.label = label
-        self.attempts = _Children(metrics.failures, partial(metrics.attempts.labels, worker, label))
+        self.attempts = Children(metrics.failures, partial(metrics.attempts.labels, worker, label))
         self.retries = metrics.retries.labels(worker, label)
         self.breaker = metrics.provider_breaker.labels(worker, label)
         self.held_until = metrics.held_until.labels(worker, label)
