@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from watcher import __version__, service
 from watcher.childproc import become_subreaper
 from watcher.clock import SystemClock
+from watcher.condition import Parts
 from watcher.control import ControlDesk, ControlOptions
 from watcher.errors import LockLost, SettingError, WorkerTrouble, is_trouble
 from watcher.events import Bus
@@ -44,7 +45,7 @@ from watcher.spool.places import Places
 from watcher.spool.reading import ignore_lease_breaks
 from watcher.telemetry.heartbeat import Beats
 from watcher.telemetry.logs import EventLog, configure_logging, lines_dropped
-from watcher.worker import Parts, Worker, WorkerOptions
+from watcher.worker import Worker, WorkerOptions
 from watcher_config import load_watcher_config, process_environment, render_config
 
 if TYPE_CHECKING:

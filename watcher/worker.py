@@ -16,8 +16,7 @@ from pathlib import Path
 
 from watcher import childproc
 from watcher.clock import Clock
-from watcher.control import ControlDesk
-from watcher.crew import Running
+from watcher.condition import Parts, Standing, pulse
 from watcher.errors import LockLost, WorkerTrouble
 from watcher.events import (
     Emit,
@@ -31,16 +30,9 @@ from watcher.events import (
     WorkerStarted,
     WorkerStopped,
 )
-from watcher.executor import Executor
-from watcher.formats.heartbeat import ActiveTask, HeartbeatStatus
-from watcher.gates import Gates
+from watcher.formats.heartbeat import HeartbeatStatus
 from watcher.policy import scanning
-from watcher.policy.breaker import BreakerState
-from watcher.runner.interface import Runner
-from watcher.spending import Spending
-from watcher.spool.directory import DirectorySpool
-from watcher.spool.incarnation import Incarnation
-from watcher.telemetry.heartbeat import Beats, Pulse
+from watcher.telemetry.heartbeat import Pulse
 from watcher.wake import Waker
 
 #: The keys of our own folders among the watched ones; the others are workers' names, which are neither.
@@ -70,20 +62,6 @@ class WorkerOptions:
     shutdown_grace: float
     about: str
     holds: Path | None = None
-
-
-@dataclass(slots=True)
-class Parts:
-    """What assembly has chosen and made."""
-
-    spool: DirectorySpool
-    runner: Runner
-    executor: Executor
-    gates: Gates
-    beats: Beats
-    incarnation: Incarnation
-    control: ControlDesk
-    spending: Spending | None = None
 
 
 class Worker:
@@ -372,52 +350,15 @@ class Worker:
             parts.spool.rescue()
 
     def _pulse(self, status: HeartbeatStatus | None) -> Pulse:
-        parts = self._parts
-        held_until, reason = None, None
-        self._oldest = parts.spool.oldest_arrival()
-        if status is None:
-            status, reason, held_until = self._status()
-        return Pulse(
-            status=status,
-            reason=reason or (self._stop_reason if self._stops else None),
-            queue_size=parts.spool.waiting() + parts.spool.held(),
-            active=[self._active(running) for running in parts.executor.running()],
-            circuit_breaker_state=parts.gates.worst_state().value,
-            held_until=held_until,
+        self._oldest = self._parts.spool.oldest_arrival()
+        standing = Standing(
+            scan_trouble=self._scan_trouble,
+            stop_reason=self._stop_reason if self._stops else None,
+            wake="polling" if self._waker is None else self._waker.mode,
+            wake_problem=None if self._waker is None else self._waker.problem,
             oldest_pending_age_seconds=self.oldest_pending_age(),
-            wake=self._waker.mode if self._waker is not None else "polling",
         )
-
-    def _status(self) -> tuple[HeartbeatStatus, str | None, float | None]:
-        parts = self._parts
-        trouble = parts.executor.trouble or self._scan_trouble
-        if trouble is not None:
-            return "degraded", trouble, None
-        if parts.control.paused is not None:
-            return "paused", parts.control.paused, None
-        if parts.spending is not None and parts.executor.is_over_budget():
-            return "held", parts.spending.words_about_today(), parts.spending.day_ends_at()
-        holds = parts.gates.holds()
-        if holds:
-            provider, hold = min(holds.items(), key=lambda item: item[0] != self._options.default_provider)
-            return "held", f"{provider}: {hold.reason}: {hold.detail or ''}".rstrip(": "), hold.until
-        if parts.gates.worst_state() is not BreakerState.CLOSED:
-            return "degraded", "the circuit breaker stopped starting tasks after failures in a row", None
-        if self._waker is not None and self._waker.problem is not None:
-            return "degraded", self._waker.problem, None
-        return "healthy", parts.runner.remark(), None
-
-    def _active(self, running: Running) -> ActiveTask:
-        output = self._parts.runner.live_output(running.attempt.mark)
-        live = self._parts.executor.look(running)
-        return ActiveTask(
-            running.claim.task.task_id,
-            running.started_at,
-            output[1] if output is not None else None,
-            str(output[0]) if output is not None else None,
-            live.event if live is not None else None,
-            live.at if live is not None else None,
-        )
+        return pulse(self._parts, self._options.default_provider, standing, status)
 
     # --- the end
 

@@ -1,0 +1,98 @@
+"""How a worker is, as its next heartbeat says it.
+
+Where several things are not as they should be, the first of these is told: the machine, a pause, the day's budget, a
+held provider, a breaker, lost events. Reads what the parts know and changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from watcher.control import ControlDesk
+from watcher.crew import Running
+from watcher.executor import Executor
+from watcher.formats.heartbeat import ActiveTask, HeartbeatStatus
+from watcher.gates import Gates
+from watcher.policy.breaker import BreakerState
+from watcher.runner.interface import Runner
+from watcher.spending import Spending
+from watcher.spool.directory import DirectorySpool
+from watcher.spool.incarnation import Incarnation
+from watcher.telemetry.heartbeat import Beats, Pulse
+
+
+@dataclass(slots=True)
+class Parts:
+    """What assembly has chosen and made."""
+
+    spool: DirectorySpool
+    runner: Runner
+    executor: Executor
+    gates: Gates
+    beats: Beats
+    incarnation: Incarnation
+    control: ControlDesk
+    spending: Spending | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What only the loop knows: what is wrong with its scans, why it ends (None: it serves), and how it is woken."""
+
+    scan_trouble: str | None
+    stop_reason: str | None
+    wake: str
+    wake_problem: str | None
+    oldest_pending_age_seconds: float | None
+
+
+def pulse(parts: Parts, default_provider: str, standing: Standing, status: HeartbeatStatus | None = None) -> Pulse:
+    """What a beat says now; with a `status` (it drains, it has stopped) that one, else the one that is found."""
+    held_until, reason = None, None
+    if status is None:
+        status, reason, held_until = _status(parts, default_provider, standing)
+    return Pulse(
+        status=status,
+        reason=reason or standing.stop_reason,
+        queue_size=parts.spool.waiting() + parts.spool.held(),
+        active=[_active(parts, running) for running in parts.executor.running()],
+        circuit_breaker_state=parts.gates.worst_state().value,
+        held_until=held_until,
+        oldest_pending_age_seconds=standing.oldest_pending_age_seconds,
+        wake=standing.wake,
+    )
+
+
+def _status(
+    parts: Parts, default_provider: str, standing: Standing
+) -> tuple[HeartbeatStatus, str | None, float | None]:
+    """The status, why, and until when (wall seconds)."""
+    trouble = parts.executor.trouble or standing.scan_trouble
+    if trouble is not None:
+        return "degraded", trouble, None
+    if parts.control.paused is not None:
+        return "paused", parts.control.paused, None
+    if parts.spending is not None and parts.executor.is_over_budget():
+        return "held", parts.spending.words_about_today(), parts.spending.day_ends_at()
+    holds = parts.gates.holds()
+    if holds:
+        provider, hold = min(holds.items(), key=lambda item: item[0] != default_provider)
+        return "held", f"{provider}: {hold.reason}: {hold.detail or ''}".rstrip(": "), hold.until
+    if parts.gates.worst_state() is not BreakerState.CLOSED:
+        return "degraded", "the circuit breaker stopped starting tasks after failures in a row", None
+    if standing.wake_problem is not None:
+        return "degraded", standing.wake_problem, None
+    return "healthy", parts.runner.remark(), None
+
+
+def _active(parts: Parts, running: Running) -> ActiveTask:
+    output = parts.runner.live_output(running.attempt.mark)
+    live = parts.executor.look(running)
+    return ActiveTask(
+        running.claim.task.task_id,
+        running.started_at,
+        output[1] if output is not None else None,
+        str(output[0]) if output is not None else None,
+        live.event if live is not None else None,
+        live.at if live is not None else None,
+    )
