@@ -11,27 +11,15 @@ Loop thread only, but for `may_start`.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from watcher.atomicfile import Folder, replace
-from watcher.clock import Clock, parse_rfc3339, rfc3339
+from watcher.atomicfile import Folder
+from watcher.clock import Clock, rfc3339
 from watcher.events import BreakerMoved, Emit, ProviderHeld, ProviderResumed
 from watcher.formats.breakers import dump_breakers, parse_breakers
-from watcher.holdfiles import (
-    FOLDER,
-    StoredHold,
-    key_of,
-    ramp_name,
-    read_hold,
-    read_ramp,
-    safe_account,
-    split_name,
-    split_ramp_name,
-)
+from watcher.holdfiles import FOLDER, StoredHold, key_of, safe_account, split_name, split_ramp_name
+from watcher.knownholds import KnownHolds, try_to_replace
 from watcher.permits import Permits
 from watcher.policy.breaker import Breaker, BreakerState
 from watcher.policy.hold import Gate, Hold
@@ -42,14 +30,8 @@ _MAX_BYTES = 1 << 20
 _LONGEST_HOLD_SECONDS = 8 * 24 * 3600.0
 #: Facts of this process, its machine or its user: the other workers of the root look for themselves.
 _OWN_REASONS = frozenset({"command_missing", "command_not_executable", "refuses_root", "unknown_provider", "unusable"})
-#: A folder that changed less than this before it was listed may change again under the same time stamp.
-_TICK_NS = 50_000_000
 #: A permit that was taken for a task which did not come is not asked for again before this.
 _UNUSED_SECONDS = 1.0
-#: A ramp that nothing has widened for so long is over: no limit came back, and tasks may take hours each.
-_RAMP_SECONDS = 900.0
-
-_Version = tuple[int, int, int]
 
 
 class Gates:
@@ -73,33 +55,27 @@ class Gates:
         lease_seconds: float = 30.0,
         jitter: Callable[[float], float] = lambda seconds: 0.0,
     ) -> None:
-        self._holds = Folder(control / FOLDER)
+        holds = Folder(control / FOLDER)
+        self._known = KnownHolds(holds, owner, safe_account(account), clock)
         self._mine = Folder(control / worker)
         self._owner = owner
-        self._account = safe_account(account)
         self._threshold = threshold
         self._timeout = timeout_seconds
         self._jitter = jitter
         self._clock = clock
         self._emit = emit
         self._gates: dict[str, Gate] = {}
-        self._permits = Permits(self._holds, owner, lease_seconds, clock)
-        #: The version of each provider's hold and ramp as this process knows it; what is not here is not on disk.
-        self._on_disk: dict[str, _Version | None] = {}
-        self._ramps: dict[str, _Version | None] = {}
-        self._since: dict[str, float | None] = {}
+        self._permits = Permits(holds, owner, lease_seconds, clock)
         self._probes: dict[str, tuple[str, str | None]] = {}
         self._in_hand: dict[str, str] = {}
         self._not_before: dict[str, float] = {}
         self._unused: dict[str, float] = {}
-        self._ramp_since: dict[str, float] = {}
-        self._looked_at_ns = -1
         self._restore_breakers()
         self.refresh()
 
     def close(self) -> None:
         self._permits.close()
-        self._holds.close()
+        self._known.folder.close()
         self._mine.close()
 
     def gate(self, provider: str) -> Gate:
@@ -134,7 +110,7 @@ class Gates:
         wanted = {
             provider
             for provider, gate in self._gates.items()
-            if provider not in excluded and self._is_shared(provider) and gate.allows(now)
+            if provider not in excluded and self._known.is_shared(provider) and gate.allows(now)
         }
         refused: set[str] = set()
         for provider in wanted:
@@ -158,9 +134,7 @@ class Gates:
         if gate is not None and gate.hold is not None:
             return False
         try:
-            if os.fstat(self._holds.fd).st_mtime_ns == self._looked_at_ns:
-                return True
-            return not self._holds.has(f"{self._key(provider)}.json")
+            return not self._known.may_be_held(provider)
         except OSError:
             return True  # the attempt itself will meet what is wrong with this machine
 
@@ -219,7 +193,7 @@ class Gates:
         new = Hold(reason, detail, until, None if wait is None else now + wait + self._jitter(wait), is_own)
         gate.held(new)
         if not is_own:
-            self._store_hold(provider, new)
+            self._known.store(provider, new)
         self._drop_probes(provider)
         if known is None or (known.reason, known.until) != (reason, until):
             self._emit(ProviderHeld(provider, reason, detail or "", None if until is None else rfc3339(until)))
@@ -230,18 +204,16 @@ class Gates:
         if gate.hold is not None:
             gate.lift()
             self._drop_probes(provider)
-            self._remove_hold(provider)
+            self._known.remove(provider)
             self._emit(ProviderResumed(provider))
 
     # --- what others do
 
     def refresh(self) -> None:
         """Take over holds and ramps that others wrote, and lift what somebody removed."""
-        self._holds.mend()
         self._mine.mend()
-        changed_ns = os.fstat(self._holds.fd).st_mtime_ns
-        names = self._holds.names()
-        held, ramping = self._whose(names, split_name), self._whose(names, split_ramp_name)
+        names, changed_ns = self._known.names()
+        held, ramping = self._known.held(names), self._known.ramping(names)
         self._permits.observe(names)
         for provider in ramping:
             self.gate(provider)
@@ -249,17 +221,16 @@ class Gates:
             self._take_over_hold(provider)
         for provider, gate in self._gates.items():
             # What was never stored (a full disk, a hold of our own) was not removed by anybody.
-            if gate.hold is not None and provider in self._on_disk and provider not in held:
+            if gate.hold is not None and self._known.has_hold(provider) and provider not in held:
                 gate.lift()
-                self._forget(provider)
+                self._known.forget(provider)
                 self._emit(ProviderResumed(provider))
             if gate.hold is None:
-                self._take_over_ramp(provider, gate, provider in ramping)
+                gate.ramp = self._known.ramp(provider, gate.ramp, provider in ramping)
         whose = (split_name(name) or split_ramp_name(name) for name in names)
         self._permits.clear(names, {key_of(*found) for found in whose if found is not None})
         self._not_before.clear()
-        is_settled = abs(self._clock.wall() * 1e9 - changed_ns) > _TICK_NS
-        self._looked_at_ns = changed_ns if is_settled else -1
+        self._known.looked(changed_ns)
 
     def renew_permits(self) -> None:
         """Once a beat: this process lives and still uses what it has."""
@@ -292,15 +263,11 @@ class Gates:
 
     # --- probes
 
-    def _is_shared(self, provider: str) -> bool:
-        """Whether a start needs a permit: the hold, or the ramp after it, lies where others see it."""
-        return provider in self._on_disk or provider in self._ramps
-
     def _take_permit(self, provider: str) -> bool:
         gate = self.gate(provider)
-        self._permits.observe(self._holds.names())
-        permit = self._permits.take(self._key(provider), gate.at_once())
-        if permit is not None and self._is_as_known(provider):
+        self._permits.observe(self._known.folder.names())
+        permit = self._permits.take(self._known.key(provider), gate.at_once())
+        if permit is not None and self._known.is_unchanged(provider):
             self._in_hand[provider] = permit
             return True
         if permit is not None:  # another probe has come to its end meanwhile: what follows is no longer what we knew
@@ -308,11 +275,6 @@ class Gates:
             self.refresh()
         self._not_before[provider] = self._clock.monotonic() + self._permits.look_again_in()
         return False
-
-    def _is_as_known(self, provider: str) -> bool:
-        key = self._key(provider)
-        hold, ramp = self._version(f"{key}.json"), self._version(ramp_name(key))
-        return hold == self._on_disk.get(provider) and (hold is not None or ramp == self._ramps.get(provider))
 
     def _end_probe(self, probe: tuple[str, str | None] | None) -> None:
         """Only now: who gets the place must find what this probe has changed."""
@@ -332,9 +294,9 @@ class Gates:
         before, failures, ramp = gate.breaker.opened_at, gate.breaker.failures, gate.ramp
         lifted = change(gate)
         if gate.ramp != ramp:
-            self._store_ramp(provider, gate.ramp)
+            self._known.store_ramp(provider, gate.ramp)
         if lifted:
-            self._remove_hold(provider)
+            self._known.remove(provider)
             self._emit(ProviderResumed(provider))
         if gate.breaker.opened_at != before:
             state = gate.state(self._clock.monotonic())
@@ -343,36 +305,23 @@ class Gates:
 
     # --- files
 
-    def _key(self, provider: str) -> str:
-        return key_of(provider, self._account)
-
-    def _whose(self, names: Collection[str], split: Callable[[str], tuple[str, str] | None]) -> set[str]:
-        """The providers that these files concern, as far as they are of our account."""
-        whose = [split(name) for name in names]
-        return {found[0] for found in whose if found is not None and found[1] == self._account}
-
     def _look_again(self) -> None:
         try:
-            if os.fstat(self._holds.fd).st_mtime_ns != self._looked_at_ns:
+            if self._known.has_moved():
                 self.refresh()
         except OSError:
             return  # the next beat looks as well, and says what is wrong
 
     def _take_over_hold(self, provider: str) -> None:
-        name = f"{self._key(provider)}.json"
-        version = self._version(name)
-        if version is None or (provider in self._on_disk and self._on_disk[provider] == version):
+        news = self._known.news(provider)
+        if news is None:
             return
-        stored = read_hold(self._holds, name)
-        if stored is None:
-            return
-        self._on_disk[provider] = version
+        stored, is_another = news
         gate = self.gate(provider)
         known = gate.hold
         is_same = known is not None and (known.reason, known.until) == (stored.reason, stored.until)
-        if is_same and self._since.get(provider) == stored.since:
+        if is_same and not is_another:
             return
-        self._since[provider] = stored.since
         gate.held(self._as_known_here(stored))
         self._drop_probes(provider)
         if not is_same:
@@ -387,66 +336,11 @@ class Gates:
         wait = min(max(0.0, left), _LONGEST_HOLD_SECONDS)
         return Hold(stored.reason, stored.detail, stored.until, self._clock.monotonic() + wait + self._jitter(wait))
 
-    def _take_over_ramp(self, provider: str, gate: Gate, is_there: bool) -> None:
-        if not is_there:
-            if self._ramps.pop(provider, None) is not None:
-                gate.ramp = None
-            return
-        version, now = self._version(ramp_name(self._key(provider))), self._clock.monotonic()
-        if version is not None and self._ramps.get(provider) != version:
-            self._ramps[provider] = version
-            self._ramp_since[provider] = now
-            gate.ramp = read_ramp(self._holds, self._key(provider)) or gate.ramp
-        elif now - self._ramp_since.get(provider, now) >= _RAMP_SECONDS:
-            gate.ramp = None
-            self._forget_ramp(provider)
-
-    def _store_hold(self, provider: str, hold: Hold) -> None:
-        since = self._clock.wall()
-        stored = StoredHold(provider, self._account, hold.reason, hold.detail, hold.until, since)
-        key = self._key(provider)
-        if self._store(self._holds, f"{key}.json", stored.dump()):
-            self._on_disk[provider] = self._version(f"{key}.json")
-            self._since[provider] = parse_rfc3339(rfc3339(since))
-        self._forget_ramp(provider)
-
-    def _store_ramp(self, provider: str, allowed: int | None) -> None:
-        if allowed is None:
-            self._forget_ramp(provider)
-            return
-        name = ramp_name(self._key(provider))
-        if self._store(self._holds, name, json.dumps({"allowed": allowed}).encode() + b"\n"):
-            self._ramps[provider] = self._version(name)
-            self._ramp_since[provider] = self._clock.monotonic()
-
-    def _remove_hold(self, provider: str) -> None:
-        was_stored = provider in self._on_disk
-        self._forget(provider)
-        if was_stored:
-            with contextlib.suppress(OSError):
-                self._holds.remove(f"{self._key(provider)}.json")
-
-    def _forget(self, provider: str) -> None:
-        self._on_disk.pop(provider, None)
-        self._since.pop(provider, None)
-
-    def _forget_ramp(self, provider: str) -> None:
-        self._ramps.pop(provider, None)
-        with contextlib.suppress(OSError):
-            self._holds.remove(ramp_name(self._key(provider)))
-
-    def _version(self, name: str) -> _Version | None:
-        try:
-            found = os.stat(name, dir_fd=self._holds.fd, follow_symlinks=False)
-        except OSError:
-            return None
-        return found.st_ino, found.st_mtime_ns, found.st_size
-
     def _store_breakers(self) -> None:
         wall, now = self._clock.wall(), self._clock.monotonic()
         waits = ((provider, gate.breaker, gate.breaker.due_in(now)) for provider, gate in self._gates.items())
         open_ones = {name: (breaker.failures, wall + wait) for name, breaker, wait in waits if wait is not None}
-        self._store(self._mine, _BREAKERS, dump_breakers(open_ones))
+        try_to_replace(self._mine, _BREAKERS, dump_breakers(open_ones), self._owner)
 
     def _restore_breakers(self) -> None:
         try:
@@ -457,10 +351,3 @@ class Gates:
         for provider, (failures, probe_at) in found.items():
             self.gate(provider).breaker.restore(failures, probe_at - wall, now)
             self._emit(BreakerMoved(provider, self.gate(provider).state(now).value, failures))
-
-    def _store(self, folder: Folder, name: str, raw: bytes) -> bool:
-        # A full disk must not stop a gate from working; only its memory of it is lost then.
-        with contextlib.suppress(OSError):
-            replace(folder, name, raw, self._owner)
-            return True
-        return False

@@ -284,7 +284,7 @@ def test_disk_that_takes_no_file_stops_no_gate(
         raise OSError(28, "No space left on device")
 
     mine = gates(tmp_path, clock)
-    monkeypatch.setattr("watcher.gates.replace", full)
+    monkeypatch.setattr("watcher.knownholds.replace", full)
     limit(mine, clock)
     trip(mine, "gemini")
     mine.refresh()
