@@ -4,9 +4,9 @@ One loop with one flag, as the worker's: events, timers and results set it; the 
 settles files, finishes those whose task has ended, and fills the free places. At most `max_workers` files have a task
 at once, `queue_size` more are in line, all others wait where they lie; nothing is dropped because something is full.
 
-The claims, in order and what a crash leaves, are in `claiming`; what happens to files afterwards in `finishing`. A
-zone that another process serves is tried again at each scan, so that a second process takes over when the first one
-dies. Raises nothing for a single file: what cannot be a task is put aside and counted as an error.
+The claims, in order and what a crash leaves, are in `claiming`; what happens to files afterwards in `finishing`; which
+zones this process serves in `tenancy`, which is asked at each scan. Raises nothing for a single file: what cannot be a
+task is put aside and counted as an error.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from watcher.intake.fates import Fate, Fates
 from watcher.intake.finishing import finish, refuse
 from watcher.intake.memory import Handled, Record, ZoneMemory
 from watcher.intake.recovery import adopt, slugs_with_records
+from watcher.intake.tenancy import Tenancy
 from watcher.intake.zonefile import Zone, ZoneFile
 from watcher.wake import Waker
 
@@ -105,14 +106,13 @@ class DropZones:
         self._file = zone_file
         self._fates = Fates(options.folders)
         self._claimer = Claimer(options.folders.tasks, options.max_task_bytes, zone_file.processing.timeout, clock)
-        self._memories: dict[str, ZoneMemory] = {}
+        self._tenancy = Tenancy(options.state)
         self._queue: dict[str, Arrival] = {}
         self._open: dict[str, _UnderWay] = {}
         self._busy: dict[str, str] = {}
         self._seen = self._completed = self._errors = 0
         self._is_stopping = self._is_draining = self._has_more = self._is_full = False
         self._scan_due = self._prune_due = self._no_claims_before = 0.0
-        self._standing_by: set[str] = set()
         self._trouble = ""
 
     async def run(self, *, until_idle: bool = False) -> None:
@@ -131,9 +131,7 @@ class DropZones:
         finally:
             self._waker.close()
             self._tell()
-            for memory in self._memories.values():
-                memory.close()
-            self._memories.clear()
+            self._tenancy.leave_all_but(())
 
     def stop(self) -> None:
         """End the loop; files whose task is under way are finished by the next process."""
@@ -212,9 +210,7 @@ class DropZones:
         now = self._clock.monotonic()
         if now >= self._prune_due:
             self._prune_due = now + _PRUNE_SECONDS
-            for memory in self._memories.values():
-                with contextlib.suppress(OSError):  # it only stays a little larger
-                    memory.prune(lambda path: not os.path.lexists(path))
+            self._tenancy.prune()
         is_polling = self._arrivals.is_blind or self._waker.mode == "polling"
         interval = self._options.poll_interval if is_polling else self._options.scan_interval
         earliest = now + (now - began) / _SCAN_SHARE
@@ -233,35 +229,18 @@ class DropZones:
     def _serve(self) -> None:
         """Take the zones that are free, look after what earlier processes left, watch the results."""
         wanted = {zone.slug: zone for zone in self._file.zones}
-        for slug in dict.fromkeys((*wanted, *slugs_with_records(self._options.state))):
-            if slug not in self._memories:
-                self._take_zone(slug, wanted.get(slug))
+        slugs = dict.fromkeys((*wanted, *slugs_with_records(self._options.state)))
+        for memory in self._tenancy.take(slugs, self._in_trouble):
+            for record in adopt(memory, wanted.get(memory.slug), self._fates):
+                self._begin(record, memory)
+                self._seen += 1
         in_use = {under_way.memory.slug for under_way in self._open.values()}
-        for slug in [slug for slug in self._memories if slug not in wanted and slug not in in_use]:
-            self._memories.pop(slug).close()
-        served = frozenset(zone.name for slug, zone in wanted.items() if slug in self._memories)
+        self._tenancy.leave_all_but(wanted.keys() | in_use)
+        served = frozenset(zone.name for slug, zone in wanted.items() if slug in self._tenancy)
         self._arrivals.serve(self._file.zones, served)
         workers = {zone.worker for zone in self._file.zones}
         for worker in workers | {under_way.record.worker for under_way in self._open.values()}:
             self._watch_results(worker)
-
-    def _take_zone(self, slug: str, zone: Zone | None) -> None:
-        try:
-            memory = ZoneMemory.take(self._options.state, slug)
-        except OSError as error:
-            self._in_trouble(f"zone {slug}: cannot use {self._options.state}: {error}")
-            return
-        if memory is None:
-            if slug not in self._standing_by:
-                self._standing_by.add(slug)
-                text = "zone %s is served by another process; standing by"
-                log.info(text, slug, extra={"event": "zones.standing_by"})
-            return
-        self._standing_by.discard(slug)
-        self._memories[slug] = memory
-        for record in adopt(memory, zone, self._fates):
-            self._begin(record, memory)
-            self._seen += 1
 
     def _watch_results(self, worker: str) -> None:
         key = _RESULTS + worker
@@ -280,7 +259,7 @@ class DropZones:
             if queued.signature == signature:
                 return True
             self._leave_queue(path)
-        memory = self._memories[zone.slug]
+        memory = self._tenancy[zone.slug]
         past = self._past(path, memory)
         if past is None:
             if zone.events & {"created", "moved"}:
@@ -300,9 +279,7 @@ class DropZones:
         """A name went: it is in line no longer, and what comes under it is new."""
         if path in self._queue:
             self._leave_queue(path)
-        for memory in self._memories.values():
-            with contextlib.suppress(OSError):  # the next pruning forgets it
-                memory.forget_file(path)
+        self._tenancy.forget_file(path)
 
     def _past(self, path: str, memory: ZoneMemory) -> Handled | None:
         """The identity that has or had its task under this path."""
@@ -356,7 +333,7 @@ class DropZones:
         self._has_more = len(ready) > _BATCH
 
     def _take(self, arrival: Arrival) -> None:
-        memory = self._memories[arrival.zone.slug]
+        memory = self._tenancy[arrival.zone.slug]
         try:
             found = self._claimer.take(arrival, memory)
         except WorkerTrouble:
