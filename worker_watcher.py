@@ -32,11 +32,8 @@ from watcher.formats.task import WORKER_PATTERN
 from watcher.gates import Gates
 from watcher.holdfiles import FOLDER as HOLDS
 from watcher.policy.retry import RetryDelays
-from watcher.runner.interface import Runner
-from watcher.runner.oneshot import OneShotRunner, OneShotSettings
-from watcher.runner.prespawn import PrespawnSettings, attending
 from watcher.runner.providerfile import all_providers
-from watcher.runner.providers import Provider, environment_for
+from watcher.runners import Runners
 from watcher.spending import Spending
 from watcher.spool.directory import DirectorySpool
 from watcher.spool.incarnation import Incarnation
@@ -46,7 +43,7 @@ from watcher.spool.reading import ignore_lease_breaks
 from watcher.telemetry.heartbeat import Beats
 from watcher.telemetry.logs import EventLog, configure_logging, lines_dropped
 from watcher.worker import Worker, WorkerOptions
-from watcher_config import load_watcher_config, process_environment, render_config
+from watcher_config import load_watcher_config, render_config
 
 if TYPE_CHECKING:
     from watcher.intake.hosting import ZonesThread
@@ -130,49 +127,17 @@ class Service:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, signal.Signals(number).name)
-        config = self.config
-        folders = config.folders
-        instance = config.watcher_instance or None
         with _starting(self.name):
-            incarnation = Incarnation(folders.tasks / self.name, self.name, instance)
+            instance = self.config.watcher_instance or None
+            incarnation = Incarnation(self.config.folders.tasks / self.name, self.name, instance)
         places = gates = beats = spending = control = None
         try:
             with _starting(self.name):
-                places = Places(
-                    folders.tasks, folders.triggers, folders.results, folders.dlq, self.name, incarnation.id
-                )
-                places.shared += [folders.heartbeats, folders.control / HOLDS, folders.control / self.name]
+                places = self._places(incarnation)
                 places.probe()
-                gates = Gates(
-                    folders.control,
-                    self.name,
-                    incarnation.id,
-                    config.circuit_breaker_threshold,
-                    config.circuit_breaker_timeout,
-                    self.clock,
-                    self.bus.emit,
-                    account=config.provider_account,
-                    lease_seconds=max(_SHORTEST_LEASE_SECONDS, 3 * config.heartbeat_interval),
-                    jitter=lambda seconds: random.uniform(0.0, min(30.0, 0.05 * seconds)),  # noqa: S311 - no secret
-                )
-                spending = Spending(
-                    folders.control,
-                    self.name,
-                    incarnation.id,
-                    self.clock,
-                    self.bus.emit,
-                    config.max_cost_per_task,
-                    config.daily_budget,
-                )
-                beats = Beats(
-                    folders.heartbeats,
-                    self.name,
-                    instance,
-                    incarnation.id,
-                    config.heartbeat_interval,
-                    self.clock,
-                    lambda: self.endpoint.port if self.endpoint is not None else None,
-                )
+                gates = self._gates(incarnation)
+                spending = self._spending(incarnation)
+                beats = self._beats(incarnation)
                 self.worker, control = self._assemble(places, incarnation, gates, beats, spending)
             if self.zones is not None:
                 self.zones.start()
@@ -192,70 +157,62 @@ class Service:
             if control is not None:
                 control.close()  # last: of two processes that a drain ends together, one must see that it is alone
 
+    def _places(self, incarnation: Incarnation) -> Places:
+        folders = self.config.folders
+        places = Places(folders.tasks, folders.triggers, folders.results, folders.dlq, self.name, incarnation.id)
+        places.shared += [folders.heartbeats, folders.control / HOLDS, folders.control / self.name]
+        return places
+
+    def _gates(self, incarnation: Incarnation) -> Gates:
+        config = self.config
+        return Gates(
+            config.folders.control,
+            self.name,
+            incarnation.id,
+            config.circuit_breaker_threshold,
+            config.circuit_breaker_timeout,
+            self.clock,
+            self.bus.emit,
+            account=config.provider_account,
+            lease_seconds=max(_SHORTEST_LEASE_SECONDS, 3 * config.heartbeat_interval),
+            jitter=lambda seconds: random.uniform(0.0, min(30.0, 0.05 * seconds)),  # noqa: S311 - no secret
+        )
+
+    def _spending(self, incarnation: Incarnation) -> Spending:
+        config = self.config
+        return Spending(
+            config.folders.control,
+            self.name,
+            incarnation.id,
+            self.clock,
+            self.bus.emit,
+            config.max_cost_per_task,
+            config.daily_budget,
+        )
+
+    def _beats(self, incarnation: Incarnation) -> Beats:
+        config = self.config
+        return Beats(
+            config.folders.heartbeats,
+            self.name,
+            config.watcher_instance or None,
+            incarnation.id,
+            config.heartbeat_interval,
+            self.clock,
+            lambda: self.endpoint.port if self.endpoint is not None else None,
+        )
+
     def _assemble(
         self, places: Places, incarnation: Incarnation, gates: Gates, beats: Beats, spending: Spending
     ) -> tuple[Worker, ControlDesk]:
         config = self.config
-        once = OneShotRunner(
-            self.providers,
-            OneShotSettings(
-                folder=places.mine.path,
-                busy_fd=incarnation.busy_fd,
-                environ=process_environment(),
-                more_environment=config.agent_env,
-                kill_grace_seconds=config.kill_grace,
-                max_output_bytes=config.max_output_bytes,
-                allowed_cwd=config.allowed_cwd,
-                stall_timeout_seconds=config.stall_timeout,
-                prespawn=self._ahead(incarnation) if config.warm_agents else None,
-            ),
-            self.clock,
-        )
-        if once.prespawn is not None:
-            self.bus.join(attending(once.prespawn))
-            once.expect(config.provider, config.model or None, self.name)
-        runner: Runner = once
-        if any(provider.protocol == "acp" for provider in self.providers.values()):
-            runner = self._with_acp(once, places, incarnation)
-        if config.handler_command:
-            runner = self._with_pool(runner, self.providers["handler"], places, incarnation)
+        runner = Runners(config, self.name, self.providers, self.clock, self.bus).make(places.mine.path, incarnation)
         delays = RetryDelays(
             config.initial_retry_delay, config.retry_backoff, config.max_retry_delay, config.retry_jitter
         )
-        spool = DirectorySpool(
-            places,
-            SpoolOptions(
-                default_provider=config.provider,
-                fifo_mode=config.fifo_mode,
-                max_task_bytes=config.max_task_bytes,
-                settle_seconds=config.settle_seconds,
-                dependency_timeout_seconds=config.dependency_timeout,
-                max_worker_deaths=config.max_worker_deaths,
-                longest_delay_seconds=delays.longest(),
-            ),
-            self.clock,
-            self.bus.emit,
-        )
-        executor = Executor(
-            spool,
-            runner,
-            gates,
-            ExecutorOptions(
-                worker=self.name,
-                incarnation=incarnation.id,
-                max_concurrent=config.max_concurrent_tasks,
-                queue_size=config.queue_size,
-                task_timeout_seconds=config.task_timeout,
-                max_retries=config.max_retries,
-                delays=delays,
-                probe_seconds=config.circuit_breaker_timeout,
-                min_free_bytes=config.min_free_bytes,
-                model=config.model or None,
-            ),
-            self.clock,
-            self.bus.emit,
-            spending,
-        )
+        spool = DirectorySpool(places, self._spool_options(delays), self.clock, self.bus.emit)
+        options = self._executor_options(incarnation, delays)
+        executor = Executor(spool, runner, gates, options, self.clock, self.bus.emit, spending)
         self.bus.join(beats)
         control = ControlDesk(
             config.folders.control,
@@ -266,23 +223,8 @@ class Service:
             self.clock,
             self.bus.emit,
         )
-        worker = Worker(
-            WorkerOptions(
-                worker=self.name,
-                results_root=places.results_root,
-                inbox=places.inbox.path,
-                default_provider=config.provider,
-                scan_interval=config.scan_interval,
-                poll_interval=config.poll_interval,
-                heartbeat_interval=config.heartbeat_interval,
-                shutdown_grace=config.shutdown_grace,
-                about=self._about(),
-                holds=config.folders.control / HOLDS,
-            ),
-            Parts(spool, runner, executor, gates, beats, incarnation, control, spending),
-            self.clock,
-            self.bus.emit,
-        )
+        parts = Parts(spool, runner, executor, gates, beats, incarnation, control, spending)
+        worker = Worker(self._worker_options(places), parts, self.clock, self.bus.emit)
         if self.metrics is not None:
             self.metrics.read_at_scrape(
                 queue_size=spool.waiting,
@@ -295,73 +237,47 @@ class Service:
             )
         return worker, control
 
-    def _ahead(self, incarnation: Incarnation) -> PrespawnSettings:
-        """Agents that are started before their tasks."""
-        return PrespawnSettings(
-            count=self.config.warm_agents,
-            mark_prefix=f"{incarnation.id}.w",
-            busy_lock=str(incarnation.busy_path),
-            pass_fds=(incarnation.busy_fd,),
-            grace_seconds=self.config.kill_grace,
+    def _spool_options(self, delays: RetryDelays) -> SpoolOptions:
+        config = self.config
+        return SpoolOptions(
+            default_provider=config.provider,
+            fifo_mode=config.fifo_mode,
+            max_task_bytes=config.max_task_bytes,
+            settle_seconds=config.settle_seconds,
+            dependency_timeout_seconds=config.dependency_timeout,
+            max_worker_deaths=config.max_worker_deaths,
+            longest_delay_seconds=delays.longest(),
         )
 
-    def _with_acp(self, once: Runner, places: Places, incarnation: Incarnation) -> Runner:
-        """Providers that speak the Agent Client Protocol are kept running."""
-        from watcher.runner.acprunner import AcpRunner, AcpSettings
-        from watcher.runner.poolrunner import Router
-
+    def _executor_options(self, incarnation: Incarnation, delays: RetryDelays) -> ExecutorOptions:
         config = self.config
-        speaking = {name: provider for name, provider in self.providers.items() if provider.protocol == "acp"}
-        settings = AcpSettings(
-            folder=places.mine.path,
+        return ExecutorOptions(
             worker=self.name,
-            environ=process_environment(),
-            mark_prefix=f"{incarnation.id}.a",
-            more_environment=config.agent_env,
-            busy_lock=str(incarnation.busy_path),
-            pass_fds=(incarnation.busy_fd,),
-            grace_seconds=config.kill_grace,
-            max_output_bytes=config.max_output_bytes,
-            allowed_cwd=config.allowed_cwd,
+            incarnation=incarnation.id,
+            max_concurrent=config.max_concurrent_tasks,
+            queue_size=config.queue_size,
+            task_timeout_seconds=config.task_timeout,
+            max_retries=config.max_retries,
+            delays=delays,
+            probe_seconds=config.circuit_breaker_timeout,
+            min_free_bytes=config.min_free_bytes,
+            model=config.model or None,
         )
-        runner = AcpRunner(speaking, once, settings, self.clock)
-        return Router(once, dict.fromkeys(speaking, runner))
 
-    def _with_pool(self, once: Runner, provider: Provider, places: Places, incarnation: Incarnation) -> Runner:
-        """Keep HANDLER_COMMAND running for the tasks of the provider handler; everything else stays as it was."""
-        from watcher.policy.poolsize import PoolLimits
-        from watcher.runner.pool import HandlerPool, PoolSettings
-        from watcher.runner.poolrunner import HANDLER, PoolRunner, PoolRunnerSettings, Router
-        from watcher.runner.warm import start_of
-
+    def _worker_options(self, places: Places) -> WorkerOptions:
         config = self.config
-        settings = PoolSettings(
-            start=start_of(
-                provider,
-                environment_for(provider, process_environment(), config.agent_env) | {"WATCHER_WORKER": self.name},
-                (incarnation.busy_fd,),
-                config.max_output_bytes,
-            ),
-            mark_prefix=f"{incarnation.id}.h",
-            limits=PoolLimits(config.handler_pool_min, config.handler_pool_size, config.handler_pool_max),
-            busy_lock=str(incarnation.busy_path),
-            request_seconds=config.handler_request_timeout,
-            start_seconds=config.handler_start_timeout,
-            grace_seconds=config.kill_grace,
-            max_requests=config.handler_max_requests,
-            max_age_seconds=config.handler_max_age,
-            max_memory_bytes=config.handler_max_memory,
-            max_waiting=config.max_concurrent_tasks,
+        return WorkerOptions(
+            worker=self.name,
+            results_root=places.results_root,
+            inbox=places.inbox.path,
+            default_provider=config.provider,
+            scan_interval=config.scan_interval,
+            poll_interval=config.poll_interval,
+            heartbeat_interval=config.heartbeat_interval,
+            shutdown_grace=config.shutdown_grace,
+            about=self._about(),
+            holds=config.folders.control / HOLDS,
         )
-        warm = PoolRunner(
-            lambda tell: HandlerPool(config.handler_pool_size, settings, self.clock, tell),
-            once,
-            PoolRunnerSettings(places.mine.path, config.max_output_bytes, config.allowed_cwd),
-            self.clock,
-            self.bus.emit,
-        )
-        warm.start()
-        return Router(once, {HANDLER: warm})
 
     def _about(self) -> str:
         config = self.config
