@@ -24,7 +24,7 @@ from watcher.formats.task import Task, parse_task
 from watcher.policy.order import Waiting
 from watcher.spool import inhand
 from watcher.spool.dependencies import fill
-from watcher.spool.endings import Endings
+from watcher.spool.endings import Ending, Endings
 from watcher.spool.interface import Claim, Claimed, Settlement
 from watcher.spool.lookout import Lookout, SpoolOptions
 from watcher.spool.places import History, Places
@@ -267,15 +267,10 @@ class DirectorySpool:
             if self._is_elsewhere(history.stem, name):
                 self._lookout.look_again_later(name)
                 return
-            try:
-                task = parse_task(found.raw, history.stem, self._places.worker)
-                ending = self._endings.without_running(task, history)
-                if ending is None and self._lookout.changed_its_mind(waiting, history, task, found):
-                    return
-                prompt = fill(task.description, task.dependencies, self._lookout.results)
-            except InvalidTask as error:
-                self._lookout.not_yet(name, found.state, error, settling=True, being_written=found.being_written)
+            understood = self._understood(waiting, history, found)
+            if understood is None:
                 return
+            task, ending, prompt = understood
             if found.being_written and not self._lookout.writer_had_its_time(name, found.state):
                 return
             handle = self._take(name, history, found.state)
@@ -299,6 +294,18 @@ class DirectorySpool:
         finally:
             if not done:
                 self._lineup.free(lane, self._clock.monotonic())
+
+    def _understood(self, waiting: Waiting, history: History, found: Reading) -> tuple[Task, Ending | None, str] | None:
+        """The task, its end if it is not to run, and its prompt; None when it goes back in line, or is no task yet."""
+        try:
+            task = parse_task(found.raw, history.stem, self._places.worker)
+            ending = self._endings.without_running(task, history)
+            if ending is None and self._lookout.changed_its_mind(waiting, history, task, found):
+                return None
+            return task, ending, fill(task.description, task.dependencies, self._lookout.results)
+        except InvalidTask as error:
+            self._lookout.not_yet(waiting.name, found.state, error, settling=True, being_written=found.being_written)
+            return None
 
     def _claim(self, task: Task, history: History, handle: str, waiting: Waiting, found: Reading, prompt: str) -> Claim:
         unknown = task.unknown_fields()

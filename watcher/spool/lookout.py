@@ -106,6 +106,19 @@ class Lookout:
         yield
         self.results.refresh()
         yield from self._look_at_the_clock()
+        yield from self._index_new(inbox, retry)
+        there = set(inbox)
+        there.update(retry)
+        yield from self._forget_gone(there)
+        for name in self._blocked.names() - there:
+            if not self.folder_of(name).has(name):
+                self._blocked.discard(name)
+        for waiting in self._blocked.look_again():
+            self.index(waiting)
+            yield
+        self._look_at_unsettled(everything=True)
+
+    def _index_new(self, inbox: Collection[str], retry: Collection[str]) -> Iterator[None]:
         known = self.lineup
         step = 0
         for names, is_known_name in ((retry, _has_history), (inbox, _is_task_name)):
@@ -119,21 +132,14 @@ class Lookout:
                 step += 1
                 if step % 100 == 0:
                     yield
-        there = set(inbox)
-        there.update(retry)
-        for number, name in enumerate([n for n in known.names() if n not in there]):
+
+    def _forget_gone(self, there: Collection[str]) -> Iterator[None]:
+        for number, name in enumerate([n for n in self.lineup.names() if n not in there]):
             # Entries may have come while the listing was walked; only a file that is really gone is forgotten.
             if not self.folder_of(name).has(name):
-                known.discard(name, self._clock.monotonic())
+                self.lineup.discard(name, self._clock.monotonic())
             if number % 200 == 199:
                 yield
-        for name in self._blocked.names() - there:
-            if not self.folder_of(name).has(name):
-                self._blocked.discard(name)
-        for waiting in self._blocked.look_again():
-            self.index(waiting)
-            yield
-        self._look_at_unsettled(everything=True)
 
     def _look_at_the_clock(self) -> Iterator[None]:
         """A wall clock that was set moves the tasks that wait for a wall time."""
