@@ -204,6 +204,30 @@ def test_new_database_is_silent_about_what_is_older_than_the_notices(site: Site)
     assert site.ledger.totals("all")[""].total == 2
 
 
+def test_what_a_file_says_is_not_taken_for_another_that_got_its_inode(site: Site) -> None:
+    """ext4 gives the inode of a task that has ended to the next file that is made."""
+    first = site.task("first", batch_id="b", timeout=5)
+    assert site.sight().tasks[("marie", "first")].facts.batch_id == "b"
+    hidden = first.rename(first.with_name(".next"))
+    hidden.write_text(json.dumps({"description": "of nobody's batch"}))
+    os.utime(hidden, (site.clock.wall() - 7, site.clock.wall() - 7))
+    hidden.rename(first.with_name("second.json"))
+    sight = site.sight()
+    second = sight.tasks[("marie", "second")].facts
+    assert (second.batch_id, second.timeout) == (None, None) and not sight.batches
+    assert second.arrived_at == pytest.approx(site.clock.wall() - 7, abs=0.01)
+
+
+def test_file_that_was_seen_half_written_is_read_again_when_it_is_whole(site: Site) -> None:
+    path = site.task("slow", batch_id="b", dependencies=["a"])
+    text = path.read_text()
+    path.write_text(text[:30])
+    assert site.sight().tasks[("marie", "slow")].facts.batch_id is None
+    path.write_text(text)
+    assert site.sight().batches == {"b": 1}
+    assert site.sight().tasks[("marie", "slow")].facts.dependencies == ("a",)
+
+
 # --- batches and graphs
 
 

@@ -1,7 +1,8 @@
 """What is on its way: every task that waits, waits for a retry, or is in a claim, with what its file says.
 
 The folders are listed in the direction in which tasks move, and again at the end of a claim's way, so that a task
-that moves meanwhile is rather seen twice than not at all. A file is read once for each inode: renames keep it.
+that moves meanwhile is rather seen twice than not at all. A file is read once for each inode, time of modification
+and size: renames keep all three, and a file system soon gives the inode of a task that has ended to a new one.
 Ages run on the listener's own monotonic clock from the first look, with what the file system says before that.
 """
 
@@ -36,6 +37,7 @@ class Facts:
 
     inode: int
     arrived_at: float
+    size: int = 0
     batch_id: str | None = None
     dependencies: tuple[str, ...] = ()
     timeout: float | None = None
@@ -83,12 +85,14 @@ class WaitingTasks:
         for worker in workers:
             inbox = self._root / worker
             for place, incarnation in _places(inbox):
-                for number, (name, inode) in enumerate(_list(place)):
+                for number, entry in enumerate(_list(place)):
                     if number % _PORTION == _PORTION - 1:
                         yield
+                    name, inode = entry.name, entry.inode()
                     history = History.of(name)
-                    known = self._facts.get((worker, inode)) or facts.get((worker, inode))
-                    known = known or self._read(place / name, inode)
+                    known = facts.get((worker, inode)) or self._facts.get((worker, inode))
+                    if known is None or not _is_still(known, entry):
+                        known = self._read(place / name, inode)
                     if history is None or known is None:
                         continue
                     facts[(worker, inode)] = known
@@ -133,11 +137,12 @@ class WaitingTasks:
         except strictjson.NotStrictJson:
             value = None
         if not isinstance(value, dict):
-            return Facts(inode, info.st_mtime)
+            return Facts(inode, info.st_mtime, info.st_size)
         batch_id = _checked(value, "batch_id")
         return Facts(
             inode,
             info.st_mtime,
+            info.st_size,
             None if batch_id is None else sys.intern(batch_id),
             _checked(value, "dependencies") or (),
             _checked(value, "timeout"),
@@ -159,12 +164,21 @@ def _places(inbox: Path) -> Iterator[tuple[Path, str | None]]:
     yield inbox / RETRY, None
 
 
-def _list(place: Path) -> list[tuple[str, int]]:
+def _is_still(known: Facts, entry: os.DirEntry[str]) -> bool:
+    """Whether the file is the one that was read, unchanged. One that has moved on since the listing is."""
+    try:
+        info = entry.stat(follow_symlinks=False)
+    except OSError:
+        return True
+    return (info.st_ino, info.st_mtime, info.st_size) == (known.inode, known.arrived_at, known.size)
+
+
+def _list(place: Path) -> list[os.DirEntry[str]]:
     is_hidden = place.name in (RETRY, HELD) or place.parent.name == CLAIMS
     try:
         with os.scandir(place) as entries:
             return [
-                (e.name, e.inode())
+                e
                 for e in entries
                 if (is_hidden and "~" in e.name and not e.name.endswith("!.json"))
                 or (place.parent.name != CLAIMS and place.name != RETRY and TASK_FILE_NAME.fullmatch(e.name))
