@@ -230,6 +230,7 @@ class Service:
                 queue_size=spool.waiting,
                 active_tasks=executor.active,
                 oldest_pending_age_seconds=worker.oldest_pending_age,
+                heartbeat_age_seconds=beats.age,
                 last_scan_age_seconds=worker.last_scan_age,
                 log_lines_dropped=lines_dropped,
                 spent_today_usd=spending.spent_today,
@@ -354,7 +355,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _checked(name: str | None) -> str:
-    if name is None or re.fullmatch(WORKER_PATTERN, name) is None:
+    if name is None:
+        raise SettingError("no worker's name was given: say whom to serve: python worker_watcher.py marie")
+    if re.fullmatch(WORKER_PATTERN, name) is None:
         raise SettingError(
             f"worker name {name!r}: give one, of letters, digits, dot, dash, underscore: python worker_watcher.py marie"
         )

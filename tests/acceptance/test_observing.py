@@ -93,6 +93,9 @@ def test_metrics_have_the_documented_names_and_labels_and_count_what_happens(sit
         site.drop(stem)
     site.beat_that(lambda beat: (beat["active_tasks"], beat["queue_size"]) == (2, 1), what="with two running")
     assert value("watcher_active_tasks") == 2 and value("watcher_task_queue_size") == 1
+    for name in ("watcher_heartbeat_age_seconds", "watcher_last_scan_age_seconds"):
+        age = value(name)
+        assert age is not None and age >= 0, name
     (site.home / "go").touch()
     for stem in ("good-1", "good-2", "waits"):
         site.result(stem)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+
+import pytest
+
 from tests.conformance.conftest import Office
+from watcher.errors import WorkerTrouble
+from watcher.spool.dependencies import Results
 
 
 def test_task_waits_for_its_dependency_and_gets_its_text_once(office: Office) -> None:
@@ -31,6 +37,60 @@ def test_dependency_of_another_worker_is_found_by_event_or_scan(office: Office) 
     assert marie.claim() == []
     marie.scan()
     assert [c.task.task_id for c in marie.claim()] == ["sum"]
+
+
+def test_answer_of_another_workers_task_may_be_called_by_its_id_alone_where_only_one_is_meant(office: Office) -> None:
+    marie, anga = office.desk("marie"), office.desk("anga")
+    for desk in (anga, marie):
+        for stem in ("part", "twin"):
+            desk.drop(stem)
+        desk.scan()
+        for claim in desk.claim():
+            desk.finish(claim, stdout=f"{claim.task.task_id} of {desk.worker}")
+    needs = ["anga/part", "twin", "anga/twin"]
+    marie.drop("sum", dependencies=needs, description="{{part.stdout}}, {{anga/part.stdout}}, {{twin.stdout}}")
+    marie.drop("both", dependencies=["anga/twin", "marie/twin"], description="{{twin.stdout}}")
+    marie.scan()
+    assert {claim.task.task_id: claim.prompt for claim in marie.claim()} == {
+        "sum": "part of anga, part of anga, twin of marie",
+        "both": "{{twin.stdout}}",
+    }
+
+
+def test_age_of_the_oldest_task_counts_one_that_waits_for_others(office: Office) -> None:
+    desk = office.desk()
+    assert desk.spool.oldest_arrival() is None
+    desk.drop("waits", dependencies=["missing"])
+    came = desk.clock.wall()
+    desk.scan()
+    assert desk.spool.oldest_arrival() == pytest.approx(came)
+    desk.clock.pass_seconds(5)
+    desk.drop("ready")
+    desk.scan()
+    assert desk.spool.blocked() == 1 and desk.spool.oldest_arrival() == pytest.approx(came)
+    (desk.inbox / "waits.json").unlink()
+    desk.scan()
+    assert desk.spool.oldest_arrival() == pytest.approx(came + 5, abs=0.1)
+
+
+def test_answer_that_the_machine_cannot_read_now_ends_no_task(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = office.desk()
+    desk.drop("a")
+    desk.scan()
+    desk.finish(desk.claim()[0], stdout="text")
+    desk.drop("b", dependencies=["a"], description="{{a.stdout}}")
+    desk.scan()
+
+    def read(self: Results, dependency: str) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as short:
+        short.setattr(Results, "read", read)
+        for _ in range(3):
+            with pytest.raises(WorkerTrouble):
+                desk.claim()
+            desk.clock.pass_seconds(10)
+    assert [claim.prompt for claim in desk.claim()] == ["text"] and desk.dead_letter("b") is None
 
 
 def test_own_worker_is_asked_first_for_a_plain_id(office: Office) -> None:

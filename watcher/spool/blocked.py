@@ -47,7 +47,11 @@ class Blocked:
         """The files of all blocked tasks."""
         return set(self._needs)
 
-    def add(self, name: str, task: Task) -> InvalidTask | None:
+    def oldest_arrival(self) -> float | None:
+        """Wall seconds at which the oldest blocked task came, or None."""
+        return min((needs.arrived_at for needs in self._needs.values()), default=None)
+
+    def add(self, name: str, task: Task, arrived_at: float) -> InvalidTask | None:
         """Block the task unless its dependencies are met. Returns why it can never run, if so."""
         missing, broken = look(self._results, task.dependencies)
         old = self._needs.get(name)
@@ -66,7 +70,7 @@ class Blocked:
                 text = f"nobody submitted {', '.join(unknown[:5])} within DEPENDENCY_TIMEOUT"
                 return InvalidTask("dependency_missing", text)
             since = self._clock.monotonic()
-        self._needs[name] = Needs(name, missing, since)
+        self._needs[name] = Needs(name, missing, since, arrived_at)
         for dependency in missing:
             self._waiting_for.setdefault(dependency, set()).add(name)
         return None

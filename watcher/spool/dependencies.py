@@ -5,7 +5,7 @@ other one. Folders are listed, not asked for single names: over a network file s
 stays missing for half a minute, while a listing is fresh.
 
 The text of a dependency's result fills `{{id.stdout}}` in a description once, literally, and only for ids that the
-task declares.
+task declares. One that is declared as `worker/id` is meant by `{{id.stdout}}` too, unless another one has that id.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from watcher.errors import InvalidTask
+from watcher.errors import InvalidTask, WorkerTrouble, is_trouble
 from watcher.formats.result import parse_result, stored_status
 
 _REFERENCE = re.compile(r"\{\{\s*((?:[A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*)\.stdout\s*\}\}")
@@ -29,11 +30,12 @@ _MAX_VISITED = 50_000
 
 @dataclass(slots=True)
 class Needs:
-    """A blocked task: what it still waits for and since when (monotonic seconds)."""
+    """A blocked task: what it still waits for, since when (monotonic seconds), when it came (wall seconds)."""
 
     name: str
     missing: set[str]
     since: float
+    arrived_at: float
     broken: str | None = None
 
 
@@ -142,16 +144,17 @@ def _qualified(worker: str, dependency: str) -> str:
 def fill(description: str, dependencies: Iterable[str], results: Results) -> str:
     """Put each declared dependency's stdout where the description names it. Text that was filled in is not read again.
 
-    Raises InvalidTask (`dependency_unreadable`) when a result that is named cannot be read.
+    Raises InvalidTask (`dependency_unreadable`) when a result that is named cannot be read, and WorkerTrouble when the
+    machine is short of something.
     """
-    declared = set(dependencies)
+    declared = _by_name(dependencies)
     if "{{" not in description or not declared:
         return description
     texts: dict[str, str] = {}
 
     def text_of(found: re.Match[str]) -> str:
-        name = found[1]
-        if name not in declared:
+        name = declared.get(found[1])
+        if name is None:
             return found[0]
         if name not in texts:
             texts[name] = _stdout_of(name, results)
@@ -160,10 +163,20 @@ def fill(description: str, dependencies: Iterable[str], results: Results) -> str
     return _REFERENCE.sub(text_of, description)
 
 
+def _by_name(dependencies: Iterable[str]) -> dict[str, str]:
+    """What a description may call each dependency: as it is declared, or by its id where only one is meant."""
+    declared = set(dependencies)
+    stems = Counter(dependency.rpartition("/")[2] for dependency in declared)
+    names = {dependency.rpartition("/")[2]: dependency for dependency in declared}
+    return {stem: name for stem, name in names.items() if stems[stem] == 1} | {name: name for name in declared}
+
+
 def _stdout_of(dependency: str, results: Results) -> str:
     try:
         result = results.read(dependency)
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and is_trouble(error):
+            raise WorkerTrouble(f"read the result of {dependency}", error) from error
         raise InvalidTask("dependency_unreadable", f"the result of {dependency} cannot be read: {error}") from error
     if result is None:
         raise InvalidTask("dependency_unreadable", f"the result of {dependency} has gone")

@@ -173,8 +173,9 @@ class Lookout:
         return len(self._blocked)
 
     def oldest_arrival(self) -> float | None:
-        """Wall seconds at which the oldest waiting task came, or None."""
-        return self.lineup.oldest_arrival()
+        """Wall seconds at which the oldest waiting task came, also one that waits for others; or None."""
+        arrivals = (self.lineup.oldest_arrival(), self._blocked.oldest_arrival())
+        return min((at for at in arrivals if at is not None), default=None)
 
     def has_ready(self, excluded: Collection[str]) -> bool:
         if self.endings:
@@ -233,7 +234,7 @@ class Lookout:
             self._due(history, task),
         )
         if task.dependencies and not history.attempts:
-            broken = self._blocked.add(name, task)
+            broken = self._blocked.add(name, task, waiting.arrived_at)
             if broken is not None:
                 self.endings[name] = (self.folder_of(name), broken)
                 return

@@ -56,6 +56,7 @@ class Beats:
         self._host = socket.gethostname()
         self._started = clock.monotonic()
         self._sequence = 0
+        self._written = self._started
         self.stats = Stats()
 
     def __call__(self, event: Event) -> None:
@@ -99,6 +100,11 @@ class Beats:
             active=pulse.active,
         )
         replace(self._folder, self._name, heartbeat.dump(), self._incarnation)
+        self._written = self._clock.monotonic()
+
+    def age(self) -> float:
+        """Seconds since the last beat was written (since the start, before the first one). Any thread."""
+        return self._clock.monotonic() - self._written
 
     def close(self) -> None:
         self._folder.close()
