@@ -339,9 +339,12 @@ def _is_utf8(text: str) -> bool:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not value >= 0:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{text}: a number of seconds, such as 90")
     return value
 
 

@@ -56,7 +56,7 @@ def test_examples_name_the_folders_that_are_in_force(desk: Desk) -> None:
         (["--task", "marie", " "], "description"),
         (["--task", "marie", "hi", "--id", "../x"], "../x"),
         (["--task", "marie", "hi", "--priority", "urgent"], "critical, high, normal, low"),
-        (["--task", "marie", "hi", "--timeout", "soon"], "timeout"),
+        (["--task", "marie", "hi", "--timeout", "soon"], "argument --timeout: soon: a number of seconds"),
         (["--task", "marie", "hi", "--timeout", "inf"], "not JSON"),
         (["--task", "marie", "hi", "--meta", "k"], "name=value"),
         (["--task", "marie", "hi", "--after", "a b"], "dependencies"),

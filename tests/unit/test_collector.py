@@ -136,13 +136,30 @@ def test_what_is_no_result_is_reported_and_not_counted(site: Site, text: str) ->
     assert site.ledger.totals("all") == {}
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"task_id": "a", "status": "failed"}', "it has no worker: it is no result of a worker"),
+        ('{"task_id": 7, "worker": "marie", "status": "failed"}', "task_id must be a string, not a number"),
+        ('{"task_id": "a", "worker": "marie", "status": "ok"}', "status must be one of completed, failed, timeout"),
+    ],
+)
+def test_notice_says_which_field_makes_a_file_no_result(site: Site, text: str, says: str) -> None:
+    path = site.folders["results"] / "marie" / "a.json"
+    path.write_text(text)
+    os.utime(path, (1, 1))
+    assert site.collect() == ["file_unreadable invalid"]
+    assert site.news.notices[0][0].fields["detail"].startswith(says)
+
+
 def test_fifo_folder_and_link_neither_block_nor_are_followed(site: Site) -> None:
     place = site.folders["results"] / "marie"
     os.mkfifo(place / "fifo.json")
     (place / "folder.json").mkdir()
     (place / "link.json").symlink_to("/etc/hostname")
     (place / "notes.txt").write_text("mine")
-    assert [line.split()[0] for line in site.collect()] == ["file_unreadable"] * 3
+    assert site.collect() == ["file_unreadable not_regular"] * 3
+    assert "it is a symbolic link" in {notice.fields["detail"] for notice, _ in site.news.notices}
     assert site.collect() == []
     assert [event.file for event in site.memory.of(FileIgnored) if "notes" in event.file] == ["results/marie/notes.txt"]
 

@@ -383,6 +383,7 @@ def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     [
         ({"timeout": True}, "invalid_field", "timeout must be a number, not a boolean"),
         ({"timeout": "7"}, "invalid_field", "timeout must be a number, not a string"),
+        ({"timeout": 3000000}, "invalid_field", "timeout must be a number from 0.1 to 2678400, is 3000000"),
         ({"timeout": 0}, "invalid_field", "from 0.1 to"),
         ({"timeout": 10**400}, "invalid_field", "from 0.1 to"),
         ({"max_retries": 1.5}, "invalid_field", "a whole number"),

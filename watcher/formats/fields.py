@@ -74,7 +74,7 @@ class Number:
             raise FieldError(f"must be {wanted}, not {_kind_of(value)}")
         # NaN fails both comparisons; asking math.isfinite instead raises for a whole number of 400 digits.
         if not self.minimum <= value <= self.maximum:
-            raise FieldError(f"must be {wanted} from {self.minimum:g} to {self.maximum:g}, is {value!r:.40}")
+            raise FieldError(f"must be {wanted} from {self.minimum:.15g} to {self.maximum:.15g}, is {value!r:.40}")
         return value
 
     def schema(self) -> dict[str, Any]:

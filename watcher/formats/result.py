@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from watcher.clock import rfc3339
 from watcher.formats import strictjson
-from watcher.formats.fields import Choice, Flag, Kind, ListOf, Members, Number, Object, Optional, Text, record_schema
+from watcher.formats.fields import (
+    Choice,
+    FieldError,
+    Flag,
+    Kind,
+    ListOf,
+    Members,
+    Number,
+    Object,
+    Optional,
+    Text,
+    record_schema,
+)
 from watcher.formats.task import ID_PATTERN, WORKER_PATTERN
 
 if TYPE_CHECKING:
@@ -199,7 +211,12 @@ def parse_result(raw: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise strictjson.NotStrictJson("a result is one JSON object")
     for name in ("task_id", "worker", "status"):
-        FIELDS[name].check(value.get(name))
+        if name not in value:
+            raise FieldError(f"it has no {name}: it is no result of a worker")
+        try:
+            FIELDS[name].check(value[name])
+        except FieldError as error:
+            raise FieldError(f"{name} {error}") from None
     return value
 
 

@@ -230,6 +230,10 @@ class Collector:
             fd = os.open(name, _FLAGS, dir_fd=place.folder.fd)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if error.errno != errno.ELOOP:  # what O_NOFOLLOW says of a link
+                raise
+            return self._report(key, (0, 0), "not_regular", "it is a symbolic link", news)
         try:
             info = os.fstat(fd)
             raw = b"" if not stat.S_ISREG(info.st_mode) else read_up_to(fd, min(info.st_size + 1, _MAX_BYTES + 1))
