@@ -383,15 +383,22 @@ def test_late_tasks_are_told_once_each(site: Site, listener: Listener) -> None:
 def test_pending_tasks_of_a_dead_worker_go_to_its_substitute_and_of_a_living_one_stay(
     site: Site, listener: Listener
 ) -> None:
-    worker = site.start("marie", HEARTBEAT_INTERVAL=BEAT, MAX_CONCURRENT_TASKS=1, AGENT_COMMAND=STANDIN, QUEUE_SIZE=0)
-    site.drop("held", description="[sleep 60]")
-    site.beat_that(lambda beat: beat.get("active_tasks") == 1)
+    wait = site.script('echo "$$" >> "$SITE/notes"; while test ! -e "$SITE/go"; do sleep 0.02; done')
+    worker = site.start("marie", HEARTBEAT_INTERVAL=BEAT, MAX_CONCURRENT_TASKS=1, AGENT_COMMAND=wait, QUEUE_SIZE=0)
+    site.drop("held")
+    wait_for("the command", site.noted)
     for number in range(20):
         site.drop(f"t{number}", metadata={"mine": number}, worker="marie")
     listener.start("--reassign", "marie:anga", REASSIGN_AFTER=0.5)
     site.pass_beats(3)
     assert len(site.pending()) == 20
     worker.kill()
+    listener.one("worker_dead")
+    for _ in range(3):
+        seen = listener.status()["taken_at"]
+        wait_for("another look", lambda seen=seen: listener.status()["taken_at"] > seen)
+    assert len(site.pending()) == 20, "a command that it left running holds a lock"
+    (site.home / "go").touch()
     notice = listener.one("tasks_reassigned")
     assert len(notice["tasks"]) == 20
     site.start("anga")

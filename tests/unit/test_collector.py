@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
@@ -421,6 +422,17 @@ def reassigned(site: Site, seconds: float | None = 100.0) -> list[str]:
 def inbox(site: Site, worker: str) -> list[str]:
     place = site.folders["tasks"] / worker
     return sorted(path.name for path in place.glob("*.json")) if place.exists() else []
+
+
+def test_tasks_stay_while_a_command_of_the_dead_worker_may_still_run(site: Site) -> None:
+    """It holds the second lock, and a task of the same agent_id must not start beside it."""
+    site.task("a", agent_id="release")
+    claims = site.folders["tasks"] / "marie" / ".claims"
+    claims.mkdir()
+    with (claims / f"{'0' * 32}.busy").open("w") as busy:
+        fcntl.flock(busy, fcntl.LOCK_EX)
+        assert reassigned(site) == [] and inbox(site, "marie") == ["a.json"]
+    assert reassigned(site) == ["a"]
 
 
 def test_tasks_move_only_from_a_worker_that_has_been_dead_long_enough(site: Site) -> None:

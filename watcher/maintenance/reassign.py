@@ -1,7 +1,8 @@
 """Give the pending tasks of a dead worker to a named substitute. Off unless REASSIGN names one.
 
 Only when every process of the worker has been dead for REASSIGN_AFTER, and only while we hold the lock of its name, so
-that none of its processes can start meanwhile. Its claims are left alone: what a dead process was running is taken back
+that none of its processes can start meanwhile, and only when no command that it left running holds a lock: that may
+work for an `agent_id` whose next task waits. Its claims are left alone: what a dead process was running is taken back
 by the next process of that worker, which alone can end what still runs.
 
 The order for each task, and no other: one rename out of the inbox into `tasks/<worker>/.reassign/<to>/`; the changed
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from watcher import presence
 from watcher.atomicfile import Folder, fsync_file, move, publish_new
 from watcher.clock import Clock
 from watcher.events import Emit, HintFailed, TasksReassigned
@@ -33,6 +35,7 @@ from watcher.spool.places import HELD as HELD_TASKS
 
 HELD = ".reassign"
 _NAME_LOCK = "name.lock"
+_BUSY = ".busy"
 _MAX_BYTES = 64 << 20
 #: Listed in one notice.
 _MAX_LISTED = 10_000
@@ -83,6 +86,8 @@ class Reassigner:
         """Take the pending tasks out of the inbox, unless anything of the worker lives: it takes care of them."""
         with _name_lock(self._tasks / worker) as is_ours:
             if not is_ours or any(claim.lives is not False for claim in claims_of(self._tasks, worker)):
+                return
+            if _runs_something(self._tasks / worker):
                 return
             inbox = Folder(self._tasks / worker, create=False)
             try:
@@ -187,6 +192,12 @@ def _name_lock(inbox: Path) -> Iterator[bool]:
         yield True
     finally:
         os.close(fd)
+
+
+def _runs_something(inbox: Path) -> bool:
+    """Whether a command of a killed process may still live: it holds that process's second lock."""
+    claims = inbox / CLAIMS
+    return any(presence.is_locked(claims / name) is not False for name in _names(claims) if name.endswith(_BUSY))
 
 
 def _ids_of(inbox: Path) -> set[str]:
