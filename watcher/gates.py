@@ -188,8 +188,9 @@ class Gates:
         if known is not None and ((is_own and not known.is_own) or is_straggler):
             self.told_nothing(provider, mark)  # the hold that is there says more
             return
-        left = None if until is None else until - self._clock.wall()
-        wait = probe_in if left is None or left < 0 else min(left, _LONGEST_HOLD_SECONDS)
+        if until is not None and until < self._clock.wall():
+            until = None  # nor is it for those who read the file: each would try at once, and write it anew
+        wait = probe_in if until is None else min(until - self._clock.wall(), _LONGEST_HOLD_SECONDS)
         new = Hold(reason, detail, until, None if wait is None else now + wait + self._jitter(wait), is_own)
         gate.held(new)
         if not is_own:

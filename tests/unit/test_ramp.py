@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,22 @@ def test_end_that_is_over_already_is_none(tmp_path: Path, clock: HandClock) -> N
     assert not may_probe(mine), "it would be tried again and again"
     clock.pass_seconds(60)
     assert may_probe(mine)
+
+
+def test_end_that_is_over_already_is_none_for_the_other_workers_too(tmp_path: Path, clock: HandClock) -> None:
+    one, other, starter = crew(tmp_path, clock, "a", "b", "c")
+    limit(one, clock)
+    over_at = clock.wall() + 100
+    other.refresh()
+    clock.pass_seconds(101)
+    assert may_probe(one)
+    one.started("claude", "m")
+    one.hold("claude", "usage_limit", None, over_at, 60.0, "m")
+    assert not may_probe(other), "it would meet the same refusal, and then each in turn"
+    assert not may_probe(starter), "nor does a process that sees this hold first"
+    assert json.loads((tmp_path / "holds" / "claude.json").read_text())["until"] is None
+    clock.pass_seconds(60)
+    assert may_probe(other) and not may_probe(one)
 
 
 def test_probe_of_a_killed_worker_is_taken_over_after_its_lease(tmp_path: Path, clock: HandClock) -> None:
