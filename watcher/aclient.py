@@ -74,6 +74,14 @@ class AsyncClient:
         """How this task ended; None while it has not."""
         return await asyncio.to_thread(self._client.result, ref)
 
+    async def results(
+        self, worker: str | None = None, *, status: str | None = None, batch_id: str | None = None
+    ) -> AsyncIterator[TaskResult]:
+        """What has ended, newest first, of one worker or of all. Files are read as they are asked for."""
+        found = self._client.results(worker, status=status, batch_id=batch_id)
+        while (result := await asyncio.to_thread(next, found, None)) is not None:
+            yield result
+
 
 def _look(awaited: list[outcomes.Awaited]) -> list[outcomes.Outcome]:
     return [outcome for one in awaited for outcome in one.look()]

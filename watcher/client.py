@@ -230,6 +230,8 @@ def task_fields(description: str, fields: TaskFields) -> dict[str, Any]:
     """The object of a task file: what was given, as JSON knows it."""
     out: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
     if "dependencies" in out:
+        if isinstance(out["dependencies"], str | TaskRef):  # its letters, or its two words, would be taken for ids
+            raise InvalidTask("invalid_field", f"dependencies: give a list, like [{str(out['dependencies'])!r}]")
         out["dependencies"] = [str(one) for one in out["dependencies"]]
     if "cwd" in out:
         out["cwd"] = os.path.abspath(out["cwd"])
@@ -244,9 +246,13 @@ def task_fields(description: str, fields: TaskFields) -> dict[str, Any]:
 
 
 def awaited_of(folders: Folders, refs: Iterable[TaskRef | tuple[str, str]]) -> list[outcomes.Awaited]:
-    """One Awaited for each worker. What these tasks left before counts: they may have ended already."""
+    """One Awaited for each worker. What these tasks left before counts: they may have ended already. Raises TypeError
+    for what is no pair."""
     by_worker: dict[str, list[str]] = {}
-    for worker, task_id in refs:
+    for ref in refs:
+        if isinstance(ref, str):  # two letters would be taken for a worker and an id
+            raise TypeError(f"{ref!r} is no task: give the TaskRef that submit returned, or a tuple (worker, id)")
+        worker, task_id = ref
         by_worker.setdefault(worker, []).append(task_id)
     return [outcomes.Awaited(folders, worker, ids, old_letters_count=True) for worker, ids in by_worker.items()]
 

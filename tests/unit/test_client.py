@@ -148,6 +148,33 @@ def test_async_client_does_the_same_without_blocking_the_loop(client: Client) ->
     assert found == expected
 
 
+def test_async_client_lists_results_as_the_client_does(client: Client) -> None:
+    for number, status in enumerate(["completed", "failed", "completed"]):
+        end(client, ("marie", f"t{number}"), status)
+    end(client, ("anga", "x"))
+
+    async def listed(**chosen: Any) -> list[TaskRef]:
+        return [result.ref async for result in AsyncClient(folders=client.folders).results(**chosen)]
+
+    for chosen in ({}, {"worker": "marie"}, {"status": "failed"}, {"worker": "nobody"}):
+        assert asyncio.run(listed(**chosen)) == [result.ref for result in client.results(**chosen)]
+    assert len(asyncio.run(listed())) == 4
+
+
+def test_one_task_where_several_are_expected_is_refused(client: Client) -> None:
+    ref = client.submit("marie", "first", task_id="ab")
+    for single in ("ab", ref):
+        with pytest.raises(InvalidTask, match="dependencies: give a list"):
+            client.submit("marie", "second", dependencies=single)
+    assert [path.name for path in (client.folders.tasks / "marie").glob("*.json")] == ["ab.json"]
+
+
+@pytest.mark.parametrize("word", ["ab", "marie/ab"])
+def test_text_is_no_task_to_wait_for(client: Client, word: str) -> None:
+    with pytest.raises(TypeError, match="give the TaskRef"):
+        client.wait(word, seconds=0)  # type: ignore[arg-type]
+
+
 def test_async_wait_is_over_in_time(client: Client) -> None:
     async def play() -> None:
         await AsyncClient(folders=client.folders).wait(("marie", "never"), seconds=0.01)
