@@ -66,19 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     shared.forgive_terminals()
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(_overview())
-        return 0 if words else 2
-    if words[0] == "--version":
-        print(f"watcher {__version__}")
-        return 0
-    name, *rest = words
-    if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "`watcher help` lists all commands"
-        print(f"watcher no command {name!r}; {hint}", file=sys.stderr)
-        return 2
-    return _call(name, rest)
+    return shared.concluded("watcher", lambda: _do(words))
 
 
 def load(name: str) -> Command:
@@ -97,6 +85,24 @@ def parser_of(name: str, command: Command) -> argparse.ArgumentParser:
     return parser
 
 
+def _do(words: list[str]) -> int:
+    if words[:1] == ["help"] and len(words) > 1:
+        words = [words[1], "--help"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"watcher {__version__}")
+        return 0
+    name, *rest = words
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`watcher help` lists all commands"
+        print(f"watcher: no command {name!r}; {hint}", file=sys.stderr)
+        return 2
+    return _call(name, rest)
+
+
 def _call(name: str, rest: list[str]) -> int:
     command = load(name)
     options = parser_of(name, command).parse_args(rest)
@@ -106,4 +112,4 @@ def _call(name: str, rest: list[str]) -> int:
 def _overview() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
-    return "\n".join(["usage: watcher COMMAND ...", "", *lines, "", "`watcher COMMAND --help` tells more of each."])
+    return "\n".join(["usage: watcher COMMAND ...", "", *lines, "", "`watcher help COMMAND` tells more of each."])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,7 +25,26 @@ def test_each_command_has_help_that_tells_what_it_does(name: str, capsys: pytest
 
 def test_a_mistyped_command_is_refused_with_the_one_meant(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["valdate"]) == 2
-    assert "did you mean validate" in capsys.readouterr().err
+    assert capsys.readouterr().err == "watcher: no command 'valdate'; did you mean validate?\n"
+    assert cli.main(["help", "valdate"]) == 2
+
+
+def test_help_of_a_command_is_that_command_s_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["help", "redrive"])
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith("usage: watcher redrive")
+
+
+@pytest.mark.parametrize("words", [["help"], ["help", "list"], ["--version"], ["completion", "bash"]])
+def test_reader_that_has_seen_enough_ends_a_command_without_a_word(words: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` leaves it
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "watcher", *words]
+    home = Path(cli.__file__).parents[1]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, cwd=home, env=environ, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_overview_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,7 +58,11 @@ def concluded(program: str, body: Callable[[], int], interrupted: str = "") -> i
     cannot be used; 130 Ctrl-C, with the line `interrupted` if there is one.
     """
     try:
-        code = body()
+        try:
+            code = body()
+        except SystemExit:  # a parser that has printed its help
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader has seen enough (`watcher list | head`); what is left must not be flushed at exit.
