@@ -1,8 +1,9 @@
 """Does a provider work here? Start it once, for real, the way a worker does, and say what it told.
 
-The one-shot runner starts the command with the worker's own settings and environment in an empty folder, with a prompt
-that asks for one word, and ends it after a time limit; nothing of it stays behind. What it tells of itself (version,
-login, permissions, MCP servers, model) comes from its events, so a provider with plain text output tells less.
+The one-shot runner starts the command with the worker's own settings and environment, with a prompt that asks for one
+word, and ends it after a time limit; nothing of it stays behind. A known CLI runs in an empty folder, any other command
+where a worker would run it: here, since its words may name files from here. What it tells of itself (version, login,
+permissions, MCP servers, model) comes from its events, so a provider with plain text output tells less.
 
 A call costs what one tiny turn costs. Without a call only the program, its version and its own word about the login are
 looked at, and that word does not decide: a CLI may know no login and work with a key from the environment.
@@ -20,6 +21,7 @@ from typing import Any, Literal
 
 from watcher.clock import Clock
 from watcher.policy.disposition import Failure
+from watcher.runner.builtin import BUILT_IN
 from watcher.runner.interface import Attempt, Outcome
 from watcher.runner.judging import missing_mcp
 from watcher.runner.oneshot import OneShotRunner, OneShotSettings
@@ -90,7 +92,10 @@ class Doctor:
         with tempfile.TemporaryDirectory(prefix="watcher-doctor-") as place:
             if found.program is not None:
                 self._look(provider, Path(place), found)
-            if (self._ward.calls or found.program is None) and not self.is_stopped:
+            if provider.protocol == "acp" and found.program is not None:
+                found.state, found.reason = "warning", "not_examined"
+                found.detail = "the Agent Client Protocol is not spoken here; give the worker a small task to see"
+            elif (self._ward.calls or found.program is None) and not self.is_stopped:
                 self._call(provider, Path(place), found)
         return found
 
@@ -134,7 +139,7 @@ class Doctor:
             found.state = "ill"
             found.trust = "refused an unknown folder" if ending.reason == "untrusted_folder" else ""
             return
-        found.trust = "accepted an unknown folder"
+        found.trust = "accepted an unknown folder" if _is_known_cli(provider) else ""
         if found.login.startswith("none known"):
             found.login += ", yet the call was accepted"
         found.answer = " ".join(outcome.stdout.text.split())[:_ANSWER_CHARACTERS]
@@ -145,14 +150,15 @@ class Doctor:
             found.detail = f"{provider.name}: it exited well but printed nothing to the canary prompt"
 
     def _run(self, provider: Provider, prompt: str, place: Path, seconds: float, model: str | None) -> Outcome:
-        """One attempt in an empty folder of its own, outside any repository and unknown to the CLI."""
+        """One attempt; of a CLI in an empty folder of its own, outside any repository and unknown to the CLI."""
         self._number += 1
         outputs, work = place / f"out-{self._number}", place / f"work-{self._number}"
         outputs.mkdir()
         work.mkdir()
         ward = self._ward
+        cwd = work if _is_known_cli(provider) else None
         settings = OneShotSettings(
-            outputs, None, ward.environ, ward.more_environment, ward.kill_grace_seconds, default_cwd=work
+            outputs, None, ward.environ, ward.more_environment, ward.kill_grace_seconds, default_cwd=cwd
         )
         runner = OneShotRunner({provider.name: provider}, settings, self._clock)
         mark = f"{secrets.token_hex(16)}.{self._number}"
@@ -166,6 +172,11 @@ class Doctor:
                 self._now = None
             runner.sweep()
             runner.close()
+
+
+def _is_known_cli(provider: Provider) -> bool:
+    """Whether this is one of the built-in CLIs or a variant of one."""
+    return provider.name in BUILT_IN or bool(provider.family)
 
 
 def _told(reading: Reading, found: Finding) -> None:

@@ -91,6 +91,32 @@ def test_warm_handler_is_pinged(clinic: Clinic) -> None:
     assert '"result"' in found["handler"]["answer"]
 
 
+@pytest.mark.parametrize(
+    ("provider", "settings"),
+    [
+        ("handler", {"HANDLER_COMMAND": f"{sys.executable} mine.py"}),
+        ("command", {"AGENT_COMMAND": f"{sys.executable} mine.py"}),
+    ],
+)
+def test_command_of_ones_own_is_examined_where_a_worker_runs_it(
+    clinic: Clinic, provider: str, settings: dict[str, str]
+) -> None:
+    (clinic.home / "mine.py").write_text(
+        "from watcher.handler import handler, serve\nhandler('default')(lambda event: 'ready')\nserve()\n"
+    )
+    code, found = clinic.found(PROVIDER=provider, **settings)
+    assert (code, found[provider]["state"]) == (0, "well"), found
+    assert found[provider]["trust"] == "", "only a CLI knows folders that are trusted"
+
+
+def test_agent_of_the_agent_client_protocol_is_not_called_well_without_a_word_of_it(clinic: Clinic) -> None:
+    agent = clinic.program("peer", """echo '{"jsonrpc": "2.0", "id": null, "error": {"code": -32700}}'""")
+    code, found = clinic.found(PROVIDER="acp", ACP_COMMAND=str(agent))
+    assert (code, found["acp"]["state"], found["acp"]["reason"]) == (0, "warning", "not_examined")
+    code, found = clinic.found(PROVIDER="acp", ACP_COMMAND="no-such-agent")
+    assert (code, found["acp"]["reason"]) == (1, "command_missing")
+
+
 def test_provider_tells_version_login_permissions_model_and_mcp_servers(clinic: Clinic) -> None:
     init = INIT | {"apiKeySource": "ANTHROPIC_API_KEY", "permissionMode": "bypassPermissions"}
     servers = [{"name": "files", "status": "connected"}, {"name": "tracker", "status": "failed"}]

@@ -1,8 +1,9 @@
 """Start each provider once, for real, and say whether it works here: `watcher doctor`.
 
 Asks for one word with the worker's own settings (environment and .env), in an empty folder, and ends what takes longer
-than --timeout. Says the program and its version, how it is logged in, whether it may act without asking, which MCP
-servers failed, how long it took and what it cost; and for what is wrong, the cure. --no-call starts no model call.
+than --timeout; a command of your own runs in the current folder, as a worker started there runs it. Says the program
+and its version, how it is logged in, whether it may act without asking, which MCP servers failed, how long it took and
+what it cost; and for what is wrong, the cure. --no-call starts no model call.
 Without --provider: the worker's default provider and every other one whose program is installed.
 
 Exit code 0: all are well (warnings included); 1: some are not; 2: a setting or a name is wrong.
