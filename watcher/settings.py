@@ -198,6 +198,8 @@ class WatcherConfig(TeamSettings, TakingSettings):
             raise ValueError("ACP_COMMAND is not set: PROVIDER=acp needs the command to run")
         if self.provider == "handler" and not self.handler_command:
             raise ValueError("HANDLER_COMMAND is not set: PROVIDER=handler needs the command to keep running")
+        if self.agent_prompt != "file" and any("{prompt_file}" in word for word in self.agent_command):
+            raise ValueError("AGENT_COMMAND names {prompt_file}: that stands for something only with AGENT_PROMPT=file")
         return self
 
     @model_validator(mode="after")

@@ -160,7 +160,18 @@ def test_table_of_a_built_in_name_changes_it_and_its_setting_still_wins(tmp_path
         ('[providers.x]\ncommand = "x"\noutput = "json"\nfields = {}', "fields.answer: is missing"),
         ('[providers.x]\ncommand = "x"\nfields = { answer = "a" }', '[providers.x] fields: need output = "json"'),
         ('[providers.x]\nlike = "claud"', "[providers.x] like: must be one of claude, gemini"),
-        ('[providers.x]\ncommand = "x"\nprotocol = "carrier"', "[providers.x] protocol: must be one of"),
+        (
+            '[providers.x]\ncommand = "x"\nprotocol = "codex"',
+            "[providers.x] protocol: must be one of acp, claude, an empty text, is 'codex'",
+        ),
+        (
+            '[providers.x]\ncommand = "x --file={prompt_file}"',
+            '[providers.x] command: {prompt_file} stands for something only with prompt = "file"',
+        ),
+        (
+            '[providers.x]\ncommand = "x"\nprompt_flag = "--text"',
+            '[providers.x] prompt_flag: needs prompt = "argument"',
+        ),
         ('[providers.x]\ncommand = "x"\nenvironment = ["A=1"]', "[providers.x] environment: member 0 must match"),
         ('[providers.x]\ncommand = "x"\nvariables = { "A B" = "1" }', "variables.A B: is no name of a variable"),
         (

@@ -111,6 +111,12 @@ def test_the_provider_handler_needs_its_command() -> None:
     assert config.handler_command == ("python", "my handler.py")
 
 
+def test_place_of_a_prompt_file_needs_the_prompt_in_a_file() -> None:
+    command = {"PROVIDER": "command", "AGENT_COMMAND": "agent --from={prompt_file}"}
+    assert "AGENT_COMMAND names {prompt_file}" in refusal(env=command)
+    assert load(env={**command, "AGENT_PROMPT": "file"}).config.agent_prompt == "file"
+
+
 @pytest.mark.parametrize("word", ["true", "1", "YES", "on"])
 def test_switch_is_on_for_the_usual_words(word: str) -> None:
     assert load(env={"ENABLE_METRICS": word}).config.enable_metrics is True

@@ -90,7 +90,8 @@ class Choice:
 
     def check(self, value: object) -> str:
         if not isinstance(value, str) or value not in self.words:
-            raise FieldError(f"must be one of {', '.join(self.words)}, is {value!r:.40}")
+            known = ", ".join(word or "an empty text" for word in self.words)
+            raise FieldError(f"must be one of {known}, is {value!r:.40}")
         return value
 
     def schema(self) -> dict[str, Any]:

@@ -23,11 +23,11 @@ from watcher.formats.result import USAGE_FIELDS
 from watcher.policy.disposition import Failure
 from watcher.runner.builtin import BUILT_IN, with_commands
 from watcher.runner.fieldreader import FieldReader
-from watcher.runner.providers import OUTPUTS, Prompt, Provider, Rule
+from watcher.runner.providers import OUTPUTS, PROMPT_FILE, Prompt, Provider, Rule
 from watcher.runner.shapes import Reader, read_claude, read_codex, read_gemini, read_opencode, read_qwen
 
 #: How a process may be kept warm between tasks; empty: each task starts one of its own.
-PROTOCOLS = ("", "handler", "acp", "claude", "codex")
+PROTOCOLS = ("acp", "claude", "")
 _NAME = Text(64, 1, r"[a-z0-9][a-z0-9._-]*", "small letters, digits, dot, dash, underscore")
 _WORD = Text(4096, 1)
 _LINE = Text(400)
@@ -143,6 +143,10 @@ class _Table:
         )
         if not made.command:
             raise self._wrong("command", "is missing: the program and its arguments")
+        if made.prompt != "file" and any(PROMPT_FILE in word for word in made.command):
+            raise self._wrong("command", f'{PROMPT_FILE} stands for something only with prompt = "file"')
+        if made.prompt != "argument" and "prompt_flag" in given:
+            raise self._wrong("prompt_flag", 'needs prompt = "argument"')
         made = self._with_reader(made, given)
         rules = () if failures is None else self._rules(failures)
         return replace(made, rules=(*rules, *made.rules), **self._success(given.get("success", {})))
