@@ -174,6 +174,14 @@ def test_hold_and_resume_of_a_provider_stops_and_starts_its_tasks(site: Site) ->
     assert site.result("x")["status"] == "completed"
 
 
+def test_hold_refuses_an_end_that_would_not_be_kept(site: Site) -> None:
+    site.drop("x")
+    for words in (("--until", "2100-01-01T00:00:00Z"), ("--reason", "later"), ("--account", "a")):
+        assert "are for --provider" in said(site, "hold", "x", *words, code=2)
+    assert "has passed" in said(site, "hold", "--provider", "claude", "--until", "2020-01-01T00:00:00Z", code=2)
+    assert (site.inbox() / "x.json").exists() and not (site.root / "control" / "holds" / "claude.json").exists()
+
+
 def test_hold_release_prio_and_edit_refuse_what_does_not_wait(site: Site) -> None:
     site.start(AGENT_COMMAND=site.script(SLOW))
     site.drop("x")

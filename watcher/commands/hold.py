@@ -34,6 +34,10 @@ def run(options: argparse.Namespace) -> int:
     if options.provider is None:
         from watcher.commands.each import each_task
 
+        if options.until is not None or options.reason is not None or options.account:
+            raise SettingError(
+                "--until, --reason and --account are for --provider; a task is held until it is released"
+            )
         return each_task(options, "is held", lambda worker, task_id: hold(places, worker, task_id))
     until = None if options.until is None else _moment(options.until)
     path = hold_provider(
@@ -48,6 +52,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _moment(text: str) -> float:
     try:
-        return parse_rfc3339(text)
+        moment = parse_rfc3339(text)
     except ValueError as error:
         raise SettingError(f"--until {text!r}: {error}; write it like 2026-11-21T23:33:00Z") from None
+    if moment <= time.time():
+        raise SettingError(f"--until {text!r}: has passed; give a time that is to come, or none to hold until `resume`")
+    return moment
