@@ -250,6 +250,16 @@ def test_a_pool_that_is_shut_down_or_was_not_started_takes_nothing(site: Site) -
         ask(fresh, site.event())
 
 
+def test_start_of_a_pool_that_runs_changes_nothing_and_one_that_was_shut_down_says_so(site: Site) -> None:
+    pool = site.ready(1)
+    before = pids(pool)
+    pool.start()
+    assert output(ask(pool, site.event(say="on"))) == "on" and pids(pool) == before
+    pool.shutdown()
+    with pytest.raises(PoolClosed, match="make a new one"):
+        pool.start()
+
+
 def test_shutdown_ends_busy_waiting_and_deaf_ones(site: Site) -> None:
     pool = site.pool(1, *RUDE, "deaf", most=1, grace_seconds=0.2)
     busy = Asking(pool, site.event("hang deaf"))

@@ -24,7 +24,7 @@ from watcher.events import Event, HandlerEnded, HandlerFailed, HandlersCold, Han
 from watcher.policy.poolsize import restart_delay, size_after_look
 from watcher.runner import jsonrpc
 from watcher.runner.guarding import Guarding
-from watcher.runner.shelf import PoolSettings, Removal, Shelf
+from watcher.runner.shelf import PoolClosed, PoolSettings, Removal, Shelf
 from watcher.runner.warm import WarmProcess
 from watcher.runner.wire import WireBroken
 
@@ -83,10 +83,15 @@ class Keeper:
         return self._shelf
 
     def start(self) -> None:
-        """Open the shelf and begin to start handlers; does not wait for them."""
+        """Open the shelf and begin to start handlers; does not wait for them. Once it runs a second call does nothing;
+        after `stop` it raises PoolClosed."""
         with self._shelf.changed:
+            if self._is_stopping:
+                raise PoolClosed("this pool of handlers was shut down and cannot be started again; make a new one")
+            if self._shelf.books.is_open:
+                return
             self._shelf.books.is_open = True
-        self._thread.start()
+            self._thread.start()
 
     def nudge(self) -> None:
         """Any thread: something has changed, look at once."""
@@ -105,7 +110,7 @@ class Keeper:
                     process.abort()
             self._shelf.changed.notify_all()
             self._shelf.checked.notify_all()
-        self._is_stopping = True
+            self._is_stopping = True
         self.nudge()
         if self._thread.is_alive():
             self._thread.join()

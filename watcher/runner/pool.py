@@ -92,7 +92,8 @@ class HandlerPool:
         self._shelf = self._keeper.shelf
 
     def start(self) -> None:
-        """Begin to start the handlers, and return at once: requests wait for the first one that is ready."""
+        """Begin to start the handlers, and return at once: requests wait for the first one that is ready. A second
+        call does nothing; after `shutdown` it raises PoolClosed."""
         self._keeper.start()
 
     def execute(
