@@ -168,6 +168,7 @@ def test_after_three_tries_an_outcome_is_dropped_counted_and_said_once(
     assert len(server.got) == 300
     assert first == 1 and "status 503" in caplog.text, "one line, and the rest at the stop"
     assert [record.dropped for record in caplog.records] == [1, 99]  # type: ignore[attr-defined]
+    assert all("status 503" in record.getMessage() for record in caplog.records), "the stop is not why they were lost"
     assert "s3cret" not in caplog.text
 
 

@@ -72,7 +72,7 @@ class StatisticsPush:
         self._ends_at = float("inf")
         self._thread = threading.Thread(target=self._run, name="statistics", daemon=True)
         self._say_at = float("-inf")
-        self._unsaid = 0
+        self._unsaid, self._unsaid_why = 0, ""
         self._taken = self._settled = 0  # of those that were queued; the second is the thread's
         self._is_closed = False
         #: For what several threads count. The last request and the stop run out of time at the same moment, and one of
@@ -114,7 +114,7 @@ class StatisticsPush:
             if left:
                 self._drop("the worker has stopped", left)
             if self._unsaid:
-                self._say("the worker has stopped")
+                self._say(self._unsaid_why)
         self._sender.close()
 
     # --- the thread
@@ -169,6 +169,7 @@ class StatisticsPush:
         """Under the lock."""
         self.dropped += count
         self._unsaid += count
+        self._unsaid_why = why
         now = time.monotonic()
         if now >= self._say_at:
             self._say_at = now + SAY_EVERY_SECONDS
