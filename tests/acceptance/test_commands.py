@@ -352,6 +352,13 @@ def test_completion_for_bash_completes_commands_flags_and_names(site: Site) -> N
     assert complete("watcher", "cancel", "--rea") == ["--reason"]
     assert complete("watcher", "show", "task") == ["task-one"]
     assert complete("watcher", "pause", "") == ["marie"]
+    assert complete("watcher", "list", "--state", "r") == ["running", "retrying"]
+    assert complete("watcher", "results", "--worker", "") == ["marie"]
+    assert complete("watcher", "submit", "marie", "--priority", "") == [], "no worker where another value belongs"
+    assert complete("watcher", "hold", "--provider", "") == []
+    assert complete("watcher", "cancel", "--reason", "over", "") == ["task-one"]
+    assert complete("watcher", "help", "redr") == ["redrive"]
+    assert complete("watcher", "completion", "") == ["bash", "zsh", "fish"]
 
 
 def test_wait_of_submit_ends_with_ctrl_c_and_the_task_goes_on(site: Site) -> None:

@@ -16,6 +16,8 @@ from watcher.errors import SettingError
 _SHELLS = ("bash", "zsh", "fish")
 #: What stands for names that are looked up, by the word that a parser shows for them.
 _LOOKED_UP = {"NAME": "workers", "ID": "tasks"}
+#: How bash looks them up.
+_LOOK = "$(watcher completion bash --names {kind} 2>/dev/null)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,22 +64,41 @@ def _values(parser: argparse.ArgumentParser) -> str | None:
     return next((_LOOKED_UP[name] for name in shown if isinstance(name, str) and name in _LOOKED_UP), None)
 
 
+def _after_flags(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
+    """Each flag that needs a value, with the words for it; none where only the user knows."""
+    for action in parser._actions:
+        if action.nargs is None and action.help != argparse.SUPPRESS:
+            words = " ".join(map(str, action.choices or ()))
+            yield from ((flag, _LOOK.format(kind="workers") if flag == "--worker" else words)
+                        for flag in action.option_strings)  # fmt: skip
+
+
 def _bash() -> str:
     commands = _commands()
-    cases = []
+    values, cases = [], []
     for name, (_, parser) in commands.items():
+        free = []
+        for flag, words in _after_flags(parser):
+            if words:
+                values.append(f'        "{name} {flag}") words="{words}" ;;')
+            else:
+                free.append(f'"{name} {flag}"')
+        values += [f"        {'|'.join(free)}) ;;"] if free else []
         kind = _values(parser)
-        more = f" $(watcher completion bash --names {kind} 2>/dev/null)" if kind else ""
+        more = _LOOK.format(kind=kind) if kind else " ".join(_SHELLS) if name == "completion" else ""
         flags = " ".join(flag for flag, _ in _flags(parser))
-        cases.append(f'        {name}) words="{flags}"; [ "${{now#-}}" = "$now" ] && words="{more.strip()}" ;;')
-    lines = "\n".join(cases)
+        cases.append(f'            {name}) words="{flags}"; [ "${{now#-}}" = "$now" ] && words="{more}" ;;')
+    names = " ".join(commands)
+    rest = ["        *)", '        case "${COMP_WORDS[1]}" in', f'            help) words="{names}" ;;', *cases]
+    lines = "\n".join([*values, *rest])
     return f"""_watcher() {{
-    local now="${{COMP_WORDS[COMP_CWORD]}}" words=""
+    local now="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}" words=""
     if [ "$COMP_CWORD" -eq 1 ]; then
-        words="{" ".join([*commands, "help"])}"
+        words="{names} help"
     else
-        case "${{COMP_WORDS[1]}}" in
+        case "${{COMP_WORDS[1]}} $before" in
 {lines}
+        esac ;;
         esac
     fi
     COMPREPLY=($(compgen -W "$words" -- "$now"))
