@@ -1,7 +1,8 @@
 """How a worker is, as its next heartbeat says it.
 
 Where several things are not as they should be, the first of these is told: the machine, a pause, the day's budget, a
-held provider, a breaker, lost events. Reads what the parts know and changes nothing.
+held provider, a breaker, lost events. A hold of the root concerns a worker whose default provider it is, or who has a
+task ready for it; the others go on as healthy. Reads what the parts know and changes nothing.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def _status(
         return "paused", parts.control.paused, None
     if parts.spending is not None and parts.executor.is_over_budget():
         return "held", parts.spending.words_about_today(), parts.spending.day_ends_at()
-    holds = parts.gates.holds()
+    wanted = parts.spool.providers_wanted() | {default_provider}
+    holds = {provider: hold for provider, hold in parts.gates.holds().items() if provider in wanted}
     if holds:
         provider, hold = min(holds.items(), key=lambda item: item[0] != default_provider)
         return "held", f"{provider}: {hold.reason}: {hold.detail or ''}".rstrip(": "), hold.until

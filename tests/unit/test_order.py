@@ -47,10 +47,13 @@ def test_excluded_provider_is_passed_over_and_keeps_its_place() -> None:
     lineup.add(waiting("first", provider="gemini"), 0)
     lineup.add(waiting("second", provider="claude"), 0)
     assert lineup.has_ready({"claude"}) and not lineup.has_ready({"claude", "gemini"})
+    assert lineup.providers() == {"claude", "gemini"}
     taken = lineup.take(0, {"gemini"})
     assert taken is not None and taken.name == "second"
     assert lineup.take(0, {"gemini"}) is None
+    assert lineup.providers() == {"gemini"}
     assert drain(lineup) == ["first"]
+    assert lineup.providers() == set()
 
 
 @pytest.mark.parametrize(

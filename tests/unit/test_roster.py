@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.doubles import HandClock, Memory
+from watcher.events import WorkerJudged
 from watcher.maintenance.ledger import Ledger
 from watcher.maintenance.recorder import News
 from watcher.maintenance.roster import Roster
@@ -32,7 +33,10 @@ class Site:
         self.restart()
 
     def restart(self) -> None:
-        self.roster = Roster(self.root / "heartbeats", self.root / "tasks", (), self.ledger, self.clock, Memory(), 1.0)
+        self.events = Memory()
+        self.roster = Roster(
+            self.root / "heartbeats", self.root / "tasks", (), self.ledger, self.clock, self.events, 1.0
+        )
 
     def beat(self, status: str = "healthy", incarnation: str = INCARNATION, **more: Any) -> None:
         self.sequence += 1
@@ -89,6 +93,8 @@ def test_killed_worker_is_told_dead_once_with_its_claims(site: Site) -> None:
     assert [notice.kind for notice, _ in told] == ["worker_dead"]
     assert told[0][0].fields["claims"] == ["x"]
     assert told[0][0].fields["silent_seconds"] <= 3.5
+    judged = [(event.state, event.level) for event in site.events.of(WorkerJudged)]
+    assert judged == [("healthy", "info"), ("dead", "warning")]
 
 
 def test_clock_that_jumps_kills_nobody(site: Site) -> None:

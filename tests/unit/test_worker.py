@@ -68,6 +68,7 @@ def test_attempt_that_is_just_being_started_is_told_to_end_until_it_hears(
     parts.gates.worst_state.return_value = BreakerState.CLOSED
     parts.spool.oldest_arrival.return_value = None
     parts.spool.waiting.return_value = parts.spool.held.return_value = parts.runner.sweep.return_value = 0
+    parts.spool.providers_wanted.return_value = set()
     parts.control.path, parts.incarnation.id = tmp_path, "f" * 32
 
     async def serve() -> DeafExecutor:

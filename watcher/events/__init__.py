@@ -24,6 +24,7 @@ from watcher.events.listener import (
     TaskLate,
     TasksReassigned,
     WorkerJudged,
+    WorkerMissed,
 )
 from watcher.events.providers import (
     BreakerMoved,
@@ -152,6 +153,7 @@ __all__ = [
     "WebhookStopped",
     "WorkerDraining",
     "WorkerJudged",
+    "WorkerMissed",
     "WorkerPaused",
     "WorkerResumed",
     "WorkerStarted",

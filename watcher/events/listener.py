@@ -49,6 +49,13 @@ class WorkerJudged(Event):
 
 
 @dataclass(slots=True)
+class WorkerMissed(WorkerJudged):
+    """The same, where the new state is one that somebody should look at."""
+
+    level: ClassVar[str] = "warning"
+
+
+@dataclass(slots=True)
 class BatchEnded(Event):
     """Every task of a batch has its outcome."""
 

@@ -17,7 +17,7 @@ from typing import Any
 from watcher import presence
 from watcher.clock import Clock
 from watcher.errors import WorkerTrouble
-from watcher.events import Emit, FileIgnored, WorkerJudged
+from watcher.events import Emit, FileIgnored, WorkerJudged, WorkerMissed
 from watcher.formats import heartbeat, strictjson
 from watcher.formats.fields import FieldError
 from watcher.formats.notice import Notice
@@ -220,7 +220,8 @@ class Roster:
         if health is Health.DEAD:
             member.deaths = [t for t in member.deaths if now - t < FLAP_WINDOW_SECONDS] + [now]
         detail = "" if health in (Health.HEALTHY, Health.STOPPED) else f"silent for {signs.silent_seconds:.1f} s"
-        self._emit(WorkerJudged(member.worker, member.instance, health.value, member.health.value, detail))
+        kind = WorkerMissed if health in (Health.STALE, Health.DEAD) else WorkerJudged
+        self._emit(kind(member.worker, member.instance, health.value, member.health.value, detail))
         member.health, member.since = health, now
 
     def _tell_life(self, member: Member, signs: Signs, claims: list[presence.Claims], news: News) -> None:

@@ -158,6 +158,12 @@ class Lineup:
                 return True
         return False
 
+    def providers(self) -> set[str]:
+        """The providers for which a task is ready."""
+        for front in self._fronts.values():
+            self._trim(front)
+        return {provider for provider, front in self._fronts.items() if front}
+
     def oldest_arrival(self) -> float | None:
         """Wall seconds of the oldest waiting task. Costs O(n); asked once a beat, bounded for huge queues."""
         oldest: float | None = None

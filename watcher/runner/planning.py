@@ -147,11 +147,8 @@ class Planner:
         provider = self._providers.get(name)
         if provider is None:
             known = ", ".join(sorted(self._providers))
-            return Ending(
-                Failure.PERMANENT,
-                "unknown_provider",
-                f"provider {name!r} is not known here; name one of {known}, or set AGENT_COMMAND",
-            )
+            cure = f"name one of {known}, or describe it in PROVIDERS_FILE"
+            return Ending(Failure.PERMANENT, "unknown_provider", f"provider {name!r} is not known here; {cure}")
         argv, output = provider.argv()
         visible = environment_for(provider, self._settings.environ, self._settings.more_environment)
         environment = {os.fsencode(name): os.fsencode(value) for name, value in visible.items()}

@@ -94,6 +94,10 @@ class DirectorySpool:
         """Wall seconds at which the oldest waiting task came, or None."""
         return self._lookout.oldest_arrival()
 
+    def providers_wanted(self) -> set[str]:
+        """The providers for which a task is ready."""
+        return self._lookout.providers_wanted()
+
     def has_ready(self, excluded: Collection[str]) -> bool:
         return self._lookout.has_ready(excluded)
 

@@ -177,6 +177,10 @@ class Lookout:
         arrivals = (self.lineup.oldest_arrival(), self._blocked.oldest_arrival())
         return min((at for at in arrivals if at is not None), default=None)
 
+    def providers_wanted(self) -> set[str]:
+        """The providers for which a task is ready."""
+        return self.lineup.providers()
+
     def has_ready(self, excluded: Collection[str]) -> bool:
         if self.endings:
             return True

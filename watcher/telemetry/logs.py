@@ -135,6 +135,7 @@ _SENTENCES: dict[type[events.Event], str] = {
     events.ListenerStopped: "listener stopped",
     events.NoticePublished: "notice {file} published",
     events.WorkerJudged: "a process is {state}, was {was}",
+    events.WorkerMissed: "a process is {state}, was {was}",
     events.BatchEnded: "batch {batch_id} ended, tasks: {tasks}, not completed: {not_completed}",
     events.TaskLate: "{of_worker}/{task_id} is late",
     events.TasksReassigned: "tasks of {from_worker} went to {to_worker}: {tasks}",
