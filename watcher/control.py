@@ -3,7 +3,8 @@
 A command is consumed when it is done, never before: a worker that is killed in between obeys again, and every command
 may be obeyed twice. Several processes of one worker share the folder. A pause is a file that all of them see; a cancel
 waits for the process that runs the task; a drain is for every process that was there when it came, and the last of
-them consumes it. What cannot be obeyed goes to `.refused`, with a line in the log that says why.
+them consumes it. What cannot be obeyed goes to `.refused`, with a line in the log that says why. What is neither a
+command nor a file of the worker's own is left alone, and told once.
 
 Belongs to the loop thread. File trouble leaves a command for the next look; nothing here raises.
 """
@@ -23,16 +24,18 @@ from watcher.errors import InvalidTask, is_trouble
 from watcher.events import CommandDone, CommandRefused, Emit, FileIgnored, HintFailed, WorkerPaused, WorkerResumed
 from watcher.executor import Executor
 from watcher.formats import strictjson
-from watcher.formats.command import PAUSED, PLAIN_WORDS, Command, InvalidCommand, command_of, parse_command
+from watcher.formats.command import PAUSED, PLAIN_WORDS, WORDS, Command, InvalidCommand, command_of, parse_command
 from watcher.spool.directory import DirectorySpool
 from watcher.spool.incarnation import Incarnation
 from watcher.spool.inhand import Busy
 
 #: Files of this folder that are no commands.
-_STATES = re.compile(re.escape(PAUSED) + r"|breakers\.json|budget-.*\.json")
+_STATES = re.compile(re.escape(PAUSED) + r"|breakers\.json|budget-.*\.json|spend-.*\.jsonl")
 _REFUSED = ".refused"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,200}\.json")
 _MAX_BYTES = 2 << 20
+#: No file's name has a slash.
+_FOLDER_TROUBLE = "/folder"
 #: Between two looks while a command waits for something: at first, and at most.
 _LOOK_AGAIN_SECONDS = (0.05, 1.0)
 
@@ -125,12 +128,15 @@ class ControlDesk:
             self._look_at_pause(PAUSED in names)
             for name in sorted(filter(_is_command_name, names), key=self._age):
                 self._obey(name)
+            for name in filter(_is_strange, names):
+                self._wonder_at(name)
             for name in self._open.keys() - set(names):
                 del self._open[name]
+            self._told.intersection_update({*names, _FOLDER_TROUBLE})
         except OSError as error:
-            self._tell_once("folder", f"control: {error.strerror or error}")
+            self._tell_once(_FOLDER_TROUBLE, f"control: {error.strerror or error}")
         else:
-            self._told.discard("folder")
+            self._told.discard(_FOLDER_TROUBLE)
 
     # --- pause
 
@@ -193,6 +199,17 @@ class ControlDesk:
         entry.again_at = now + entry.pause
         entry.pause = _LOOK_AGAIN_SECONDS[0] if what.is_ours else min(entry.pause * 2, _LOOK_AGAIN_SECONDS[1])
         self._open[name] = entry
+
+    def _wonder_at(self, name: str) -> None:
+        """Say once that this file does nothing, unless it is renamed or removed soon by whoever writes it."""
+        now = self._clock.monotonic()
+        if name in self._told:
+            return
+        entry = self._open.setdefault(name, _Open(now, now + self._options.settle_seconds))
+        if now >= entry.again_at:
+            del self._open[name]
+            self._told.add(name)
+            self._emit(FileIgnored(ascii(name), _why_no_command(name)))
 
     def _try(self, name: str) -> _Done | _Later | None:
         """Obey one file; None when it is no business of this process. Raises OSError."""
@@ -335,3 +352,17 @@ class ControlDesk:
 
 def _is_command_name(name: str) -> bool:
     return _STATES.fullmatch(name) is None and (_NAME.fullmatch(name) is not None or name in PLAIN_WORDS)
+
+
+def _is_strange(name: str) -> bool:
+    """Whether a file is no command, no state, and nothing that its writer has hidden."""
+    return not (name.startswith(".") or _STATES.fullmatch(name) or _is_command_name(name))
+
+
+def _why_no_command(name: str) -> str:
+    if name in WORDS:
+        return f'not a command: {name} needs a task: a file like c.json with {{"command": "{name}", "task_id": ...}}'
+    if name.endswith(".json"):
+        return "not a command: its name must be letters, digits and . _ @ + -, and begin with a letter or digit"
+    words = ", ".join(PLAIN_WORDS)
+    return f"not a command: a file without an ending is one of {words}; every other command is JSON, in a file *.json"

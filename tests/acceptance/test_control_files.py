@@ -261,3 +261,21 @@ def test_what_is_no_command_is_put_aside_with_a_reason(site: Site) -> None:
     assert read(control(site) / "state.json") == {"colour": "red"}
     command(site, "late", command="explode")
     assert worker.stop() == 0
+
+
+def test_file_that_is_no_command_and_no_state_is_left_alone_and_told_once(site: Site) -> None:
+    worker = site.start()
+    for name in ("stop", "cancel", "my command.json", "spend-20260101.jsonl", "budget-20260101.json", ".c.tmp"):
+        (control(site) / name).touch()
+    told = {line["file"].strip("'"): line["detail"] for line in worker.logged("file.ignored", 3)}
+    assert told.keys() == {"stop", "cancel", "my command.json"}
+    assert "pause, resume, drain, beat" in told["stop"] and "task_id" in told["cancel"]
+    command(site, "p", command="pause")
+    site.beat_that(lambda beat: beat["status"] == "paused", what="that is paused")
+    assert len(worker.lines("file.ignored")) == 3
+    assert {"stop", "cancel", "my command.json"} <= set(names(control(site)))
+    (control(site) / "stop").unlink()
+    command(site, "r", command="resume")
+    site.beat_that(lambda beat: beat["status"] == "healthy", what="that is healthy")
+    (control(site) / "stop").touch()
+    assert len(worker.logged("file.ignored", 4)) == 4
