@@ -24,7 +24,7 @@ from watcher.atomicfile import Folder, fsync_file, move_new
 from watcher.errors import InvalidTask, WatcherError
 from watcher.formats import strictjson
 from watcher.formats.result import parse_result
-from watcher.formats.task import ID_PATTERN, PAST, parse_task
+from watcher.formats.task import ID_PATTERN, PAST, parse_task, refuse_to_unset
 from watcher.spool.inhand import find_waiting, put_back
 from watcher.spool.places import ARCHIVE, History, Places
 from watcher.spool.visit import Visit
@@ -146,6 +146,7 @@ def _submitted(letter: Letter) -> dict[str, Any]:
 
 
 def _changed(submitted: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    refuse_to_unset(submitted, changes)
     whole = {**submitted, **changes}
     return {name: value for name, value in whole.items() if name not in changes or value is not None}
 

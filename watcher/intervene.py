@@ -58,4 +58,4 @@ def release(folders: Folders, worker: str, task_id: str) -> bool:
 def edit(folders: Folders, worker: str, task_id: str, changes: dict[str, Any]) -> bool:
     """Give fields of a waiting or held task other values (None takes one away); False when it does not wait."""
     with Visit(folders, worker, "edit") as places:
-        return inhand.edit(places, task_id, changes, _MAX_BYTES) is not None
+        return inhand.edit(places, task_id, changes, _MAX_BYTES, may_repeat=False) is not None

@@ -47,6 +47,44 @@ def test_reader_that_has_seen_enough_ends_a_command_without_a_word(words: list[s
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize("command", ["list", "results", "qshape"])
+def test_two_different_workers_are_refused(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WATCHER_ROOT", str(tmp_path))
+    assert cli.main([command, "marie", "--worker", "anga"]) == 2
+    assert "marie or --worker anga: give one" in capsys.readouterr().err
+    assert cli.main([command, "marie", "--worker", "marie"]) == 0
+
+
+@pytest.mark.parametrize("flag", [[], ["--json"]])
+def test_pause_of_a_worker_that_nobody_has_seen_is_made_and_told(
+    flag: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WATCHER_ROOT", str(tmp_path))
+    (tmp_path / "tasks" / "marie").mkdir(parents=True)
+    (tmp_path / "heartbeats").mkdir()
+    (tmp_path / "heartbeats" / "anga.json").write_text("{}")
+    assert cli.main(["pause", "marie", "bob", "anga", *flag]) == 0
+    assert capsys.readouterr().err == (
+        f"watcher: no worker bob is known in {tmp_path} yet; it will start paused when it comes\n"
+    )
+    assert (tmp_path / "control" / "bob" / "paused.json").is_file()
+
+
+def test_field_that_a_task_does_not_have_cannot_be_unset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WATCHER_ROOT", str(tmp_path))
+    task = tmp_path / "tasks" / "marie" / "a.json"
+    task.parent.mkdir(parents=True)
+    task.write_text('{"description": "x", "colour": "red"}')
+    assert cli.main(["edit", "a", "--unset", "provder"]) == 1
+    assert "'provder' is no field" in (err := capsys.readouterr().err) and "did you mean provider?" in err
+    assert cli.main(["edit", "a", "--unset", "colour", "--unset", "model"]) == 0
+    assert json.loads(task.read_text()) == {"description": "x"}
+
+
 def test_overview_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["help"]) == 0
     out = capsys.readouterr().out

@@ -25,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    places = shared.places()
+    places, only = shared.places(), shared.worker_of(options)
     found: list[Sighting] = []
-    for worker in [options.worker] if options.worker else workers(places):
+    for worker in [only] if only else workers(places):
         found += sorted(on_their_way(places, worker), key=_order)
     found = [s for s in found if options.state in (None, s.state) and _is_of(s, options.batch_id)]
     if options.json:

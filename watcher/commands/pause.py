@@ -18,15 +18,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from watcher.overview import Lookout
     from watcher.tell import checked, pause
+    from watcher.whereabouts import workers
 
     places = shared.places()
     for worker in options.workers:
         checked(worker)
+    known = {*workers(places), *Lookout(places).beating()}
     for worker in options.workers:
         path = pause(places.control, worker, options.reason)
         if options.json:
             shared.say_json({"worker": worker, "is_paused": True, "path": str(path)})
         else:
             print(f"{worker} is paused; go on with: watcher resume {worker}")
+        if worker not in known:
+            shared.tell(f"no worker {worker} is known in {places.root} yet; it will start paused when it comes")
     return 0

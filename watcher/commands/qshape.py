@@ -25,11 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from watcher.whereabouts import on_their_way, workers
 
-    places = shared.places()
+    places, only = shared.places(), shared.worker_of(options)
     wanted = {"waiting", "retrying", "unreadable"} | ({"held", "scheduled", "blocked"} if options.all else set())
     counts: dict[tuple[str, int], Counter[int]] = {}
     now = time.time()
-    for worker in [options.worker] if options.worker else workers(places):
+    for worker in [only] if only else workers(places):
         for sighting in on_their_way(places, worker):
             if sighting.state in wanted:
                 key = (worker, sighting.task.priority if sighting.task is not None else 0)

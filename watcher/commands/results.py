@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
     from watcher.terminal import duration
 
     client = Client(folders=shared.places())
-    found = client.results(options.worker, status=options.status, batch_id=options.batch_id)
+    found = client.results(shared.worker_of(options), status=options.status, batch_id=options.batch_id)
     rows = []
     for result in itertools.islice(found, options.limit):
         if options.json:

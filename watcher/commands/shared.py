@@ -111,9 +111,16 @@ def add_worker(parser: argparse.ArgumentParser) -> None:
 
 def add_worker_first(parser: argparse.ArgumentParser) -> None:
     """The worker as the first word, or by its flag: for commands that take no other words."""
-    parser.add_argument("worker", metavar="NAME", nargs="?", type=utf8, default=argparse.SUPPRESS,
-                        help="only this worker; the same as --worker NAME")  # fmt: skip
-    add_worker(parser)
+    parser.add_argument("worker", metavar="NAME", nargs="?", type=utf8, help="only this worker; as --worker NAME")
+    parser.add_argument("--worker", metavar="NAME", dest="worker_too", type=utf8, help="only this worker")
+
+
+def worker_of(options: argparse.Namespace) -> str | None:
+    """The worker that `add_worker_first` was given. Raises SettingError for two different ones."""
+    first, flag = options.worker, options.worker_too
+    if None not in (first, flag) and first != flag:
+        raise SettingError(f"{first} or --worker {flag}: give one worker's name, or leave both out for all")
+    return first if flag is None else flag
 
 
 def priority_word(number: int) -> str:

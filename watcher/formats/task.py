@@ -108,6 +108,18 @@ class Task:
         return [name for name in self.submitted if name not in FIELDS and not name.startswith(("dlq_", "x_"))]
 
 
+def refuse_to_unset(submitted: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Raise InvalidTask when `changes` takes away (None) what is no field of a task and not in this one either."""
+    for name in (name for name, value in changes.items() if value is None and name not in (*FIELDS, *submitted)):
+        import difflib  # after all else: every submit imports this module
+
+        near = difflib.get_close_matches(name, [*FIELDS, *submitted], n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(FIELDS)}"
+        raise InvalidTask(
+            "invalid_field", f"{name!r} is no field of a task, and this one has none of that name; {hint}"
+        )
+
+
 def parse_task(raw: bytes, stem: str, worker: str) -> Task:
     """Read the bytes of `tasks/<worker>/<stem>.json`. Raises InvalidTask."""
     try:

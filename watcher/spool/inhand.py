@@ -18,7 +18,7 @@ from typing import Any
 from watcher.atomicfile import Folder, fsync_file, move, move_new
 from watcher.errors import InvalidTask, WatcherError
 from watcher.formats import strictjson
-from watcher.formats.task import Task, parse_task, task_from_fields
+from watcher.formats.task import Task, parse_task, refuse_to_unset, task_from_fields
 from watcher.spool.places import History, Places
 from watcher.spool.reading import Reading, read_task_file
 
@@ -141,16 +141,21 @@ def back_from_hand(places: Places, source: Folder, handle: str, history: History
     return name
 
 
-def edit(places: Places, task_id: str, changes: dict[str, Any], max_bytes: int) -> str | None:
+def edit(
+    places: Places, task_id: str, changes: dict[str, Any], max_bytes: int, *, may_repeat: bool = True
+) -> str | None:
     """Give fields of a waiting task new values (None takes a field away) and put it back; returns its name there.
 
     None when it does not wait. It keeps its time of arrival and its counters. Raises InvalidTask, with the task left
-    as it was, when it would be none after that.
+    as it was, when it would be none after that; unless it `may_repeat` what was done already, as a command may, also
+    when a field that it takes away is none.
     """
     taken = take_in_hand(places, task_id, max_bytes)
     if taken is None:
         return None
     try:
+        if not may_repeat:
+            refuse_to_unset(taken.task.submitted, changes)
         raw = changed(taken.task, changes, places.worker)
         if len(raw) > max_bytes:
             raise InvalidTask("too_large", f"{len(raw)} bytes; MAX_TASK_BYTES allows {max_bytes}")
