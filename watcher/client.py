@@ -152,7 +152,7 @@ class Client:
 
     def submit_many(self, worker: str, many: Iterable[Mapping[str, Any]]) -> list[TaskRef]:
         """Several at once, which is faster: each group of 100 is made durable together. All of a group are checked
-        before the first of it is put in."""
+        before the first of it is put in, also that no id is taken or stands twice."""
         refs: list[TaskRef] = []
         rest = iter(many)
         while group := list(itertools.islice(rest, _GROUP)):

@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -51,23 +52,33 @@ def submit(tasks: Path, worker: str, fields: dict[str, Any]) -> str:
 def submit_many(tasks: Path, worker: str, many: list[dict[str, Any]]) -> list[str]:
     """Put several tasks in, in this order; returns their ids when all are durable.
 
-    All are checked before the first is put in. AlreadySubmitted stops at the task it names.
+    All are checked before the first is put in: each by itself, and that no id stands twice or waits there already.
+    AlreadySubmitted stops at the task it names; some of the others are in only if that one came just now.
     """
     if re.fullmatch(WORKER_PATTERN, worker) is None:
         raise InvalidTask("bad_worker", f"{worker!r} is no worker name: use letters, digits, dot, dash, underscore")
     ready = [_prepare(worker, fields) for fields in many]
+    twice = next((task_id for task_id, count in Counter(task_id for task_id, _ in ready).items() if count > 1), None)
+    if twice is not None:
+        raise InvalidTask("invalid_field", f"task_id {twice!r} is given to two of these tasks; choose another for one")
     folder = Folder(tasks / worker)
     accepted: list[str] = []
     try:
+        for fields in many:
+            if fields.get("task_id") is not None and folder.has(f"{fields['task_id']}.json"):
+                raise _taken(folder, fields["task_id"], accepted)
         for task_id, data in ready:
             if not _put(folder, task_id, data):
-                text = f"task {task_id!r} waits in {folder.path} already; choose another id"
-                raise AlreadySubmitted(text, accepted)
+                raise _taken(folder, task_id, accepted)
             accepted.append(task_id)
     finally:
         os.fsync(folder.fd)
         folder.close()
     return accepted
+
+
+def _taken(folder: Folder, task_id: str, accepted: list[str]) -> AlreadySubmitted:
+    return AlreadySubmitted(f"task {task_id!r} waits in {folder.path} already; choose another id", accepted)
 
 
 def _prepare(worker: str, fields: dict[str, Any]) -> tuple[str, bytes]:

@@ -68,6 +68,15 @@ def test_task_that_the_worker_would_refuse_is_not_put_in(client: Client) -> None
     assert not list(client.folders.tasks.glob("*/*.json"))
 
 
+def test_group_with_one_id_twice_is_refused_as_a_whole(client: Client) -> None:
+    group = [{"description": "a"}, {"description": "b", "task_id": "t"}, {"description": "c", "task_id": "t"}]
+    with pytest.raises(InvalidTask, match="'t' is given to two"):
+        client.submit_many("marie", group)
+    with pytest.raises(InvalidTask, match="'t' is given to two"):
+        asyncio.run(AsyncClient(folders=client.folders).submit_many("marie", group))
+    assert not list(client.folders.tasks.glob("*/*.json"))
+
+
 def test_id_that_has_ended_already_is_refused(client: Client) -> None:
     end(client, ("marie", "t"))
     with pytest.raises(AlreadyKnown):

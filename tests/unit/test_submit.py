@@ -145,6 +145,18 @@ def test_one_bad_task_among_many_keeps_all_of_them_out(tmp_path: Path) -> None:
     assert everything_below(tmp_path) == []
 
 
+def test_id_that_stands_twice_or_waits_already_keeps_all_of_them_out(tmp_path: Path) -> None:
+    same = {"description": "x", "task_id": "same"}
+    with pytest.raises(InvalidTask, match="'same' is given to two"):
+        submit_many(tmp_path, "marie", [{"description": "good"}, same, same])
+    assert everything_below(tmp_path) == []
+    submit(tmp_path, "marie", same)
+    with pytest.raises(AlreadySubmitted, match="'same'") as refusal:
+        submit_many(tmp_path, "marie", [{"description": "good"}, same])
+    assert refusal.value.accepted == []
+    assert everything_below(tmp_path) == ["marie", "marie/same.json"]
+
+
 # --- order and durability
 
 
