@@ -78,9 +78,12 @@ def test_every_problem_is_told_at_once_with_its_line(tmp_path: Path) -> None:
         (GOOD + "    cwd: here", "6: zone 'notes': cwd must match"),
         (GOOD + "    metadata: {a: 2026-11-22}", "6: '2026-11-22' is read as a date; quote it"),
         (GOOD + "    timeout: .nan", "6: zone 'notes': timeout must be a number"),
-        (GOOD + "    metadata: {a: .nan}", "2: zone 'notes': metadata cannot be written as JSON"),
+        (GOOD + "    metadata: {a: .nan}", "6: zone 'notes': metadata cannot be written as JSON"),
         (GOOD + "    prompt2: !!python/object:os.system x", "6: no YAML: could not determine a constructor"),
-        (GOOD + "    on_done: move\n    move_to: deeper", "2: zone 'notes': move_to:"),
+        (GOOD + "    on_done: move\n    move_to: deeper", "7: zone 'notes': move_to:"),
+        (GOOD + "    max_bytes: 0", "6: zone 'notes': max_bytes must be a whole number from 1"),
+        (GOOD + "    metadata:\n      drop: {a: 1}", "7: zone 'notes': metadata.drop tells which file"),
+        (GOOD.replace("- name", "- &a\n    name") + "  - *a\n", "3: zone 'notes': its name is that of the zone"),
         (
             GOOD + GOOD.removeprefix("zones:\n").replace("notes", "NOTES"),
             "6: zone 'NOTES': its name is that of the zone",
@@ -109,7 +112,7 @@ def test_zones_may_hand_files_on_but_not_in_a_circle(tmp_path: Path) -> None:
     two = one + "  - {name: next, dirs: second, worker: anga, prompt: x, on_done: move, move_to: ../third}\n"
     assert len(load(tmp_path, two).zones) == 2
     problems = refused(tmp_path, two.replace("../third", "../in"))
-    assert [problem.split(":")[0] for problem in problems] == ["2", "8"] and "for ever" in problems[0]
+    assert [problem.split(":")[0] for problem in problems] == ["7", "8"] and "for ever" in problems[0]
 
 
 def test_merged_defaults_are_taken_and_bombs_of_aliases_are_refused(tmp_path: Path) -> None:

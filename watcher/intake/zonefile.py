@@ -45,7 +45,7 @@ _KINDS: dict[str, Kind] = {
     "move_to": Text(4096, 1),
     "recursive": Flag(),
     "settle": Number(0, 600),
-    "max_bytes": Number(0, 1 << 50, integer=True),
+    "max_bytes": Number(1, 1 << 50, integer=True),
     **{name: FIELDS[name] for name in _TASK_KEYS},
 }
 
@@ -129,12 +129,12 @@ class _Checker:
     def file(self, top: Marked) -> ZoneFile:
         members = self._mapping(top, ("zones", "processing"), "the file")
         processing = self._processing(members.get("processing"))
-        zones: list[tuple[Zone, int]] = []
+        zones: list[tuple[Zone, Marked]] = []
         listed = members.get("zones")
         if listed is None or not isinstance(listed.value, list) or not listed.value:
             self._say((listed or top).line, "zones: must be a list of at least one zone, each `- name: ...`")
         else:
-            zones = [(zone, one.line) for n, one in enumerate(listed.value) if (zone := self._zone(one, n))]
+            zones = [(zone, one) for n, one in enumerate(listed.value) if (zone := self._zone(one, n))]
         self._together(zones)
         return ZoneFile(self._path, tuple(zone for zone, _ in zones), processing)
 
@@ -168,7 +168,9 @@ class _Checker:
         if "events" in values:
             values["events"] = frozenset(values["events"])
         values["fields"] = {key: members[key].plain() for key in _TASK_KEYS if key in members}
-        self._writable(values["fields"], given.line, where)
+        for key in values["fields"]:
+            self._writable(members[key], f"{where}: {key}")
+        self._no_drop(members.get("metadata"), where)
         values["move_to"] = self._move_to(members, where)
         return Zone(**values) if len(self.problems) == before else None
 
@@ -181,32 +183,34 @@ class _Checker:
             self._say(given.line, f"{where}: move_to needs on_done: move")
         return Path(os.path.expanduser(given.value))
 
-    def _together(self, zones: list[tuple[Zone, int]]) -> None:
+    def _together(self, zones: list[tuple[Zone, Marked]]) -> None:
         """What one zone must not be beside another, or beside the suite's own folders."""
         names: dict[str, int] = {}
-        for zone, line in zones:
-            first = names.setdefault(zone.slug.casefold(), line)
-            if first != line:
-                text = f"its name is that of the zone in line {first}, or looks the same in task ids"
+        for zone, given in zones:
+            key, line = zone.slug.casefold(), _line(given, "name")
+            if key in names:  # an alias stands in the line of what it repeats
+                text = f"its name is that of the zone in line {names[key]}, or looks the same in task ids"
                 self._say(line, f"zone {zone.name!r}: {text}")
+            names.setdefault(key, line)
             for folder in zone.dirs:
-                self._not_reserved(zone, folder, line)
-                self._not_found_again(zone, folder, line)
+                self._not_reserved(zone, folder, _line(given, "dirs"))
+                self._not_found_again(zone, folder, _line(given, "move_to"))
         self._no_circle(zones)
 
-    def _no_circle(self, zones: list[tuple[Zone, int]]) -> None:
+    def _no_circle(self, zones: list[tuple[Zone, Marked]]) -> None:
         """Zones may hand their finished files on, but not round and round: each turn would cost money."""
         next_of = {
             zone.name: {other.name for other, _ in zones if other is not zone and _hands_to(zone, other)}
             for zone, _ in zones
         }
-        for zone, line in zones:
+        for zone, given in zones:
             reached, ahead = set[str](), set(next_of[zone.name])
             while ahead:
                 name = ahead.pop()
                 reached.add(name)
                 ahead |= next_of[name] - reached
             if zone.name in reached:
+                line = _line(given, "move_to")
                 self._say(line, f"zone {zone.name!r}: move_to: its files come back to it through other zones, for ever")
 
     def _not_reserved(self, zone: Zone, folder: Path, line: int) -> None:
@@ -270,14 +274,24 @@ class _Checker:
             self._say(given.line, f"{where}: prompt: {error}")
             return None
 
-    def _writable(self, fields: dict[str, Any], line: int, where: str) -> None:
+    def _no_drop(self, given: Marked | None, where: str) -> None:
+        if given is not None and isinstance(given.value, dict) and "drop" in given.value:
+            text = "metadata.drop tells which file the task was made of; choose another key"
+            self._say(given.value["drop"].line, f"{where}: {text}")
+
+    def _writable(self, given: Marked, where: str) -> None:
         try:
-            strictjson.loads(strictjson.dumps(fields, errors="strict"))
+            strictjson.loads(strictjson.dumps(given.plain(), errors="strict"))
         except (TypeError, ValueError) as error:
-            self._say(line, f"{where}: metadata cannot be written as JSON: {error}")
+            self._say(given.line, f"{where} cannot be written as JSON: {error}")
 
     def _say(self, line: int, text: str) -> None:
         self.problems.append((line, f"{self._path}:{line}: {text}"))
+
+
+def _line(given: Marked, key: str) -> int:
+    """Where this key's value stands, or the whole mapping when it has none."""
+    return given.value[key].line if key in given.value else given.line
 
 
 def _covers(zone: Zone, base: Path, folder: Path) -> bool:
