@@ -85,6 +85,28 @@ def test_field_that_a_task_does_not_have_cannot_be_unset(
     assert json.loads(task.read_text()) == {"description": "x"}
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["-m", "watcher", "list"], ["-m", "watcher", "help"], ["demo_watcher.py", "--status"],
+     ["-m", "watcher", "pause", "marie"]],
+)  # fmt: skip
+def test_closed_stdout_is_one_line_on_stderr_and_nothing_is_done(words: list[str], tmp_path: Path) -> None:
+    home = Path(cli.__file__).parents[1]
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, *words]
+    environ = os.environ | {"WATCHER_ROOT": str(tmp_path)}
+    done = subprocess.run(command, stderr=subprocess.PIPE, cwd=home, env=environ, check=False, text=True)
+    assert done.returncode == 2 and not list(tmp_path.iterdir())
+    assert done.stderr.count("\n") == 1 and "standard output is closed" in done.stderr
+
+
+def test_closed_stderr_puts_nothing_among_the_output(tmp_path: Path) -> None:
+    home = Path(cli.__file__).parents[1]
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-m", "watcher", "show", "nowhere"]
+    environ = os.environ | {"WATCHER_ROOT": str(tmp_path)}
+    done = subprocess.run(command, stdout=subprocess.PIPE, cwd=home, env=environ, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
+
+
 def test_overview_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["help"]) == 0
     out = capsys.readouterr().out

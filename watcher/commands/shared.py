@@ -45,7 +45,9 @@ def tell(text: str) -> None:
 
 
 def forgive_terminals() -> None:
-    """A terminal that lacks a character is no reason to fail."""
+    """A terminal that lacks a character is no reason to fail, and neither is a closed standard error."""
+    if sys.stderr is None:  # `2>&-`; what is told there would be printed among the output
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - for as long as the process lives
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -55,8 +57,11 @@ def concluded(program: str, body: Callable[[], int], interrupted: str = "") -> i
     """The exit code of `body`. What goes wrong is told here, as one line of `program` on stderr.
 
     0 also when the reader of stdout has gone; 2 for every error that has words for people, and where a file or folder
-    cannot be used; 130 Ctrl-C, with the line `interrupted` if there is one.
+    cannot be used; 130 Ctrl-C, with the line `interrupted` if there is one. 2 and nothing done with a closed stdout.
     """
+    if sys.stdout is None:  # `>&-`; the first file that is opened would be taken for standard output
+        print(f"{program}: standard output is closed; nothing was done; give it a file or /dev/null", file=sys.stderr)
+        return 2
     try:
         try:
             code = body()
@@ -117,7 +122,8 @@ def add_worker_first(parser: argparse.ArgumentParser) -> None:
 
 def worker_of(options: argparse.Namespace) -> str | None:
     """The worker that `add_worker_first` was given. Raises SettingError for two different ones."""
-    first, flag = options.worker, options.worker_too
+    first: str | None = options.worker
+    flag: str | None = options.worker_too
     if None not in (first, flag) and first != flag:
         raise SettingError(f"{first} or --worker {flag}: give one worker's name, or leave both out for all")
     return first if flag is None else flag
