@@ -7,6 +7,7 @@ does not use is not imported.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +38,10 @@ class Runners:
         self._bus = bus
 
     def make(self, folder: Path, incarnation: Incarnation) -> Runner:
-        """The runner for everything; `folder` is the claim folder. Processes that are kept warm begin to start."""
+        """The runner for everything; `folder` is the claim folder. Processes that are kept warm begin to start.
+
+        Called on the loop thread, which is told what happens to them.
+        """
         config = self._config
         once = self._once(folder, incarnation)
         if once.prespawn is not None:
@@ -133,6 +137,7 @@ class Runners:
             PoolRunnerSettings(folder, config.max_output_bytes, config.allowed_cwd),
             self._clock,
             self._bus.emit,
+            asyncio.get_running_loop().call_soon_threadsafe,
         )
         warm.start()
         return Router(once, {HANDLER: warm})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import threading
 from collections.abc import Iterator
@@ -89,7 +90,7 @@ class FakePool:
 
 
 class Shop:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, emit: Any = None, soon: Any = None) -> None:
         self.pool = FakePool()
         self.once = Once()
         self.memory = Memory()
@@ -102,7 +103,9 @@ class Shop:
             return self.pool
 
         settings = PoolRunnerSettings(folder, max_output_bytes=100, allowed_cwd=(folder,))
-        self.runner = PoolRunner(make, self.once, settings, self.clock, self.memory)
+        self.runner = PoolRunner(
+            make, self.once, settings, self.clock, emit or self.memory, soon or (lambda call: None)
+        )
 
     def run(self, says: Any = None, **more: Any) -> Outcome:
         self.pool.says = says if says is not None else self.pool.says
@@ -220,6 +223,35 @@ def test_events_are_told_when_the_loop_comes_by_and_cold_is_remarked(shop: Shop)
     assert shop.runner.sweep() == 0
     assert shop.memory.events == [events.HandlersCold("why")]
     assert shop.runner.remark() == "handler: one process for each task: why"
+
+
+def test_events_are_told_at_once_and_on_the_loop_thread_when_there_is_a_loop(tmp_path: Path) -> None:
+    async def play() -> tuple[int, list[int]]:
+        told, threads = asyncio.Event(), []
+
+        def emit(_: events.Event) -> None:
+            threads.append(threading.get_ident())
+            told.set()
+
+        shop = Shop(tmp_path, emit, asyncio.get_running_loop().call_soon_threadsafe)
+        await asyncio.to_thread(shop.tell, events.HandlersCold("why"))
+        async with asyncio.timeout(30):
+            await told.wait()
+        return threading.get_ident(), threads
+
+    mine, threads = asyncio.run(play())
+    assert threads == [mine]
+
+
+def test_events_of_a_closed_loop_are_told_at_the_end(tmp_path: Path) -> None:
+    loop = asyncio.new_event_loop()
+    loop.close()
+    memory = Memory()
+    shop = Shop(tmp_path, memory, loop.call_soon_threadsafe)
+    shop.tell(events.HandlersCold("why"))
+    assert memory.events == []
+    shop.runner.close()
+    assert memory.events == [events.HandlersCold("why")]
 
 
 def test_the_router_sends_each_provider_to_its_runner(shop: Shop) -> None:

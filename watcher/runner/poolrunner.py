@@ -7,11 +7,12 @@ what a healthy handler keeps running beside itself is its own.
 
 A command that does not stay and answer a ping cannot be kept warm: its attempts are run by the other runner, one
 process each, which is told by an event and by `remark`. Nothing here raises for what a handler does. Events are emitted
-on the loop thread, in `sweep` and `close`.
+on the loop thread: as soon as `soon` (its `call_soon_threadsafe`) gets there, at the latest in `sweep` and `close`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 from collections import deque
@@ -61,9 +62,11 @@ class PoolRunner(Unseen):
         settings: PoolRunnerSettings,
         clock: Clock,
         emit: Emit,
+        soon: Callable[[Callable[[], None]], object] = lambda call: None,
     ) -> None:
         self._happened: deque[Event] = deque(maxlen=_MOST_EVENTS)
-        self._pool = make_pool(self._happened.append)
+        self._soon = soon
+        self._pool = make_pool(self._note)
         self._once = once
         self._settings = settings
         self._clock = clock
@@ -99,8 +102,7 @@ class PoolRunner(Unseen):
 
     def sweep(self) -> int:
         """Tell what has happened in the pool; what handlers leave behind is ended by the pool itself."""
-        while self._happened:
-            self._emit(self._happened.popleft())
+        self._tell()
         return 0
 
     def remark(self) -> str | None:
@@ -112,6 +114,16 @@ class PoolRunner(Unseen):
         """End all handlers."""
         self._pool.shutdown()
         self.sweep()
+
+    def _note(self, event: Event) -> None:
+        """The keeper's thread: something has happened."""
+        self._happened.append(event)
+        with contextlib.suppress(RuntimeError):  # the loop is closed; `close` has told or will tell
+            self._soon(self._tell)
+
+    def _tell(self) -> None:
+        while self._happened:
+            self._emit(self._happened.popleft())
 
     def _refused(self, attempt: Attempt) -> Outcome | None:
         if not isinstance(_name(attempt), str):
