@@ -79,17 +79,26 @@ def attempt_over(child: Ended | None, mark: str) -> int:
     """End everything that an attempt left behind; its command has ended and was waited for, or never started.
 
     First the rest of its group, then what escaped. Returns how many processes that were. When nothing was left, which
-    is nearly always, this is one `kill` and one read of /proc.
+    is nearly always, this is one `kill` and one read of /proc. No `sweep` takes them meanwhile and counts them twice.
     """
+    key = mark.encode()
+    _family.ending.add(key)
+    try:
+        return _end_rest(child, key)
+    finally:
+        _family.running.pop(key, None)
+        _family.ending.discard(key)
+
+
+def _end_rest(child: Ended | None, mark: bytes) -> int:
     count = 0
     if child is not None and _group_exists(child.pid):
         count = _end_session(child.pid)
         if child.was_told_to_end:
             count = 0  # they are part of what was told to end, not something it left behind
-    _family.running.pop(mark.encode(), None)
     if not _family.is_adopting:
-        return count + (_end_marked(mark.encode().__eq__, LEFTOVER_GRACE_SECONDS) if child is not None else 0)
-    return count + sweep()
+        return count + (_end_marked(mark.__eq__, LEFTOVER_GRACE_SECONDS) if child is not None else 0)
+    return count + _sweep(mark)
 
 
 def nobody_escaped() -> bool:
@@ -99,9 +108,13 @@ def nobody_escaped() -> bool:
 
 def sweep() -> int:
     """End adopted processes whose attempt is over, and reap the dead ones. Returns how many were ended."""
+    return _sweep(None)
+
+
+def _sweep(over: bytes | None) -> int:
     if not _family.has_adopted():
         return 0
-    return _end_all(_family.reap_and_list, _family.is_left_over, LEFTOVER_GRACE_SECONDS)
+    return _end_all(_family.reap_and_list, lambda pid: _family.is_left_over(pid, over), LEFTOVER_GRACE_SECONDS)
 
 
 def kill_marked(prefix: str) -> int:
@@ -148,6 +161,8 @@ class _Family:
         self.started: set[int] = set()
         self.passed: set[int] = set()
         self.running: dict[bytes, float] = {}
+        #: Those of `running` whose command has ended and whose leftovers are being ended.
+        self.ending: set[bytes] = set()
         self.is_adopting = False
         self._children_fd: int | None = None
         self._began = 0.0
@@ -191,17 +206,19 @@ class _Family:
                     living.append(pid)
         return living
 
-    def is_left_over(self, pid: int) -> bool:
-        """Whether an adopted process belongs to no attempt that still runs."""
+    def is_left_over(self, pid: int, over: bytes | None = None) -> bool:
+        """Whether an adopted process belongs to no attempt that still runs, or to `over`, which is ending."""
         facts = procfs.facts_of(pid)
         if facts is None or facts.is_dead or facts.parent != os.getpid():
             return False
         mark = procfs.mark_of(pid) or procfs.mark_of(pid, after_seconds=0.002)
         if mark and mark != _INHERITED_MARK:
-            return mark not in self.running
-        return self._is_unmarked_left_over(pid, facts)
+            return mark == over or mark not in self.running
+        ending = set[bytes]() if over is None else self.ending  # of two that end at once, one must take it
+        lasting = [began for mark, began in list(self.running.items()) if mark not in ending]
+        return self._is_unmarked_left_over(pid, facts, lasting)
 
-    def _is_unmarked_left_over(self, pid: int, facts: procfs.Facts) -> bool:
+    def _is_unmarked_left_over(self, pid: int, facts: procfs.Facts, running: list[float]) -> bool:
         """It cleared its environment, so only its age tells: an attempt cannot have started what is older than itself.
 
         Pid 1 also gets orphans that none of us started (`docker exec`): of those without a mark, ours are the ones
@@ -209,7 +226,7 @@ class _Family:
         """
         if os.getpid() == 1 and not any(_holds_ours(pid, fd) for fd in list(self.passed)):
             return False
-        return facts.started >= self._began and all(facts.started < began for began in list(self.running.values()))
+        return facts.started >= self._began and all(facts.started < began for began in running)
 
     def _list_children(self) -> list[int]:
         if self._children_fd is None:

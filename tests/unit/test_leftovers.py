@@ -118,6 +118,27 @@ def test_process_without_a_mark_that_is_older_than_all_running_attempts_is_ended
         older.finish()
 
 
+@pytest.mark.parametrize("escape", ["setsid", "env -i setsid"])
+def test_what_an_attempt_leaves_behind_is_counted_once_though_a_sweep_comes_by(
+    escape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = Started(f"{escape} sh -c 'echo $$; exec sleep 600' & exit 0")
+    escaped = started.pid()
+    wait, swept = leftovers._wait_until_ended, []
+
+    def sweep_and_wait(targets: list[leftovers._Target], seconds: float) -> None:
+        with monkeypatch.context() as once:
+            once.setattr(leftovers, "_wait_until_ended", wait)
+            swept.append(childproc.sweep())
+        wait(targets, seconds)
+
+    monkeypatch.setattr(leftovers, "_wait_until_ended", sweep_and_wait)
+    with ended_after(escaped):
+        assert started.finish() == (0, 1)
+        assert swept == [0]
+        assert not is_alive(escaped)
+
+
 PID_1 = """
 import os, sys, threading
 from watcher import childproc
