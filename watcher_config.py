@@ -326,7 +326,7 @@ def _folder(layers: Layers, name: str, default: str, problems: list[str]) -> Pat
         problems.append(layers.problem(name, what))
         return Path("/", name)
     if found is not None:
-        wrong = _wrong_folder(found)
+        wrong = _wrong_folder(found) or _dangling(path)
         if wrong:
             problems.append(layers.problem(name, wrong))
     return path
@@ -341,6 +341,14 @@ def _wrong_folder(given: Given) -> str | None:
     if given.source == ".env" and re.search(r"\$\w|\$\{", text):
         return "must be a plain path: variables are not replaced in .env"
     return None
+
+
+def _dangling(path: Path) -> str | None:
+    """A link to nothing on the way: no folder can be made there, and the system would say that it exists."""
+    there = next((one for one in (path, *path.parents) if os.path.lexists(one)), path)
+    if not os.path.islink(there) or os.path.exists(there):
+        return None
+    return f"{shown(str(there), 200)} is a link to nothing; make {shown(os.readlink(there), 200)}, or mend the link"
 
 
 def _find_env_file(environ: Mapping[str, str], named: Path | str | None) -> Path | None:

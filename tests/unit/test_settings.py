@@ -150,6 +150,18 @@ def test_variable_in_a_dotenv_folder_is_refused_not_made_into_a_folder(own_folde
     assert refusal() == "WATCHER_ROOT=$HOME/team (.env): must be a plain path: variables are not replaced in .env"
 
 
+def test_folder_behind_a_link_to_nothing_is_refused_as_that(own_folder: Path) -> None:
+    link = own_folder / "team"
+    link.symlink_to("away")
+    for root in (link, link / "deeper"):
+        said = f"WATCHER_ROOT={root} (environment): {link} is a link to nothing; make away, or mend the link"
+        with pytest.raises(SettingError) as refused:
+            folders(read_layers(environ={"WATCHER_ROOT": str(root)}))
+        assert str(refused.value) == said
+    (own_folder / "away").mkdir()
+    assert folders(read_layers(environ={"WATCHER_ROOT": str(link / "deeper")})).root == link / "deeper"
+
+
 def test_two_folder_settings_on_one_folder_are_refused() -> None:
     text = refusal(env={"TASK_DIR": "/x/a", "RESULT_DIR": "/x/b/../a"})
     assert "RESULT_DIR=/x/b/../a (environment): must be another folder than TASK_DIR" in text
