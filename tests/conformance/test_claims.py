@@ -10,7 +10,15 @@ import pytest
 
 from tests.conformance.conftest import Office
 from watcher.errors import NameTaken
-from watcher.events import FileIgnored, OutcomeDiscarded, TaskDropped, TaskFieldsUnknown, TaskRefused, TaskRescued
+from watcher.events import (
+    FileIgnored,
+    OutcomeDiscarded,
+    TaskDropped,
+    TaskFieldsUnknown,
+    TaskReferencesUnknown,
+    TaskRefused,
+    TaskRescued,
+)
 
 
 def test_task_is_claimed_once_and_its_result_ends_it(office: Office) -> None:
@@ -320,6 +328,20 @@ def test_unknown_fields_are_kept_and_told(office: Office) -> None:
     [claim] = desk.claim()
     assert claim.task.submitted["colour"] == "blue"
     assert desk.memory.of(TaskFieldsUnknown)[0].fields == "colour"
+
+
+def test_output_of_what_is_no_dependency_is_not_filled_in_and_told_once(office: Office) -> None:
+    desk = office.desk()
+    desk.drop("a", description="use {{x.stdout}}")
+    desk.drop("plain", description="use {{x}}")
+    desk.scan()
+    claims = {claim.task.task_id: claim for claim in desk.claim()}
+    assert claims["a"].prompt == "use {{x.stdout}}"
+    desk.spool.retry_in(claims["a"], 2)
+    desk.clock.pass_seconds(2.1)
+    [again] = desk.claim()
+    assert again.task.task_id == "a"
+    assert [(told.task_id, told.references) for told in desk.memory.of(TaskReferencesUnknown)] == [("a", "x")]
 
 
 def test_per_agent_runs_one_at_a_time_in_order_and_a_retry_keeps_its_place(office: Office) -> None:

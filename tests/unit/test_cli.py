@@ -144,6 +144,16 @@ def test_validate_reads_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "a task, z" in capsys.readouterr().out
 
 
+def test_validate_tells_references_to_what_is_no_dependency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "a.json"
+    text = "{{x.stdout}} {{ b/y.stdout }} {{z.stdout}} {{x.stdout}} {{w.out}}"
+    file.write_text(json.dumps({"description": text, "dependencies": ["b/z"]}))
+    assert cli.main(["validate", str(file)]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("no declared dependency: {{x.stdout}}, {{b/y.stdout}}")
+    assert cli.main(["validate", "--json", str(file)]) == 0
+    assert json.loads(capsys.readouterr().out)["unknown_references"] == ["x", "b/y"]
+
+
 def test_validate_of_a_missing_file_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["validate", str(tmp_path / "none.json")]) == 1
     assert "No such file" in capsys.readouterr().out

@@ -1,7 +1,8 @@
 """Check task files before they are dropped: `watcher validate task.json`, or `-` for standard input.
 
 Says of each file whether a worker would take it, and if not, the reason that its dead letter would carry and what to
-do. Nothing is changed or submitted. Exit code 1 when one of them would be refused.
+do; and what is odd in it, though no reason to refuse it. Nothing is changed or submitted. Exit code 1 when one of them
+would be refused.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from watcher.errors import InvalidTask
 from watcher.formats.task import TASK_FILE_NAME, Task, parse_task
+from watcher.spool.dependencies import unfilled
 
 _MAX_BYTES = 1 << 26
 
@@ -32,14 +34,24 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _verdict(file: str, worker: str | None) -> dict[str, Any]:
-    out: dict[str, Any] = {"file": file, "is_valid": False, "reason": None, "detail": None, "unknown_fields": []}
+    out: dict[str, Any] = {
+        "file": file,
+        "is_valid": False,
+        "reason": None,
+        "detail": None,
+        "unknown_fields": [],
+        "unknown_references": [],
+    }
     try:
         task = _read(file, worker)
     except InvalidTask as error:
         return out | {"reason": error.reason, "detail": error.detail}
     except OSError as error:
         return out | {"reason": "unreadable", "detail": error.strerror or str(error)}
-    return out | {"is_valid": True, "task_id": task.task_id, "unknown_fields": task.unknown_fields()}
+    left = unfilled(task.description, task.dependencies)
+    return out | {
+        "is_valid": True, "task_id": task.task_id, "unknown_fields": task.unknown_fields(), "unknown_references": left,
+    }  # fmt: skip
 
 
 def _read(file: str, worker: str | None) -> Task:
@@ -70,4 +82,6 @@ def _line(verdict: dict[str, Any]) -> str:
         return f"{verdict['file']}: refused as {verdict['reason']}: {verdict['detail']}"
     unknown = verdict["unknown_fields"]
     more = f"; kept, but not known to this version: {', '.join(unknown)}" if unknown else ""
+    left = ", ".join(f"{{{{{name}.stdout}}}}" for name in verdict["unknown_references"])
+    more += f"; left as written, because it is no declared dependency: {left}" if left else ""
     return f"{verdict['file']}: a task, {verdict['task_id']}{more}"

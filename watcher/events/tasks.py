@@ -122,6 +122,16 @@ class TaskFieldsUnknown(Event):
 
 
 @dataclass(slots=True)
+class TaskReferencesUnknown(Event):
+    """`{{name.stdout}}` of no declared dependency stays as it is written; perhaps the task should wait for it."""
+
+    name: ClassVar[str] = "task.references_unknown"
+    level: ClassVar[str] = "warning"
+    task_id: str
+    references: str
+
+
+@dataclass(slots=True)
 class FileIgnored(Event):
     """The file is left where it is."""
 

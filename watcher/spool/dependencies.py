@@ -163,6 +163,14 @@ def fill(description: str, dependencies: Iterable[str], results: Results) -> str
     return _REFERENCE.sub(text_of, description)
 
 
+def unfilled(description: str, dependencies: Iterable[str]) -> list[str]:
+    """The names in `{{name.stdout}}` that mean no declared dependency, or more than one: `fill` leaves them."""
+    if "{{" not in description:
+        return []
+    declared = _by_name(dependencies)
+    return [name for name in dict.fromkeys(_REFERENCE.findall(description)) if name not in declared]
+
+
 def _by_name(dependencies: Iterable[str]) -> dict[str, str]:
     """What a description may call each dependency: as it is declared, or by its id where only one is meant."""
     declared = set(dependencies)

@@ -18,12 +18,12 @@ from typing import Any, Literal
 from watcher.atomicfile import Folder, move, move_new, replace
 from watcher.clock import Clock
 from watcher.errors import InvalidTask, WorkerTrouble
-from watcher.events import Emit, Event, TaskFieldsUnknown, TaskReleased
+from watcher.events import Emit, Event, TaskFieldsUnknown, TaskReferencesUnknown, TaskReleased
 from watcher.formats.notice import Receipt
 from watcher.formats.task import Task, parse_task
 from watcher.policy.order import Waiting
 from watcher.spool import inhand
-from watcher.spool.dependencies import fill
+from watcher.spool.dependencies import fill, unfilled
 from watcher.spool.endings import Ending, Endings
 from watcher.spool.interface import Claim, Claimed, Settlement
 from watcher.spool.lookout import Lookout, SpoolOptions
@@ -315,6 +315,9 @@ class DirectorySpool:
         unknown = task.unknown_fields()
         if unknown:
             self._emit(TaskFieldsUnknown(task.task_id, ", ".join(unknown)[:500]))
+        left = [] if history.attempts else unfilled(task.description, task.dependencies)
+        if left:
+            self._emit(TaskReferencesUnknown(task.task_id, ", ".join(left)[:500]))
         wall = self._clock.wall()
         due = wall - (self._clock.monotonic() - waiting.due) if waiting.due else 0.0
         since = max(found.changed_at, due)
