@@ -70,8 +70,13 @@ def test_list_and_show_tell_each_state_with_and_without_a_worker(site: Site) -> 
     assert said(site, "list", "marie").splitlines()[0] == text.splitlines()[0]
     assert said(site, "list", "anga") == said(site, "list", "--worker", "anga") == "no task is on its way\n"
     assert "  priority  low\n" in said(site, "show", "w")
+    assert [line["holdup"] for line in lines(site, "show", "w")] == [None]
+    said(site, "pause", "marie")
+    assert "  held up   marie is paused; go on with: watcher resume marie\n" in said(site, "show", "w")
     worker.kill()
     assert {line["task_id"]: line["state"] for line in lines(site, "list")} == expected | {"r": "orphaned"}
+    assert "  held up   no process of marie runs\n" in said(site, "show", "w")
+    assert "held up" not in said(site, "show", "b") + said(site, "show", "h") + said(site, "show", "s")
     assert site.run("show", "nowhere").returncode == 1
     status = json.loads(
         subprocess.run(

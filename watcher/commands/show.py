@@ -1,7 +1,8 @@
 """Where is a task, and what is known of it: `watcher show ID` or `watcher show WORKER/ID`.
 
 Shows every place where it is: its file while it waits, its claim while it runs, its result, its dead letters, and
-results of earlier runs. Exit code 1 when it is nowhere.
+results of earlier runs. Of a task that could start now it also says what keeps it: its worker is away or paused, its
+provider is held, or a circuit breaker is open. Exit code 1 when it is nowhere.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from watcher.commands import shared
+from watcher.holdups import holdup
 from watcher.screen import letter_line, result_line
 from watcher.terminal import clean, duration
 from watcher.whereabouts import Sighting, find
@@ -36,7 +38,8 @@ def run(options: argparse.Namespace) -> int:
         stored = _stored(sighting)
         if options.json:
             archived = [str(path) for path in _archived(places, sighting)] if sighting.state == "ended" else []
-            shared.say_json(sighting.as_json() | {"stored": stored, "archived": archived})
+            more = {"stored": stored, "archived": archived, "holdup": _holdup(places, sighting)}
+            shared.say_json(sighting.as_json() | more)
         else:
             print("\n".join(_lines(places, sighting, stored)))
     return 0
@@ -63,8 +66,17 @@ def _lines(places: Folders, sighting: Sighting, stored: dict[str, Any] | None) -
     elif sighting.state == "dead_letter":
         lines = [f"dead letter {sighting.path.stem}: {letter_line(stored)}" if stored is not None else head]
     else:
-        lines = [head + _since(sighting), *_task_lines(sighting)]
+        why = _holdup(places, sighting)
+        lines = [head + _since(sighting), *([f"  held up   {clean(why)}"] if why else []), *_task_lines(sighting)]
     return [*lines, f"  file      {clean(str(sighting.path))}"]
+
+
+def _holdup(places: Folders, sighting: Sighting) -> str | None:
+    """Why it does not start, if it could by itself."""
+    is_due = sighting.due is None or sighting.due <= time.time()
+    if sighting.state not in ("waiting", "retrying") or not is_due or sighting.task is None:
+        return None
+    return holdup(places, sighting.worker, sighting.task.provider)
 
 
 def _since(sighting: Sighting) -> str:
