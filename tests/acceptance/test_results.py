@@ -134,7 +134,7 @@ def test_what_can_never_run_is_a_dead_letter_that_says_what_to_do(shared: Site) 
     shared.drop("nowhere", cwd="/nowhere/at/all")
     (shared.inbox() / "array.json").write_text("[1]")
     assert shared.dead_letter("stranger")["dlq_reason"] == "unknown_provider"
-    assert "AGENT_COMMAND" in shared.dead_letter("stranger")["dlq_detail"]
+    assert "or describe it in PROVIDERS_FILE" in shared.dead_letter("stranger")["dlq_detail"]
     assert shared.dead_letter("nowhere")["dlq_reason"] == "bad_cwd"
     assert "make it" in shared.dead_letter("nowhere")["dlq_detail"]
     assert [shared.result(stem)["attempts"] for stem in ("stranger", "nowhere")] == [1, 1]

@@ -42,10 +42,14 @@ def test_every_task_ends_once_through_random_kills(make_site: Callable[..., Site
             done.append(pending.pop()(site))
         if done and rng.random() < 0.3:
             site.drop_again(rng.choice(done))
-        # Half of the kills come while what was just dropped is claimed, run and stored in bulk.
-        _let_pass(site, rng.uniform(0, 0.05) if rng.random() < 0.5 else rng.expovariate(0.5 / SECONDS_A_KILL))
         victim = rng.choice(list(serving))
-        assert serving[victim].is_running(), serving[victim].text()
+        # Half of the kills come while what was just dropped is claimed, run and stored in bulk; also at a start.
+        if rng.random() < 0.5:
+            _let_pass(site, rng.uniform(0, 0.05))
+        else:
+            _let_begin(site, serving[victim])
+            _let_pass(site, rng.expovariate(0.5 / SECONDS_A_KILL))
+        assert serving[victim].is_running(), f"exit code {serving[victim].popen.returncode}\n{serving[victim].text()}"
         serving[victim].kill()
         killed += 1
         serving[victim] = _restart(site, victim)
@@ -116,6 +120,14 @@ def _task(rng: random.Random, number: int, mean_ms: int) -> Callable[[Site], Sub
         raw = b'{"description": "broken' + bytes(rng.randrange(32, 127) for _ in range(50))
         return lambda site: site.drop_raw(f"t{number}.json", raw)
     return lambda site: site.drop(f"t{number}", " ".join(words), **fields)
+
+
+def _let_begin(site: Site, process: WorkerProcess) -> None:
+    """Until the process has begun to run what waits, if anything does."""
+    site.wait_for(
+        lambda: process.said("task.started") or not any(site.inbox().glob("*.json")),
+        "the first run of a process, or an empty inbox",
+    )
 
 
 def _let_pass(site: Site, seconds: float) -> None:
