@@ -143,12 +143,13 @@ def _advice(overview: Overview) -> list[str]:
     out: list[str] = []
     for worker in overview.workers:
         for process in worker.processes:
-            out += _about_process(process)
+            out += about_process(process)
         out += _about_tasks(worker)
     return out + [clean(problem) for problem in overview.problems]
 
 
-def _about_process(process: Process) -> list[str]:
+def about_process(process: Process) -> list[str]:
+    """A line for each thing about this process that is not as it should be."""
     out = []
     if process.reason and process.state != "healthy":
         until = f"; until {clean(process.held_until)}" if process.held_until else ""

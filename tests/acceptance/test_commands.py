@@ -151,6 +151,34 @@ def test_pause_resume_and_drain_work_on_a_worker_that_lives_and_one_that_does_no
     assert site.run("workers", "marie").returncode == 1
 
 
+def test_commands_say_that_a_name_is_new_here_for_it_may_be_misspelt(site: Site) -> None:
+    site.start()
+    site.beat_that(lambda beat: beat["status"] == "healthy", what="healthy")
+    for words in (("pause",), ("budget", "--raise", "5"), ("budget",)):
+        assert "note: mari is a new name here" in said(site, words[0], "mari", *words[1:]), words
+        assert "note" not in said(site, words[0], "marie", *words[1:]), words
+
+
+def test_hold_says_that_no_provider_has_this_name_and_holds_it_all_the_same(site: Site) -> None:
+    site.root.mkdir(exist_ok=True)
+    described = site.home / "providers.toml"
+    described.write_text('[providers.mine]\ncommand = "mine"\n')
+    assert "note: no provider is called clude here" in said(site, "hold", "--provider", "clude")
+    assert (site.root / "control" / "holds" / "clude.json").exists()
+    for known in ("claude", "command", "handler", "acp", "mine"):
+        assert "note" not in said(site, "hold", "--provider", known, PROVIDERS_FILE=described), known
+    described.write_text("no TOML")
+    assert "note" not in said(site, "hold", "--provider", "mine", PROVIDERS_FILE=described)
+
+
+def test_wait_says_once_why_a_worker_that_lives_does_not_start_the_task(site: Site) -> None:
+    site.start(AGENT_COMMAND="/nowhere/agent")
+    site.beat_that(lambda beat: beat["status"] == "held", what="held")
+    complaint = said(site, "submit", "marie", "hi", "--wait", "3", code=1)
+    assert complaint.count("marie is held: command: command_missing") == 1
+    assert "nobody serves" not in complaint
+
+
 def test_drain_of_one_instance_leaves_the_other(site: Site) -> None:
     first, second = (site.start("marie", "--instance", number) for number in ("1", "2"))
     said(site, "drain", "marie@1", "--wait", "60")

@@ -12,10 +12,10 @@ import re
 import time
 
 from watcher.clock import rfc3339
+from watcher.commands import shared
 from watcher.errors import SettingError
 from watcher.formats.task import WORKER_PATTERN
 from watcher.spending import raise_daily_budget, raised_on_day, spent_on_day
-from watcher_config import folders, read_layers
 
 _MOST_USD = 1e6
 
@@ -29,11 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if re.fullmatch(WORKER_PATTERN, options.worker) is None:
         raise SettingError(f"worker name {options.worker!r}: letters, digits, dot, dash, underscore")
-    control, now = folders(read_layers()).control, time.time()
+    places, now = shared.places(), time.time()
+    control = places.control
     if options.usd is not None:
         if not 0 < options.usd <= _MOST_USD:
             raise SettingError(f"--raise {options.usd:g}: must be more than 0 and at most {_MOST_USD:g} USD")
         raise_daily_budget(control, options.worker, options.usd, now)
+    shared.tell_if_new(places, options.worker)
     spent, raised = spent_on_day(control, options.worker, now), raised_on_day(control, options.worker, now)
     ends_at = rfc3339((now // 86_400 + 1) * 86_400)
     if options.json:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 from watcher.clock import parse_rfc3339
 from watcher.commands import shared
 from watcher.errors import SettingError
+from watcher_config import read_layers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,11 +45,27 @@ def run(options: argparse.Namespace) -> int:
     path = hold_provider(
         places.control, options.provider, account=options.account, detail=options.reason, until=until, now=time.time()
     )
+    if not _is_known(options.provider):
+        shared.tell(f"note: no provider is called {options.provider} here; the hold is for those who have one")
     if options.json:
         shared.say_json({"provider": options.provider, "path": str(path)})
     else:
         print(f"{options.provider} is held; go on with: watcher resume --provider {options.provider}")
     return 0
+
+
+def _is_known(name: str) -> bool:
+    """False when nobody with these settings can have a provider of this name: it may be misspelt."""
+    from watcher.runner.builtin import BUILT_IN
+    from watcher.runner.providerfile import read_file
+
+    given = read_layers().given.get("PROVIDERS_FILE")
+    if given is None or name in BUILT_IN:
+        return name in {*BUILT_IN, "command", "handler", "acp"}
+    try:
+        return name in {"command", "handler", "acp", *read_file(Path(given.value).expanduser())}
+    except SettingError:
+        return True  # whose names cannot be read; what is wrong with the file is no matter of a hold
 
 
 def _moment(text: str) -> float:

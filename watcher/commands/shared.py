@@ -44,6 +44,17 @@ def tell(text: str) -> None:
     print(f"{_SPEAKER[0]}: {text}", file=sys.stderr, flush=True)
 
 
+def is_new_here(places: Folders, worker: str) -> bool:
+    """Nobody has served this worker or given it a task: perhaps its name is misspelt."""
+    return not (places.tasks / worker).is_dir()
+
+
+def tell_if_new(places: Folders, worker: str) -> None:
+    """A word about a name that may be misspelt; the command is carried out all the same."""
+    if is_new_here(places, worker):
+        tell(f"note: {worker} is a new name here; nobody has served it or given it a task")
+
+
 def forgive_terminals() -> None:
     """A terminal that lacks a character is no reason to fail, and neither is a closed standard error."""
     if sys.stderr is None:  # `2>&-`; what is told there would be printed among the output

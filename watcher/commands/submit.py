@@ -9,6 +9,7 @@ Exit code 0: submitted, and with --wait completed; 1: it did not complete, or no
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from watcher.outcomes import Outcome
     from watcher_config import Folders
 
-#: A wait of this length passes in silence; then the person hears when nobody serves the worker.
+#: A wait of this length passes in silence; then the person hears why nothing happens.
 _PATIENCE_SECONDS = 1.0
 
 
@@ -59,7 +60,7 @@ def put_in(places: Folders, worker: str, given: dict[str, Any], wait: float | No
     whole = {"task_id": task_id, **given}
     if wait is not None:
         return _and_wait(places, worker, whole, None if wait == float("inf") else wait, as_json)
-    is_new = not (places.tasks / worker).is_dir()
+    is_new = shared.is_new_here(places, worker)
     submit(places.tasks, worker, whole)
     if is_new:
         shared.tell(f"note: {worker} is a new name here; its tasks wait for: python worker_watcher.py {worker}")
@@ -118,7 +119,7 @@ def about(places: Folders, worker: str, task_id: str) -> dict[str, Any]:
 
 
 class Patience:
-    """Says once, after a while, that nobody serves the worker that is waited for."""
+    """Says once, after a while, that nobody serves the worker that is waited for, or why it starts nothing."""
 
     def __init__(self, places: Folders, worker: str) -> None:
         self._places = places
@@ -129,7 +130,13 @@ class Patience:
         if self._due is None or time.monotonic() < self._due:
             return
         from watcher.overview import Lookout
+        from watcher.screen import about_process
 
         self._due = None
-        if not any(process.is_alive for process in Lookout(self._places).processes(self._worker)):
+        alive = [process for process in Lookout(self._places).processes(self._worker) if process.is_alive]
+        told = [about_process(process) for process in alive]
+        if all(told):  # one that has nothing to say can run the task
+            for line in itertools.chain.from_iterable(told):
+                shared.tell(line)
+        if not alive:
             shared.tell(f"nobody serves {self._worker} now; start it: python worker_watcher.py {self._worker}")
