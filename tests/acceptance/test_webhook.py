@@ -9,6 +9,7 @@ import http.client
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -425,6 +426,19 @@ def test_an_open_address_needs_a_token_or_signed_hooks(endpoint: Endpoint, site:
     assert endpoint.deliver({"pull_request": {"title": "x"}}, "d")[0] == 202
     assert endpoint.post()[0] == 403  # no token is set, and this is not the loopback only
     assert endpoint.call("GET", "/workers")[0] == 403
+
+
+def test_log_says_where_the_metrics_are_for_the_usual_port_may_be_taken(endpoint: Endpoint) -> None:
+    endpoint.start(ENABLE_METRICS="true", METRICS_PORT=0)
+    started = next(
+        line for line in map(json.loads, endpoint.log.read_text().splitlines()) if "webhook.st" in line["event"]
+    )
+    found = re.search(r"metrics on port ([0-9]+)", started["detail"])
+    assert found is not None, started
+    connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=60)
+    connection.request("GET", "/metrics")
+    assert b"watcher_webhook_requests_total" in connection.getresponse().read()
+    connection.close()
 
 
 def test_metrics_count_requests_by_route_and_status(endpoint: Endpoint) -> None:

@@ -99,6 +99,12 @@ def test_reason_and_detail_are_in_the_sentence() -> None:
     assert line["message"] == "claude is held: usage_limit: try again at 5 pm"
 
 
+def test_an_event_that_concerns_no_task_leaves_no_hole_in_its_sentence() -> None:
+    happened = [events.LeftoversKilled("", 2), events.CommandDone("drain", "", ""), events.CommandDone("hold", "x", "")]
+    told = [line["message"] for line in logged_json(*happened)]
+    assert told == ["left processes behind, ended: 2", "command drain obeyed", "command hold x obeyed"]
+
+
 def test_an_event_of_a_new_kind_is_logged_under_its_name() -> None:
     @dataclasses.dataclass(slots=True)
     class TaskAdmired(events.Event):

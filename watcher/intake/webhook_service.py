@@ -54,13 +54,13 @@ class Service:
             listening = undo.enter_context(listen(config.webhook_host, config.webhook_port))
             port = int(listening.getsockname()[1])
             metrics = WebhookMetrics(self._connection_count, self._waiting_count)
-            self._serve_metrics(metrics, undo)
+            metrics_port = self._serve_metrics(metrics, undo)
             parts = await self._parts(hooks, access, metrics, undo)
             self._endpoint = Endpoint(parts)
             limits = Limits(config.webhook_max_connections, config.webhook_read_timeout, metrics.cut)
             self._server = Server(self._endpoint.app, listening, limits, config.shutdown_grace)
             self._listen_to_signals(self._server, parts.news)
-            self._bus.emit(WebhookStarted(config.webhook_host, port, self._about(hooks, access)))
+            self._bus.emit(WebhookStarted(config.webhook_host, port, self._about(hooks, access, metrics_port)))
             _write_port(self._port_file, port)
             await self._server.run_until_stopped()
         self._bus.emit(WebhookStopped(self._reason))
@@ -104,15 +104,17 @@ class Service:
         undo.push_async_callback(_cancelled, looking)
         return Parts(config, access, hooks, accepter, news, metrics, self._bus.emit)
 
-    def _serve_metrics(self, metrics: WebhookMetrics, undo: AsyncExitStack) -> None:
+    def _serve_metrics(self, metrics: WebhookMetrics, undo: AsyncExitStack) -> int | None:
+        """The port, which is another one when nobody chose it and the usual one is taken."""
         wanted = self._config.metrics
         if not wanted.enable_metrics:
-            return
+            return None
         endpoint = MetricsEndpoint(
             metrics.registry, wanted.metrics_host, wanted.metrics_port, wanted.port_was_set, ready=self._is_ready
         )
         endpoint.start()
         undo.callback(endpoint.stop)
+        return endpoint.port
 
     def _listen_to_signals(self, server: Server, news: News) -> None:
         def stop(number: signal.Signals) -> None:
@@ -135,10 +137,12 @@ class Service:
     def _waiting_count(self) -> int:
         return 0 if self._endpoint is None else self._endpoint.waiting
 
-    def _about(self, hooks: dict[str, Hook], access: Access) -> str:
+    def _about(self, hooks: dict[str, Hook], access: Access, metrics_port: int | None) -> str:
         who = ", ".join(self._config.webhook_workers) or "every worker with an inbox"
         key = "token" if access.tokens else "no token"
-        return f"version {__version__}, pid {os.getpid()}, {key}, hooks: {', '.join(hooks) or 'none'}, for {who}"
+        rules = f"{key}, hooks: {', '.join(hooks) or 'none'}, for {who}"
+        metrics = f", metrics on port {metrics_port}" if metrics_port is not None else ""
+        return f"version {__version__}, pid {os.getpid()}, {rules}{metrics}"
 
 
 def _logging(config: WebhookConfig) -> logging.Logger:

@@ -218,8 +218,9 @@ def _reader(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
 
 
 def _sentence(plan: _Plan, extras: dict[str, Any]) -> str:
+    pattern = plan.sentence if extras.get("task_id") != "" else plan.sentence.replace("{task_id} ", "")
     try:
-        sentence = plan.sentence.format_map(extras)
+        sentence = pattern.format_map(extras)
     except (KeyError, TypeError, ValueError):
         return plan.sentence  # an event that carries None for a number is still worth its line
     for name in ("reason", "detail"):
