@@ -207,6 +207,16 @@ def test_hold_and_resume_of_a_provider_stops_and_starts_its_tasks(site: Site) ->
     assert site.result("x")["status"] == "completed"
 
 
+def test_resume_names_the_accounts_that_are_held_when_none_was_given(site: Site) -> None:
+    for account in ("team-a", "team-b"):
+        said(site, "hold", "--provider", "claude", "--account", account)
+    complaint = said(site, "resume", "--provider", "claude", code=1)
+    assert "claude was not held" in complaint
+    assert "held are its accounts team-a, team-b; name one with --account" in complaint
+    assert "accounts" not in said(site, "resume", "--provider", "gemini", code=1)
+    assert "held no more" in said(site, "resume", "--provider", "claude", "--account", "team-a")
+
+
 def test_hold_refuses_an_end_that_would_not_be_kept(site: Site) -> None:
     site.drop("x")
     for words in (("--until", "2100-01-01T00:00:00Z"), ("--reason", "later"), ("--account", "a")):

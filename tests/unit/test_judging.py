@@ -328,6 +328,15 @@ def test_success_without_its_mcp_servers_says_so(printed: Any) -> None:
     assert "MCP servers b (failed);" in (ending.detail or "")
 
 
+def test_cure_of_a_refused_login_ends_with_the_command_that_lifts_the_hold(printed: Any) -> None:
+    refused = claude_failure("authentication_failed", "Not logged in", None)
+    detail = judged("claude", 1, refused, "", printed).detail
+    assert detail is not None and detail.endswith("set ANTHROPIC_API_KEY, then `watcher resume --provider claude`")
+    variant = replace(built_in()["claude"], name="planner")
+    detail = judge(variant, 1, None, lambda: "Not logged in", NOW).detail
+    assert detail is not None and detail.endswith("then `watcher resume --provider planner`")
+
+
 def test_detail_is_short_and_can_be_stored(printed: Any) -> None:
     ending = judged("claude", 1, b"", "x" * 100_000 + "\ud800\0", printed)
     assert len(ending.detail or "") < 2000

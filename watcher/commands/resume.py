@@ -6,8 +6,12 @@ Exit code 1: it was not paused, or not held.
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from watcher.commands import shared
+
+if TYPE_CHECKING:
+    from watcher_config import Folders
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +30,8 @@ def run(options: argparse.Namespace) -> int:
     if options.provider is not None:
         done = lift_hold(places.control, options.provider, options.account)
         _say(options, "provider", options.provider, done, "is held no more", "was not held")
+        if not done:
+            _name_accounts(places, options)
         return 0 if done else 1
     for worker in options.workers:
         checked(worker)
@@ -35,6 +41,17 @@ def run(options: argparse.Namespace) -> int:
         _say(options, "worker", worker, done, "goes on", "was not paused")
         code = code if done else 1
     return code
+
+
+def _name_accounts(places: Folders, options: argparse.Namespace) -> None:
+    """Without --account only a hold without account is meant, which is seldom the one that a worker tells of."""
+    from watcher.holdfiles import list_holds
+
+    if options.account:
+        return
+    held = sorted(hold.account for hold in list_holds(places.control) if hold.provider == options.provider)
+    if held:
+        shared.tell(f"held are its accounts {', '.join(held)}; name one with --account")
 
 
 def _say(options: argparse.Namespace, kind: str, name: str, done: bool, yes: str, no: str) -> None:

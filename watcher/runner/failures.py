@@ -16,7 +16,8 @@ from watcher.runner.providers import REFUSES_ROOT, Rule
 
 _AUTH, _LIMIT, _PERMANENT, _TRANSIENT = Failure.AUTH, Failure.LIMIT, Failure.PERMANENT, Failure.TRANSIENT
 
-_RESUME = "then resume the worker"
+#: Judging puts the name in: a described provider may have the rules of a built-in one.
+_RESUME = "then `watcher resume --provider {provider}`"
 _SHORTER = "make the description shorter, or let the agent read files instead of quoting them"
 _OTHER_MODEL = "name another model in the task, or none"
 _FIX_COMMAND = "this version does not know an argument: update it, or change the command in the settings"

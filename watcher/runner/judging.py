@@ -141,7 +141,8 @@ def _ending(
     is_told = rule.failure is Failure.LIMIT and resets_at is not None
     if not is_told or not now - 86_400 < (resets_at or 0.0) < now + _LONGEST_LIMIT_SECONDS:
         resets_at = None
-    return Ending(rule.failure, rule.reason, _detail(provider, message, rule.cure), resets_at=resets_at)
+    cure = rule.cure.replace("{provider}", provider.name)
+    return Ending(rule.failure, rule.reason, _detail(provider, message, cure), resets_at=resets_at)
 
 
 def _message(reading: Reading | None, text: str) -> str:
