@@ -31,7 +31,7 @@ def setup_text(made: Sequence[Path], there: Sequence[Path], workers: Sequence[st
         f'  {DEMO} --task {first} "List files" --wait',
         f"  {DEMO} --status",
         "",
-        f"Without an account: PROVIDER=command AGENT_COMMAND='python watcher/standin.py' {WORKER} {first}",
+        f"Without an account: PROVIDER=command AGENT_COMMAND='python -m watcher.standin' {WORKER} {first}",
     ]
     return "\n".join(lines)
 
@@ -101,4 +101,4 @@ ls {beats}                # one heartbeat for each worker process
 # {serve} {worker} --max-concurrent 5 --log-format text
 # {serve} {worker} --print-config
 # WATCHER_ROOT=/srv/agents CLAUDE_COMMAND="claude --verbose" {serve} {worker}
-# PROVIDER=command AGENT_COMMAND='python watcher/standin.py' {serve} {worker}    # without an account"""
+# PROVIDER=command AGENT_COMMAND='python -m watcher.standin' {serve} {worker}    # without an account"""

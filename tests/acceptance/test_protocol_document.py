@@ -93,6 +93,14 @@ def test_document_tells_every_command_and_field() -> None:
         assert f"`{word}`" in part, word
 
 
+def test_document_tells_every_field_of_receipts_and_notices() -> None:
+    receipt = PROTOCOL[PROTOCOL.index("## The receipt") : PROTOCOL.index("## Read a result")]
+    notices = PROTOCOL[PROTOCOL.index("## Notices") : PROTOCOL.index("## Claims")]
+    for name, part in (("receipt", receipt), ("notice", notices)):
+        words = set(re.findall(r"[a-z_]+", " ".join(re.findall(r"`([^`]*)`", part))))
+        assert set(all_schemas()[name]["properties"]) - words == set(), name
+
+
 @pytest.mark.parametrize(
     ("text", "is_good"),
     [

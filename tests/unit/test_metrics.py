@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +12,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from watcher import events
+from watcher.telemetry.disk import DiskSpace
 from watcher.telemetry.labels import MAX_LABEL_VALUES, OTHER
+from watcher.telemetry.listener import ListenerMetrics
 from watcher.telemetry.metrics import WorkerMetrics
+from watcher.telemetry.webhook import WebhookMetrics
+
+DOCUMENTS = Path(__file__).parents[2] / "docs"
 
 
 class Seen:
@@ -321,3 +328,19 @@ def test_the_exposition_parses_and_has_no_created_series() -> None:
     (build,) = families["watcher_build_info"].samples
     assert build.labels["worker"] == "marie"
     assert build.labels["version"]
+
+
+def test_documents_name_every_metric() -> None:
+    worker, listener = Seen(), CollectorRegistry()
+    worker.metrics.read_statistics(lambda: (0, 0))
+    listener.register(ListenerMetrics(lambda: 0.0, lambda: 0.0, lambda: 0.0))
+    listener.register(DiskSpace({}))
+    webhook = WebhookMetrics(lambda: 0, lambda: 0).registry
+    documents = dict.fromkeys((worker.registry, listener), "operations.md") | {webhook: "webhook.md"}
+    for registry, document in documents.items():
+        text = (DOCUMENTS / document).read_text()
+        families = [family for family in registry.collect() if family.name.startswith("watcher_")]
+        assert len(families) > 5
+        for family in families:
+            ending = {"counter": "_total", "info": "_info"}.get(family.type, "")
+            assert re.search(rf"`{family.name}{ending}[`{{]", text), f"{document}: {family.name}{ending}"
