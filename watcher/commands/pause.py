@@ -28,7 +28,6 @@ def run(options: argparse.Namespace) -> int:
     known = {*workers(places), *Lookout(places).beating()}
     for worker in options.workers:
         path = pause(places.control, worker, options.reason)
-        shared.tell_if_new(places, worker)
         if options.json:
             shared.say_json({"worker": worker, "is_paused": True, "path": str(path)})
         else:
