@@ -378,6 +378,26 @@ def test_only_what_is_older_than_its_retention_goes_and_a_clock_that_jumps_remov
     assert [(e.receipts, e.notices, e.results) for e in site.memory.of(FilesPruned)] == [(1, 1, 0), (0, 0, 1)]
 
 
+def test_refused_file_stays_as_long_as_its_dead_letter_however_old_it_came(site: Site) -> None:
+    """It keeps its writer's time stamp when it is put aside, so that one is no sign of how long it has lain there."""
+    letters = site.folders["dlq"] / "marie"
+    originals = letters / ".originals"
+    originals.mkdir()
+    for stem, letter in (("a", "a"), ("b", "b~2"), ("gone", None)):
+        (originals / f"{stem}.77-1").write_text("{nope")
+        os.utime(originals / f"{stem}.77-1", (1e9, 1e9))
+        if letter is not None:
+            (letters / f"{letter}.json").write_text(json.dumps({"dlq_original": f".originals/{stem}.77-1"}))
+    pruner = Pruner(site.folders, Retention(0.0, 0.0, 3600.0), site.clock, site.memory)
+    for _ in pruner.prune(lambda *_: False):
+        pass
+    assert names_of(originals) == ["a.77-1", "b.77-1"], "what no dead letter names is what was left over"
+    site.clock.pass_seconds(7200)
+    for _ in pruner.prune(lambda *_: False):
+        pass
+    assert names_of(originals) == [] and names_of(letters) == [".originals"]
+
+
 def test_beats_of_instances_that_ended_long_ago_go_and_those_of_workers_stay(site: Site, tmp_path: Path) -> None:
     beats = tmp_path / "beats"
     beats.mkdir()

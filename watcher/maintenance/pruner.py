@@ -3,7 +3,8 @@ letters.
 
 Ages are by the files' time of modification against a clock that never runs ahead: wall time at our start plus what our
 monotonic clock has counted, or wall time if that is less. A clock that jumps a day forward removes nothing. A result
-goes only when it was noticed and no task on its way names it as a dependency.
+goes only when it was noticed and no task on its way names it as a dependency, a refused file only when its dead letter
+is gone.
 """
 
 from __future__ import annotations
@@ -66,12 +67,22 @@ class Pruner:
             for place, name in self._old(folders["dlq"] / worker, retention.dead_letters):
                 removed["dead_letters"] += _remove(place / name)
                 yield
-            for _, name in self._old(folders["dlq"] / worker / ORIGINALS, retention.dead_letters, any_name=True):
-                _remove(folders["dlq"] / worker / ORIGINALS / name)
+            for path in self._left_over(folders["dlq"] / worker):
+                _remove(path)
                 yield
         yield from self._prune_beats()
         if any(removed.values()):
             self._emit(FilesPruned(**removed))
+
+    def _left_over(self, letters: Path) -> list[Path]:
+        """Refused files without a dead letter. They keep the time stamp of whoever wrote them, so age alone says little;
+        a dead letter is there before its file."""
+        old = list(self._old(letters / ORIGINALS, self._retention.dead_letters, any_name=True))
+        try:
+            named = {name.removesuffix(".json").partition("~")[0] for name in os.listdir(letters)} if old else set()
+        except OSError:
+            return []
+        return [place / name for place, name in old if name.rpartition(".")[0] not in named]
 
     def _prune_beats(self) -> Iterator[None]:
         """Beats of instances (`marie@7f3a`) that ended long ago: a container's name does not come again."""
