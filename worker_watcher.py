@@ -359,7 +359,8 @@ def _checked(name: str | None) -> str:
         raise SettingError("no worker's name was given: say whom to serve: python worker_watcher.py marie")
     if re.fullmatch(WORKER_PATTERN, name) is None:
         raise SettingError(
-            f"worker name {name!r}: give one, of letters, digits, dot, dash, underscore: python worker_watcher.py marie"
+            f"worker name {name!r}: give one, of at most 64 letters, digits, dots, dashes, underscores, a letter "
+            "or digit first: python worker_watcher.py marie"
         )
     return name
 

@@ -74,7 +74,11 @@ class Folder:
 
     def write_new(self, name: str, data: bytes, *, durable: bool = False) -> None:
         """Create a file that must not exist and write it; unless `durable`, it needs a flush to be safe."""
-        _write(self.fd, name, _CREATE, data, durable)
+        try:
+            _write(self.fd, name, _CREATE, data, durable)
+        except OSError as error:
+            error.filename = str(self.path / name)  # a name below a descriptor tells nobody which folder it was
+            raise
 
     def read(self, name: str, limit: int) -> bytes:
         """At most `limit` bytes of a regular file; never follows a link, never blocks on a FIFO."""
@@ -156,7 +160,7 @@ def _rename_noreplace(source: Folder, name: str, target: Folder, new_name: str) 
         return False
     if code in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
         return None
-    raise OSError(code, os.strerror(code), name)
+    raise OSError(code, os.strerror(code), str(source.path / name), None, str(target.path / new_name))
 
 
 def move(source: Folder, name: str, target: Folder, new_name: str) -> bool:

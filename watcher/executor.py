@@ -294,7 +294,8 @@ class Executor:
         self._emit(AttemptStarted(task.task_id, claim.provider, claim.attempt))
 
     def _unannounced(self, running: Running, error: OSError) -> None:
-        self._emit(HintFailed(running.claim.task.task_id, f"receipt: {error.strerror or error}"))
+        task_id = running.claim.task.task_id
+        self._emit(HintFailed(task_id, f"receipt of {task_id}: {error.strerror or error}"))
 
     def _ended(self, running: Running, outcome: Outcome) -> None:
         """An attempt is over: decide and act."""

@@ -205,7 +205,8 @@ class Spending:
             self._write(day, line)
         except OSError as error:
             self._unwritten.append((day, line))
-            self._emit(HintFailed(str(line["task_id"]), f"write what it cost: {error.strerror or error}"))
+            task_id = str(line["task_id"])
+            self._emit(HintFailed(task_id, f"what {task_id} cost: {error.strerror or error}"))
 
     def _write(self, day: str, line: dict[str, Any]) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW

@@ -7,6 +7,7 @@ calls `stored`. Raises nothing for trouble: it is told to `trouble`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from watcher.budgets import Budgets
@@ -72,7 +73,7 @@ class WayOut:
             self._budgets.settled(settlement.task_id)
             self._emit(event)
         if error is not None:
-            self._trouble.begin(f"store results: {error.strerror or error}")
+            self._trouble.begin(str(WorkerTrouble(f"store an outcome{_place(error)}", error)))
 
     def retry(self, claim: Claim, what: Retry) -> None:
         """Give it back with its attempt counted."""
@@ -110,3 +111,9 @@ class WayOut:
                 self._store(settlement)
             return False
         return self.is_empty()
+
+
+def _place(error: OSError) -> str:
+    """In which folder, where the error tells a whole path."""
+    path = error.filename2 or error.filename
+    return f" in {os.path.dirname(path)}" if isinstance(path, str) and os.path.isabs(path) else ""

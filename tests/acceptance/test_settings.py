@@ -58,8 +58,10 @@ def test_wrong_values_are_all_refused_with_name_value_and_what_is_allowed(site: 
 
 
 def test_name_that_is_none_is_refused(site: Site) -> None:
-    refused = [site.launch(*arguments) for arguments in ((), ("../marie",), ("a b",), ("marie", "--no-such-flag"))]
-    said = ("no worker's name was given", "worker name '../marie'", "worker name 'a b'", "--no-such-flag")
+    wrong = ((), ("../marie",), ("a b",), ("m" * 65,), ("marie", "--no-such-flag"))
+    refused = [site.launch(*arguments) for arguments in wrong]
+    names = ("worker name '../marie'", "worker name 'a b'", "at most 64 letters")
+    said = ("no worker's name was given", *names, "--no-such-flag")
     for process, words in zip(refused, said, strict=True):
         assert process.ended() == 2 and words in process.text()
     assert not site.root.exists()

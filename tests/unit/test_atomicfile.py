@@ -119,6 +119,18 @@ def test_new_file_never_goes_over_another_one_or_through_a_link(one: Folder, tmp
     assert one.read("a", 9) == b"x" and not (tmp_path / "target").exists()
 
 
+@pytest.mark.parametrize("rename", [move_new, publish_new])
+def test_error_names_the_folder_and_not_only_a_name_below_a_descriptor(one: Folder, two: Folder, rename: Any) -> None:
+    one.write_new("there", b"x")
+    two.path.rmdir()
+    with pytest.raises(FileNotFoundError) as writing:
+        two.write_new("a", b"x")
+    with pytest.raises(FileNotFoundError) as renaming:
+        rename(one, "there", two, "a")
+    assert writing.value.filename == str(two.path / "a")
+    assert (renaming.value.filename, renaming.value.filename2) == (str(one.path / "there"), str(two.path / "a"))
+
+
 def test_replacing_shows_the_old_or_the_new_and_leaves_nothing_else(one: Folder) -> None:
     replace(one, "a", b"old", "me")
     with (one.path / "a").open("rb") as reader:

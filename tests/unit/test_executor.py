@@ -50,7 +50,7 @@ class StubSpool:
 
     def settle(self, batch: list[Settlement]) -> tuple[list[Event | None], OSError | None]:
         if self.is_full:
-            return [None] * len(batch), OSError(errno.ENOSPC, "No space left on device")
+            return [None] * len(batch), OSError(errno.ENOSPC, "No space left", "/r/dlq/marie/.tmp/1.i")
         return [settlement.event for settlement in batch], None
 
     def settled(self, settlement: Settlement) -> None:
@@ -233,6 +233,7 @@ def test_outcome_that_cannot_be_stored_is_kept_and_stored_later_and_nothing_is_c
         bench.spool.is_full = True
         bench.runner.end("a", Ending(None))
         await bench.until(lambda: bench.executor.stuck() == 1)
+        assert bench.executor.trouble == "store an outcome in /r/dlq/marie/.tmp: ENOSPC: No space left"
         bench.spool.waiting_names = ["b"]
         bench.executor.fill()
         assert not bench.executor.is_idle() and bench.running() == []

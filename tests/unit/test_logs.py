@@ -105,6 +105,11 @@ def test_an_event_that_concerns_no_task_leaves_no_hole_in_its_sentence() -> None
     assert told == ["left processes behind, ended: 2", "command drain obeyed", "command hold x obeyed"]
 
 
+def test_a_hint_that_belongs_to_no_task_makes_a_whole_sentence() -> None:
+    (line,) = logged_json(events.HintFailed("", "heartbeat: Read-only file system"))
+    assert line["message"] == "a receipt, heartbeat or notice could not be written: heartbeat: Read-only file system"
+
+
 def test_an_event_of_a_new_kind_is_logged_under_its_name() -> None:
     @dataclasses.dataclass(slots=True)
     class TaskAdmired(events.Event):

@@ -75,8 +75,8 @@ class Pruner:
             self._emit(FilesPruned(**removed))
 
     def _left_over(self, letters: Path) -> list[Path]:
-        """Refused files without a dead letter. They keep the time stamp of whoever wrote them, so age alone says little;
-        a dead letter is there before its file."""
+        """Refused files without a dead letter; it is there before its file. Their age alone says little: they keep the
+        time stamp of whoever wrote them."""
         old = list(self._old(letters / ORIGINALS, self._retention.dead_letters, any_name=True))
         try:
             named = {name.removesuffix(".json").partition("~")[0] for name in os.listdir(letters)} if old else set()

@@ -126,7 +126,7 @@ _SENTENCES: dict[type[events.Event], str] = {
     events.StallNotWatched: "STALL_TIMEOUT does not apply to {provider}",
     events.TroubleBegan: "trouble with this machine, claiming nothing",
     events.TroubleEnded: "trouble is over after {seconds:.3f} s",
-    events.HintFailed: "a receipt or notice for {task_id} could not be written",
+    events.HintFailed: "a receipt, heartbeat or notice could not be written",
     events.WakeDegraded: "file events are not complete, scanning instead",
     events.WorkerPaused: "worker paused, it starts nothing",
     events.WorkerResumed: "worker resumes",
