@@ -56,7 +56,7 @@ def submit_many(tasks: Path, worker: str, many: list[dict[str, Any]]) -> list[st
     AlreadySubmitted stops at the task it names; some of the others are in only if that one came just now.
     """
     if re.fullmatch(WORKER_PATTERN, worker) is None:
-        raise InvalidTask("bad_worker", f"{worker!r} is no worker name: use letters, digits, dot, dash, underscore")
+        raise InvalidTask("bad_worker", f"{worker!r} is no worker name: use at most 64 letters, digits, . - _")
     ready = [_prepare(worker, fields) for fields in many]
     twice = next((task_id for task_id, count in Counter(task_id for task_id, _ in ready).items() if count > 1), None)
     if twice is not None:

@@ -71,7 +71,7 @@ def resume(control: Path, worker: str) -> bool:
 def checked(worker: str) -> str:
     """This name, if a worker may have it. Raises BadName."""
     if re.fullmatch(WORKER_PATTERN, worker) is None:
-        raise BadName(f"{worker!r} is no worker name: use letters, digits, dot, dash, underscore")
+        raise BadName(f"{worker!r} is no worker name: use at most 64 letters, digits, . - _")
     return worker
 
 

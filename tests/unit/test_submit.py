@@ -104,7 +104,7 @@ def test_of_many_who_submit_one_id_at_once_exactly_one_is_told_that_it_is_in(tmp
 def test_worker_name_that_is_none_makes_no_folder(tmp_path: Path, worker: str) -> None:
     with pytest.raises(InvalidTask) as refusal:
         submit(tmp_path / "tasks", worker, {"description": "x"})
-    assert refusal.value.reason == "bad_worker"
+    assert refusal.value.reason == "bad_worker" and "at most 64 letters" in refusal.value.detail
     assert everything_below(tmp_path) == []
 
 
