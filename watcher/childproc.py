@@ -122,10 +122,11 @@ class Child:
             if waker is not None:
                 _give_waker_back(waker, nudged)
 
-    def end(self, grace_seconds: float) -> bool:
+    def end(self, grace_seconds: float, leader_alone: bool = False) -> bool:
         """Ask the command's whole group to end (TERM, and CONT so that a stopped one hears it), and return at once.
 
-        KILL follows `grace_seconds` later, sent by the thread in `wait`; a second call can only bring it forward.
+        KILL follows `grace_seconds` later, sent to the group by the thread in `wait`; a second call can only bring it
+        forward. With `leader_alone` nobody else is asked: for one that ends what it has started in its own way.
         Returns False when the command had already ended by itself, so that what it did still counts.
         """
         with self._lock:
@@ -135,8 +136,9 @@ class Child:
             if grace_seconds <= 0:
                 self._signal_group(signal.SIGKILL)
                 return True
-            self._signal_group(signal.SIGTERM)
-            self._signal_group(signal.SIGCONT)
+            ask = self._signal_leader if leader_alone else self._signal_group
+            ask(signal.SIGTERM)
+            ask(signal.SIGCONT)
             kill_at = time.monotonic() + grace_seconds
             self._kill_at = kill_at if self._kill_at is None else min(kill_at, self._kill_at)
             if self._waker is not None:
@@ -218,6 +220,11 @@ class Child:
         """Only while the leader is not reaped: so long its number cannot name another group."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
+
+    def _signal_leader(self, number: signal.Signals) -> None:
+        """As above."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(self.pid, number)
 
 
 _wakers: deque[int] = deque()

@@ -115,7 +115,12 @@ class Ward:
         self.start_at = None
         if self._child is not None:
             self._is_asked = True
-            self._child.end(grace_seconds)
+            self._ask(self._child, grace_seconds)
+
+    @staticmethod
+    def _ask(child: Child, grace_seconds: float) -> None:
+        """A worker alone: a command that it is just starting is of its group until it has a session of its own."""
+        child.end(grace_seconds, leader_alone=True)
 
     def hurry_in(self, seconds: float, grace_seconds: float) -> None:
         """Ask its present process again after a while, if it is still there then."""
@@ -123,7 +128,7 @@ class Ward:
 
         def hurry() -> None:
             if child is not None and self._child is child:
-                child.end(grace_seconds)
+                self._ask(child, grace_seconds)
 
         asyncio.get_running_loop().call_later(seconds, hurry)
 
