@@ -34,10 +34,12 @@ class SystemClock:
 
 
 def rfc3339(wall_seconds: float) -> str:
-    """Write wall time as `2026-11-21T23:33:00.123456Z` (RFC 3339, UTC)."""
-    whole = int(wall_seconds)
+    """Write wall time as `2026-11-21T23:33:00.123456Z` (RFC 3339, UTC), to the nearest microsecond.
+
+    What `parse_rfc3339` has read is written as it was: cutting off instead of rounding made every other one earlier.
+    """
+    whole, micros = divmod(round(wall_seconds * 1_000_000), 1_000_000)
     t = time.gmtime(whole)
-    micros = int((wall_seconds - whole) * 1_000_000)
     return f"{t[0]:04d}-{t[1]:02d}-{t[2]:02d}T{t[3]:02d}:{t[4]:02d}:{t[5]:02d}.{micros:06d}Z"
 
 

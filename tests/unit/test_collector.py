@@ -213,6 +213,14 @@ def test_results_that_were_removed_and_come_back_are_not_told_again(site: Site) 
     assert site.collector.known_count() == 1
 
 
+def test_notice_gives_the_time_of_the_result_as_it_stands_there(site: Site) -> None:
+    times = {f"t{n}": f"2026-11-22T10:58:06.{n * 4_999 + 1:06d}Z" for n in range(100)}
+    for stem, text in times.items():
+        site.result(stem, timestamp=text)
+    site.collect()
+    assert {n.fields["task_id"]: n.fields["finished_at"] for n, _ in site.news.notices} == times
+
+
 def test_new_database_is_silent_about_what_is_older_than_the_notices(site: Site) -> None:
     old = site.result("old", batch_id="b")
     os.utime(old, (1000, 1000))
