@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from watcher import presence
-from watcher.atomicfile import Folder, fsync_file, move_new
+from watcher.atomicfile import Folder, fsync_file, move_new, read_regular
 from watcher.errors import InvalidTask, WatcherError
 from watcher.formats import strictjson
 from watcher.formats.result import parse_result
@@ -108,7 +108,7 @@ def letters(folders: Folders, worker: str) -> list[Letter]:
             continue
         with contextlib.suppress(OSError, strictjson.NotStrictJson):
             path = place / name
-            value = strictjson.loads(path.read_bytes())
+            value = strictjson.loads(read_regular(path, _MAX_STORED_BYTES))
             if isinstance(value, dict) and "dlq_reason" in value:
                 found.append((path.stat().st_mtime_ns, name, Letter(worker, path, value)))
     return [letter for *_, letter in sorted(found, key=lambda one: one[:2])]

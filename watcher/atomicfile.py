@@ -26,6 +26,9 @@ _SYNCFS = getattr(_LIBC, "syncfs", None)
 #: Up to this many files one fsync each is cheaper than flushing the whole file system (measured: docs/architecture.md).
 FEW = 2
 
+#: What `read_regular` says of a name that is no regular file: a folder, a FIFO or a device; a link; a socket.
+NO_FILE = frozenset({errno.EINVAL, errno.ELOOP, errno.EMLINK, errno.ENXIO})
+
 _OVERWRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -82,13 +85,7 @@ class Folder:
 
     def read(self, name: str, limit: int) -> bytes:
         """At most `limit` bytes of a regular file; never follows a link, never blocks on a FIFO."""
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self.fd)
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise OSError(errno.EINVAL, "not a regular file", name)
-            return read_up_to(fd, limit)
-        finally:
-            os.close(fd)
+        return read_regular(name, limit, self.fd)
 
     def has(self, name: str) -> bool:
         try:
@@ -112,6 +109,17 @@ def _write(folder_fd: int, name: str, flags: int, data: bytes, durable: bool) ->
         write_all(fd, data)
         if durable:
             os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_regular(path: str | Path, limit: int, folder_fd: int | None = None) -> bytes:
+    """At most `limit` bytes of a regular file; never follows a link, never blocks on a FIFO."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder_fd)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return read_up_to(fd, limit)
     finally:
         os.close(fd)
 

@@ -12,6 +12,7 @@ AlreadySubmitted for an id that is taken, TimeoutError when waiting took too lon
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
 from watcher import outcomes
+from watcher.atomicfile import NO_FILE
 from watcher.clock import rfc3339
 from watcher.errors import InvalidTask, WatcherError
 from watcher.formats.task import TASK_FILE_NAME
@@ -208,13 +210,19 @@ class Client:
     def results(
         self, worker: str | None = None, *, status: str | None = None, batch_id: str | None = None
     ) -> Iterator[TaskResult]:
-        """What has ended, newest first, of one worker or of all. A result that is removed meanwhile is left out."""
+        """What has ended, newest first, of one worker or of all. A result that is removed meanwhile is left
+        out, and so is what is no result, or no file at all."""
         for _, path in sorted(self._result_files(worker), reverse=True):
-            with contextlib.suppress(FileNotFoundError, ValueError):
+            try:
                 found = outcomes.Outcome(path.stem, path.parent.name, "", path).read()
-                right = status in (None, found["status"]) and batch_id in (None, found.get("batch_id"))
-                if right:
-                    yield TaskResult(TaskRef(path.parent.name, path.stem), found["status"], path, found)
+            except ValueError:
+                continue
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, *NO_FILE):
+                    raise
+                continue
+            if status in (None, found["status"]) and batch_id in (None, found.get("batch_id")):
+                yield TaskResult(TaskRef(path.parent.name, path.stem), found["status"], path, found)
 
     def _result_files(self, worker: str | None) -> Iterator[tuple[int, Path]]:
         root = self.folders.results

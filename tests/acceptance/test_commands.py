@@ -325,6 +325,18 @@ def test_duplicate_is_redriven_only_under_an_id_of_its_own(site: Site) -> None:
     assert site.result("a")["stdout"] == "did one\n"
 
 
+def test_fifo_among_results_and_dead_letters_hangs_no_command(site: Site) -> None:
+    for place in (site.root / "results/marie", site.root / "dlq/marie"):
+        place.mkdir(parents=True)
+        os.mkfifo(place / "f.json")
+        (place / "deep.json").write_text("[" * 100_000)
+    assert "its result cannot be read" in said(site, "show", "f")
+    assert "its result cannot be read" in said(site, "show", "deep")
+    assert said(site, "results") == "no result yet\n"
+    assert "f" in said(site, "purge", "--dead-letters", "--worker", "marie")
+    assert site.run("redrive", "--all").returncode in (0, 1)
+
+
 def test_purge_removes_only_with_yes_and_never_what_a_task_needs(site: Site) -> None:
     site.start(AGENT_COMMAND=site.script(PICKY), MAX_RETRIES=0)
     for stem in ("a", "b"):

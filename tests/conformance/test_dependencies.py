@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -198,3 +201,16 @@ def test_blocked_task_does_not_hold_its_agents_lane(office: Office) -> None:
     assert claim.task.task_id == "second"
     desk.finish(claim)
     assert [c.task.task_id for c in desk.claim()] == ["first"]
+
+
+@pytest.mark.parametrize("plant", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_under_a_dependencys_name_blocks_nobody(office: Office, plant: Callable[[Path], None]) -> None:
+    desk = office.desk()
+    planted = desk.root / "results" / "anga" / "a.json"
+    planted.parent.mkdir(parents=True)
+    plant(planted)
+    desk.drop("b", dependencies=["anga/a"])
+    desk.drop("c")
+    desk.scan()
+    assert [claim.task.task_id for claim in desk.claim()] == ["c"]
+    assert desk.result("b") is None and desk.dead_letter("b") is None

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -176,3 +177,17 @@ def test_editor_leftovers_are_not_mentioned(office: Office) -> None:
         (desk.inbox / name).write_text("x")
     settle_down(desk)
     assert desk.memory.events == []
+
+
+@pytest.mark.parametrize("plant", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_under_a_results_name_stops_only_the_task_of_that_name(
+    office: Office, plant: Callable[[Path], None]
+) -> None:
+    desk = office.desk()
+    plant(desk.root / "results" / "marie" / "a.json")
+    desk.drop("a")
+    desk.drop("b")
+    desk.scan()
+    assert [claim.task.task_id for claim in desk.claim()] == ["b"]
+    letter = desk.dead_letter("a")
+    assert letter is not None and letter["dlq_reason"] == "duplicate_id"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -202,3 +203,13 @@ def test_client_comes_without_the_worker_and_its_libraries() -> None:
     found = f"any(name in sys.modules for name in {heavy.split()})"
     script = f"import sys; from watcher import Client; Client('/tmp'); sys.exit({found})"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_what_is_no_file_among_the_results_is_left_out_and_waited_past(client: Client, tmp_path: Path) -> None:
+    end(client, ("marie", "good"))
+    place = client.folders.results / "marie"
+    os.mkfifo(place / "fifo.json")
+    (place / "folder.json").mkdir()
+    (place / "link.json").symlink_to(place / "good.json")
+    assert [result.task_id for result in client.results()] == ["good"]
+    assert [client.result(("marie", name)) for name in ("fifo", "folder", "link")] == [None, None, None]

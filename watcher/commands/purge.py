@@ -13,11 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from watcher.atomicfile import read_regular
 from watcher.commands import shared
 from watcher.errors import SettingError
 
 if TYPE_CHECKING:
     from watcher_config import Folders
+
+_MAX_STORED_BYTES = 1 << 28
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,8 +99,8 @@ def _old(
 def _original(letter: Path) -> Path | None:
     """The refused file that belongs to a dead letter."""
     try:
-        named = json.loads(letter.read_bytes()).get("dlq_original")
-    except (OSError, ValueError, AttributeError):
+        named = json.loads(read_regular(letter, _MAX_STORED_BYTES)).get("dlq_original")
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
     path = letter.parent / ".originals" / Path(str(named)).name
     return path if named is not None and path.exists() else None

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from watcher.atomicfile import read_regular
 from watcher.commands import shared
 from watcher.holdups import holdup
 from watcher.screen import letter_line, result_line
@@ -21,6 +22,8 @@ from watcher.whereabouts import Sighting, find
 
 if TYPE_CHECKING:
     from watcher_config import Folders
+
+_MAX_STORED_BYTES = 1 << 28
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +53,8 @@ def _stored(sighting: Sighting) -> dict[str, Any] | None:
     if sighting.state not in ("ended", "dead_letter"):
         return None
     try:
-        value = json.loads(sighting.path.read_bytes())
-    except (OSError, ValueError):
+        value = json.loads(read_regular(sighting.path, _MAX_STORED_BYTES))
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

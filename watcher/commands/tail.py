@@ -90,7 +90,7 @@ class _Follower:
             self._ask_for_a_beat(running[0].incarnation)
             return
         try:
-            self._fd = os.open(told, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self._fd = os.open(told, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             return  # it has just ended
         self._claim, self._shown = running[0].path, b""

@@ -6,6 +6,7 @@ answered: the final text of a CLI with machine-readable output, else the bytes i
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -197,12 +198,20 @@ def status_in_head(head: bytes) -> Status | None:
 
 
 def stored_status(path: Path) -> Status | None:
-    """The status of a result file; None when it is gone, cannot be read now, or does not tell one."""
+    """The status of a result file; None when it is gone, cannot be read now, or does not tell one.
+
+    Follows no link and waits for no FIFO: a folder of results may be written to by others.
+    """
     try:
-        with path.open("rb") as file:
-            return status_in_head(file.read(HEAD_BYTES))
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        return status_in_head(os.read(fd, HEAD_BYTES))
+    except OSError:  # a folder, a FIFO that somebody has open
+        return None
+    finally:
+        os.close(fd)
 
 
 def parse_result(raw: bytes) -> dict[str, Any]:

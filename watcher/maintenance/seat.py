@@ -16,10 +16,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from watcher.atomicfile import read_regular
 from watcher.errors import LockLost, NameTaken, SettingError
 from watcher.spool.incarnation import open_lock
 
 LOCK_NAME = ".listener.lock"
+_MAX_NOTES_BYTES = 1 << 16
 
 
 class Seat:
@@ -83,7 +85,7 @@ def _take_soon(path: Path) -> FileLock | None:
 def notes(folder: Path) -> dict[str, Any]:
     """Who holds, or held, the lock of this folder; nothing when that cannot be told."""
     with contextlib.suppress(OSError, ValueError):
-        value = json.loads((folder / LOCK_NAME).read_text())
+        value = json.loads(read_regular(folder / LOCK_NAME, _MAX_NOTES_BYTES))
         if isinstance(value, dict):
             return value
     return {}

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from watcher.atomicfile import read_regular
 from watcher.errors import InvalidTask, WorkerTrouble, is_trouble
 from watcher.formats.result import parse_result, stored_status
 
@@ -81,8 +82,7 @@ class Results:
         path = self.find(dependency)
         if path is None:
             return None
-        with path.open("rb") as file:
-            return parse_result(file.read(_MAX_RESULT_BYTES))
+        return parse_result(read_regular(path, _MAX_RESULT_BYTES))
 
     def _listing(self, worker: str) -> set[str]:
         found = self._listings.get(worker)

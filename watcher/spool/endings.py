@@ -5,13 +5,12 @@ Each ending is a Settlement like any other, so that refusals are as durable and 
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from dataclasses import dataclass
 from typing import Protocol
 
-from watcher.atomicfile import Folder, move
+from watcher.atomicfile import NO_FILE, Folder, move
 from watcher.clock import Clock
 from watcher.errors import InvalidTask
 from watcher.events import Event, TaskDropped, TaskRefused, TaskSettled
@@ -131,7 +130,7 @@ class Endings:
             raw = self._places.results.read(f"{task.task_id}.json", _MAX_STORED_BYTES)
             stored = parse_result(raw).get("task_sha256")
         except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            if isinstance(error, OSError) and error.errno not in NO_FILE:
                 raise
         if stored == task.sha256:
             event = TaskDropped(task.task_id, "its result is there already; rerun it on purpose with a new id")

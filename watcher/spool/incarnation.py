@@ -20,11 +20,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from watcher.atomicfile import Folder, replace
+from watcher.atomicfile import Folder, read_regular, replace
 from watcher.errors import LockLost, NameTaken, SettingError
 from watcher.spool.places import CLAIMS
 
 _NAME_LOCK = "name.lock"
+_MAX_NOTES_BYTES = 1 << 16
 
 
 class Incarnation:
@@ -184,7 +185,7 @@ def living_notes(claims: Path) -> list[dict[str, Any]]:
             lock.release()
             continue
         with contextlib.suppress(OSError, ValueError):
-            notes = json.loads(path.read_bytes())
+            notes = json.loads(read_regular(path, _MAX_NOTES_BYTES))
             if isinstance(notes, dict) and not notes.get("visit"):
                 out.append(notes)
     return out
