@@ -191,3 +191,21 @@ def test_what_is_no_file_under_a_results_name_stops_only_the_task_of_that_name(
     assert [claim.task.task_id for claim in desk.claim()] == ["b"]
     letter = desk.dead_letter("a")
     assert letter is not None and letter["dlq_reason"] == "duplicate_id"
+
+
+def test_what_is_planted_among_the_claims_is_not_followed_and_keeps_nobody_from_rescue(
+    office: Office, tmp_path: Path
+) -> None:
+    desk = office.desk()
+    claims = desk.inbox / ".claims"
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("x")
+    (claims / ("0" * 32)).symlink_to(tmp_path / "precious")
+    (claims / ("1" * 32) / "folder").mkdir(parents=True)
+    (claims / f"{'2' * 32}.lock").mkdir()
+    (claims / ("3" * 32)).write_text("x")
+    (claims / ("f" * 32)).mkdir()
+    (claims / ("f" * 32) / "r~1-0.json").write_text('{"description": "x"}')
+    assert desk.spool.rescue() == 1
+    assert (tmp_path / "precious" / "file").read_text() == "x"
+    assert not (claims / ("f" * 32)).exists()

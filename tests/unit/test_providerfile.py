@@ -213,3 +213,9 @@ def test_example_of_the_documentation_loads_as_it_stands(tmp_path: Path) -> None
     assert example is not None
     found = made(tmp_path, example.group(1))
     assert {"aider", "planner", "our-agent"} <= set(found)
+
+
+def test_file_that_is_nested_too_deep_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "deep.toml").write_text("x = " + "[" * 100_000)
+    with pytest.raises(SettingError, match="is no TOML"):
+        read_file(tmp_path / "deep.toml")

@@ -137,3 +137,7 @@ def test_prompt_is_filled_once_and_literally() -> None:
         'n: {name} {"a": {"b": 1}} {path} {{name}} {name}'
     )
     assert template.uses("text") and not template.uses("path")
+
+
+def test_file_that_is_nested_too_deep_is_refused(tmp_path: Path) -> None:
+    assert "too deep" in "".join(refused(tmp_path, "[" * 50_000))

@@ -7,10 +7,12 @@ listener has counted anything yet.
 from __future__ import annotations
 
 import argparse
+import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from watcher.commands import shared
+from watcher.errors import SettingError
 from watcher_config import read_layers, state_folder
 
 if TYPE_CHECKING:
@@ -32,7 +34,11 @@ def report(places: Folders, html: str | None, *, as_json: bool) -> int:
     from watcher.report import report_html, report_text
 
     state = state_folder(read_layers(), places.root)
-    view = read_view(state)
+    try:
+        view = read_view(state)
+    except sqlite3.Error as error:
+        text = f"cannot read what the listener has counted in {state}: {error}; stop it, remove its database, start it"
+        raise SettingError(text) from error
     if view is None:
         shared.tell(f"no listener has counted anything in {state}; run: python orchestrator_listener.py --once")
         return 1

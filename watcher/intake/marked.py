@@ -58,6 +58,8 @@ def read_marked(raw: bytes, file: str) -> Marked:
         mark = error.problem_mark or error.context_mark
         line = 1 if mark is None else mark.line + 1
         raise ZoneFileError(f"{file}:{line}: no YAML: {error.problem or error}{_hint(str(error))}") from None
+    except RecursionError:
+        raise ZoneFileError(f"{file}: no YAML that can be read: it is nested too deep") from None
     except yaml.YAMLError as error:
         raise ZoneFileError(f"{file}: no YAML: {' '.join(str(error).split())}") from None
     finally:

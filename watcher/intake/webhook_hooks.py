@@ -155,7 +155,7 @@ def load_hooks(path: Path, environment: Mapping[str, str]) -> dict[str, Hook]:
     try:
         with path.open("rb") as file:
             whole = tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingError(f"{where}: no TOML: {error}") from None
     except OSError as error:
         raise SettingError(f"{where}: cannot be read: {error.strerror}; name a file that is there") from None

@@ -99,7 +99,7 @@ def read_file(file: Path) -> dict[str, Provider]:
     try:
         with file.open("rb") as stream:
             content = tomllib.load(stream)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SettingError(f"PROVIDERS_FILE={file}: is no TOML: {error}") from None
     except OSError as error:
         raise SettingError(f"PROVIDERS_FILE={file}: cannot be read: {error.strerror}") from None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 from typing import Any
 
 from watcher import childproc
@@ -34,7 +35,11 @@ def rescue(places: Places, emit: Emit) -> list[str]:
     found.discard(places.incarnation)
     out: list[str] = []
     for incarnation in sorted(found):
-        out.extend(_rescue_one(places, incarnation, emit))
+        if (places.claims.path / incarnation).is_symlink():
+            continue  # planted: what lies behind it is not ours to move or remove
+        # A folder where a lock belongs, or a file for the folder, is no process of ours: the others are rescued.
+        with contextlib.suppress(IsADirectoryError, NotADirectoryError):
+            out.extend(_rescue_one(places, incarnation, emit))
     return out
 
 
@@ -125,11 +130,12 @@ def _clean_up(places: Places, dead: str) -> None:
     claims = places.claims.path
     with contextlib.suppress(FileNotFoundError):
         for path in list((claims / dead).iterdir()):
-            if "~" not in path.name and not path.name.endswith("!.json"):
+            if "~" not in path.name and not path.name.endswith("!.json") and not stat.S_ISDIR(path.lstat().st_mode):
                 path.unlink()
-        (claims / dead).rmdir()
+        if not os.listdir(claims / dead):
+            (claims / dead).rmdir()
     if (claims / dead).exists():
-        return  # something could not be moved: it is tried again, the locks stay as they are
+        return  # something could not be moved, or is none of ours: it is tried again, the locks stay as they are
     places.sweep(dead)
     # Notes and locks last, the process's own lock at the very end.
     for kind in ("json", "busy", "lock"):
