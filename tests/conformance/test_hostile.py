@@ -204,6 +204,7 @@ def test_what_is_planted_among_the_claims_is_not_followed_and_keeps_nobody_from_
     (claims / ("1" * 32) / "folder").mkdir(parents=True)
     (claims / f"{'2' * 32}.lock").mkdir()
     (claims / ("3" * 32)).write_text("x")
+    (claims / f"{'4' * 32}.lock").symlink_to(tmp_path / "nowhere")
     (claims / ("f" * 32)).mkdir()
     (claims / ("f" * 32) / "r~1-0.json").write_text('{"description": "x"}')
     assert desk.spool.rescue() == 1

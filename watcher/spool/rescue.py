@@ -10,6 +10,7 @@ Cannot end processes of another host or of another container: their `.busy` stay
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -37,9 +38,12 @@ def rescue(places: Places, emit: Emit) -> list[str]:
     for incarnation in sorted(found):
         if (places.claims.path / incarnation).is_symlink():
             continue  # planted: what lies behind it is not ours to move or remove
-        # A folder where a lock belongs, or a file for the folder, is no process of ours: the others are rescued.
-        with contextlib.suppress(IsADirectoryError, NotADirectoryError):
+        try:
             out.extend(_rescue_one(places, incarnation, emit))
+        except OSError as error:
+            # A folder or link where a lock belongs, a file for the folder: no process of ours; the others are rescued.
+            if error.errno not in (errno.EISDIR, errno.ENOTDIR, errno.ELOOP):
+                raise
     return out
 
 
