@@ -125,6 +125,7 @@ class _Lint:
         pod = doc["spec"]["template"]["spec"]
         yield from _restricted(pod)
         yield from self._volumes(doc, pod)
+        yield from _rollout(doc)
         for container in pod["containers"]:
             yield from _ports(container)
             yield from _resources(container)
@@ -238,6 +239,11 @@ class _Lint:
             yield f"{_title(found)} sets replicas, so applying it again would undo the scaling"
         if not any(e["name"] == "WATCHER_INSTANCE" for c in _containers(found) for e in c.get("env", [])):
             yield f"{_title(found)} has no WATCHER_INSTANCE: its second pod would be refused"
+        for volume in found["spec"]["template"]["spec"].get("volumes", []):
+            name = volume.get("persistentVolumeClaim", {}).get("claimName", "")
+            claim = self._find("PersistentVolumeClaim", name, _namespace(doc))
+            if claim is not None and "ReadWriteMany" not in claim["spec"]["accessModes"]:
+                yield f"{_title(found)} mounts {name!r}, which only one node can: its pods on others would not start"
 
     def _monitor(self, doc: Doc, spec: Doc) -> Iterator[str]:
         wanted = spec.get("selector", {}).get("matchLabels", {})
@@ -353,6 +359,14 @@ def _drains(pod: Doc, container: Doc, config: WatcherConfig) -> Iterator[str]:
     grace, wanted = pod.get("terminationGracePeriodSeconds", 30), wait + config.shutdown_grace + config.kill_grace
     if grace <= wanted:
         yield f"terminationGracePeriodSeconds {grace} must be more than the hook's wait and both graces, {wanted:g}"
+
+
+def _rollout(doc: Doc) -> Iterator[str]:
+    """A rollout that waits for a drain has not failed."""
+    grace = doc["spec"]["template"]["spec"].get("terminationGracePeriodSeconds", 30)
+    deadline = doc["spec"].get("progressDeadlineSeconds", 600)
+    if doc["kind"] == "Deployment" and deadline <= grace:
+        yield f"progressDeadlineSeconds {deadline} must be more than terminationGracePeriodSeconds, {grace}"
 
 
 def _quantities(value: Any, key: str = "") -> Iterator[str]:

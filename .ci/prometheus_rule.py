@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Print the PrometheusRule of k8s-overlays/monitoring/rules.yaml, made of monitoring/rules: run it when they do."""
+"""Print the PrometheusRule of k8s-components/monitoring/rules.yaml, made of monitoring/rules: run it when they do."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ lint: Callable[[list[Doc]], list[str]] = _load("k8s_lint").lint
 BASE: list[Doc] = [
     doc for path in sorted((REPO / "k8s").glob("*.yaml")) for doc in yaml.safe_load_all(path.read_text())
 ]
-AUTOSCALER: Doc = yaml.safe_load((REPO / "k8s-overlays" / "scaled" / "autoscaler.yaml").read_text())
-MONITOR: Doc = yaml.safe_load((REPO / "k8s-overlays" / "monitoring" / "servicemonitor.yaml").read_text())
+AUTOSCALER: Doc = yaml.safe_load((REPO / "k8s-components" / "scaled" / "autoscaler.yaml").read_text())
+MONITOR: Doc = yaml.safe_load((REPO / "k8s-components" / "monitoring" / "servicemonitor.yaml").read_text())
 
 
 class Manifests:
@@ -192,6 +192,10 @@ FAULTS: dict[str, tuple[Callable[[Manifests], Any], str]] = {
         lambda m: m.docs.append({**AUTOSCALER, "spec": {"scaleTargetRef": {"name": "nobody"}}}),
         "'nobody', which is not there",
     ),
+    "a rollout that is called failed while it drains": (
+        lambda m: m.marie["spec"].pop("progressDeadlineSeconds"),
+        "progressDeadlineSeconds 600",
+    ),
     "monitor of no port": (
         lambda m: m.docs.append({**MONITOR, "spec": {**MONITOR["spec"], "endpoints": [{"port": "web"}]}}),
         "port 'web' is none",
@@ -212,3 +216,10 @@ def test_replicas_beside_an_autoscaler_are_a_fault() -> None:
     manifests.docs.append(copy.deepcopy(AUTOSCALER))
     manifests.marie["spec"]["replicas"] = 1
     assert any("would undo the scaling" in fault for fault in lint(manifests.docs))
+
+
+def test_a_scaled_workload_with_a_claim_of_one_node_is_a_fault() -> None:
+    manifests = Manifests()
+    manifests.docs.append(copy.deepcopy(AUTOSCALER))
+    manifests.get("PersistentVolumeClaim", "watcher-shared")["spec"]["accessModes"] = ["ReadWriteOnce"]
+    assert any("which only one node can" in fault for fault in lint(manifests.docs))

@@ -84,7 +84,7 @@ def test_alert_has_a_case_that_fires_and_one_that_does_not_and_a_section_to_read
 
 def test_rules_of_the_operator_are_those_of_the_files() -> None:
     made = _load("prometheus_rule").manifest()
-    there = yaml.safe_load((REPO / "k8s-overlays" / "monitoring" / "rules.yaml").read_text())
+    there = yaml.safe_load((REPO / "k8s-components" / "monitoring" / "rules.yaml").read_text())
     assert there == made, "run .ci/prometheus_rule.py"
 
 
