@@ -154,11 +154,16 @@ def about_process(process: Process) -> list[str]:
     if process.reason and process.state != "healthy":
         until = f"; until {clean(process.held_until)}" if process.held_until else ""
         out.append(f"{process.name} is {process.state}: {clean(process.reason)}{until}")
-    if process.is_silent:
-        age, interval = duration(process.beat_age_seconds or 0.0), duration(process.interval_seconds or 0.0)
-        text = f"lives, but its last heartbeat is {age} old (one every {interval}): frozen, or two clocks differ"
-        out.append(f"{process.name} {text}")
-    return out
+    silence = silence_text(process)
+    return [*out, f"{process.name} {silence}"] if silence else out
+
+
+def silence_text(process: Process) -> str:
+    """What is to be said of a process that lives and does not beat; empty when it beats."""
+    if not process.is_silent:
+        return ""
+    age, interval = duration(process.beat_age_seconds or 0.0), duration(process.interval_seconds or 0.0)
+    return f"lives, but its last heartbeat is {age} old (one every {interval}): frozen, or two clocks differ"
 
 
 def _about_tasks(worker: WorkerOverview) -> list[str]:

@@ -134,6 +134,12 @@ def test_cancel_of_a_dead_workers_task_is_kept_for_the_next_one(site: Site) -> N
     assert site.result("x")["status"] == "cancelled"
 
 
+def test_workers_says_of_a_frozen_process_that_it_does_not_beat(site: Site) -> None:
+    os.kill(site.start().pid, signal.SIGSTOP)
+    wait_for("the word about it", lambda: "its last heartbeat is" in said(site, "workers", "marie"))
+    assert "DEAD" not in said(site, "workers", "marie")
+
+
 def test_pause_resume_and_drain_work_on_a_worker_that_lives_and_one_that_does_not(site: Site) -> None:
     said(site, "pause", "marie", "--reason", "lunch")
     worker = site.start(AGENT_COMMAND=site.script(NOTING))

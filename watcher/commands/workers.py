@@ -44,10 +44,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _row(process: Process) -> list[str]:
-    from watcher.screen import breaker_text, state_text
+    from watcher.screen import breaker_text, silence_text, state_text
     from watcher.terminal import duration
 
     age = process.beat_age_seconds
+    reason = (process.reason or "") + (f" until {process.held_until}" if process.held_until else "")
     return [
         process.name,
         state_text(process.state, process.for_seconds),
@@ -55,5 +56,5 @@ def _row(process: Process) -> list[str]:
         process.host or "-",
         "-" if age is None else f"{duration(age)} ago",
         breaker_text(process.breaker),
-        (process.reason or "") + (f" until {process.held_until}" if process.held_until else ""),
+        "; ".join(text for text in (silence_text(process), reason) if text),
     ]
