@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.adoption import family
-from tests.realcommands import SOON, Started, in_thread, is_alive
+from tests.realcommands import SOON, Started, ended_after, in_thread, is_alive
 from tests.waiting import wait_for
 from watcher import childproc, leftovers
 
@@ -45,15 +45,16 @@ def test_wait_gives_none_when_the_time_is_over_and_the_code_later() -> None:
 @pytest.mark.parametrize(("leader_alone", "lives"), [(True, True), (False, False)])
 def test_only_the_leader_is_asked_where_that_is_wanted(leader_alone: bool, lives: bool) -> None:
     """A worker that drains lets its commands finish; one that it just starts is still of its group."""
-    started = Started("trap 'exit 4' TERM; sleep 600 & echo $!; wait")
+    started = Started("trap 'exit 4' TERM; sh -c 'echo $$; exec sleep 600' & wait")
     beside = int(started.line())
-    started.child.end(SOON, leader_alone=leader_alone)
-    assert started.child.wait() == 4
-    if not lives:
-        wait_for("the end of the other one", lambda: not is_alive(beside))
-    assert is_alive(beside) == lives
-    started.over()
-    assert not is_alive(beside)
+    with ended_after(beside):
+        started.child.end(SOON, leader_alone=leader_alone)
+        assert started.child.wait() == 4
+        if not lives:
+            wait_for("the end of the other one", lambda: not is_alive(beside))
+        assert is_alive(beside) == lives
+        started.over()
+        assert not is_alive(beside)
 
 
 def test_command_that_hangs_times_out_and_ends_on_term() -> None:
