@@ -2,79 +2,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.doubles import HandClock, Memory
+from tests.collecting import Site, site
 from watcher.events import FileIgnored, FilesPruned, FolderFound, FolderLost
-from watcher.maintenance import reassign as reassign_module
 from watcher.maintenance import waiting as waiting_module
 from watcher.maintenance.batches import Batches, Graphs
-from watcher.maintenance.collector import Collector
-from watcher.maintenance.ledger import Ledger
 from watcher.maintenance.pruner import Pruner, Retention
-from watcher.maintenance.reassign import Reassigner
 from watcher.maintenance.recorder import News
-from watcher.maintenance.waiting import Sight, WaitingTasks
 
-
-class Site:
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.clock = HandClock(time.time())
-        self.memory = Memory()
-        self.folders = {name: root / name for name in ("tasks", "results", "dlq", "triggers")}
-        for path in self.folders.values():
-            (path / "marie").mkdir(parents=True)
-        self.ledger = Ledger(root / "state", 0.0)
-        self.collector = Collector(self.folders, self.ledger, self.clock, self.memory, 2.0)
-        self.waiting = WaitingTasks(self.folders["tasks"], self.clock)
-
-    def result(self, stem: str, worker: str = "marie", **fields: Any) -> Path:
-        path = self.folders["results"] / worker / f"{stem}.json"
-        path.parent.mkdir(exist_ok=True)
-        value = {"task_id": stem, "worker": worker, "status": "completed", "attempts": 1, "duration_seconds": 1}
-        path.with_name(".new").write_text(json.dumps(value | fields))
-        path.with_name(".new").rename(path)
-        return path
-
-    def task(self, stem: str, worker: str = "marie", place: str = "", **fields: Any) -> Path:
-        path = self.folders["tasks"] / worker / place / f"{stem}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"description": "x", **fields}))
-        return path
-
-    def collect(self, limit: int = 1000) -> list[str]:
-        """Scan, read and record; returns the notices as `kind id`."""
-        for _ in self.collector.scan(["marie", "anga"]):
-            pass
-        told: list[str] = []
-        while self.collector.backlog:
-            news, done = self.collector.take(limit)
-            self.ledger.commit(news.entry)
-            self.collector.taken(done)
-            self.news = news
-            told += [f"{n.kind} {n.fields.get('task_id') or n.fields['reason']}" for n, _ in news.notices]
-        return sorted(told)
-
-    def sight(self) -> Sight:
-        for _ in self.waiting.look(["marie", "anga"]):
-            pass
-        return self.waiting.sight
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    made = Site(tmp_path)
-    yield made
-    made.ledger.close()
+__all__ = ["site"]
 
 
 # --- finding
@@ -426,128 +368,3 @@ def test_beats_of_instances_that_ended_long_ago_go_and_those_of_workers_stay(sit
 
 def names_of(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-# --- reassigning
-
-
-class Dead:
-    """A roster that knows one thing."""
-
-    def __init__(self, seconds: float | None) -> None:
-        self.seconds = seconds
-
-    def dead_for(self, worker: str) -> float | None:
-        return self.seconds
-
-
-def reassigned(site: Site, seconds: float | None = 100.0) -> list[str]:
-    service = Reassigner(site.folders["tasks"], site.folders["results"], ["marie:anga"], 50.0, site.clock, site.memory)
-    news = service.check(Dead(seconds), {"marie"})  # type: ignore[arg-type]
-    return [str(t["task_id"]) for notice, _ in news.notices for t in notice.fields["tasks"]]
-
-
-def inbox(site: Site, worker: str) -> list[str]:
-    place = site.folders["tasks"] / worker
-    return sorted(path.name for path in place.glob("*.json")) if place.exists() else []
-
-
-def test_tasks_stay_while_a_command_of_the_dead_worker_may_still_run(site: Site) -> None:
-    """It holds the second lock, and a task of the same agent_id must not start beside it."""
-    site.task("a", agent_id="release")
-    claims = site.folders["tasks"] / "marie" / ".claims"
-    claims.mkdir()
-    with (claims / f"{'0' * 32}.busy").open("w") as busy:
-        fcntl.flock(busy, fcntl.LOCK_EX)
-        assert reassigned(site) == [] and inbox(site, "marie") == ["a.json"]
-    assert reassigned(site) == ["a"]
-
-
-def test_tasks_move_only_from_a_worker_that_has_been_dead_long_enough(site: Site) -> None:
-    site.task("a", worker="marie", metadata={"k": 1}, dependencies=["done", "b", "marie/b", "else"])
-    site.task("b")
-    (site.folders["tasks"] / "marie" / ".claims").mkdir()
-    site.result("done")
-    assert reassigned(site, None) == reassigned(site, 49.0) == []
-    assert inbox(site, "marie") == ["a.json", "b.json"]
-    assert reassigned(site) == ["a", "b"]
-    assert (inbox(site, "marie"), inbox(site, "anga")) == ([], ["a.json", "b.json"])
-    moved = json.loads((site.folders["tasks"] / "anga" / "a.json").read_text())
-    assert moved["metadata"] == {"reassigned_from": "marie", "k": 1}
-    assert moved["dependencies"] == ["marie/done", "b", "b", "else"]
-    assert not (site.folders["tasks"] / "marie" / ".reassign").exists()
-
-
-def test_nothing_moves_while_a_lock_of_the_worker_is_held(site: Site) -> None:
-    import fcntl
-
-    site.task("a")
-    claims = site.folders["tasks"] / "marie" / ".claims"
-    claims.mkdir()
-    for name in ("name.lock", f"{'a' * 32}.lock"):
-        fd = os.open(claims / name, os.O_CREAT | os.O_RDWR)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        assert reassigned(site) == []
-        os.close(fd)
-    assert reassigned(site) == ["a"]
-
-
-def test_task_whose_id_the_substitute_has_stays(site: Site) -> None:
-    (site.folders["tasks"] / "marie" / ".claims").mkdir()
-    for stem in ("waits", "runs", "done", "free"):
-        site.task(stem)
-    site.task("waits", "anga")
-    site.task("runs~1-0", "anga", f".claims/{'0' * 32}")
-    site.result("done", "anga")
-    assert reassigned(site) == ["free"]
-    assert inbox(site, "marie") == ["done.json", "runs.json", "waits.json"]
-
-
-def test_copy_that_the_substitute_runs_already_is_not_published_again(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Killed(BaseException):
-        pass
-
-    def die(*_arguments: object) -> bool:
-        raise Killed
-
-    (site.folders["tasks"] / "marie" / ".claims").mkdir()
-    site.task("a")
-    with monkeypatch.context() as patch:
-        patch.setattr(reassign_module.Folder, "remove", die)  # published, and not yet removed where it came from
-        with pytest.raises(Killed):
-            reassigned(site)
-    anga = site.folders["tasks"] / "anga"
-    (anga / ".claims" / ("0" * 32)).mkdir(parents=True)
-    (anga / "a.json").rename(anga / ".claims" / ("0" * 32) / "a~1-0.json")
-    assert reassigned(site, None) == ["a"]
-    assert (inbox(site, "marie"), inbox(site, "anga")) == ([], [])
-
-
-@pytest.mark.parametrize("step", ["move", "publish_new", "fsync_file"])
-def test_kill_while_moving_loses_and_doubles_nothing(site: Site, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Killed(BaseException):
-        pass
-
-    (site.folders["tasks"] / "marie" / ".claims").mkdir()
-    for stem in "abc":
-        site.task(stem)
-    calls: list[int] = []
-    real = getattr(reassign_module, step)
-
-    def second_dies(*arguments: Any, **more: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 2:
-            raise Killed
-        return real(*arguments, **more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(reassign_module, step, second_dies)
-        with pytest.raises(Killed):
-            reassigned(site)
-    held = [p.stem for p in (site.folders["tasks"] / "marie" / ".reassign").rglob("*.json")]
-    there = [name[:-5] for name in (*inbox(site, "marie"), *inbox(site, "anga"))]
-    assert sorted({*held, *there}) == ["a", "b", "c"]
-    reassigned(site)
-    assert (inbox(site, "marie"), inbox(site, "anga")) == ([], ["a.json", "b.json", "c.json"])
