@@ -281,6 +281,23 @@ def test_events_decide_before_exit_codes_and_exit_codes_before_words(printed: An
         assert judge(known, code, found, lambda: "boom", NOW).reason == reason
 
 
+@pytest.mark.parametrize(
+    ("rule", "code", "evidence"),
+    [
+        (Rule(Failure.LIMIT, "x", signs=frozenset({"status:429"})), 1, "strong"),
+        (Rule(Failure.LIMIT, "x", signs=frozenset({"status:429"}), pattern=re.compile("boom")), 1, "strong"),
+        (Rule(Failure.AUTH, "x", exit_codes=frozenset({41})), 41, "strong"),
+        (Rule(Failure.AUTH, "x", exit_codes=frozenset({1, 41}), pattern=re.compile("boom")), 1, "weak"),
+        (Rule(Failure.AUTH, "x", pattern=re.compile("boom")), 41, "weak"),
+    ],
+)
+def test_words_alone_are_weak_evidence(rule: Rule, code: int, evidence: str, printed: Any) -> None:
+    known = Provider("x", ("x",), output="stream-json", reader=read_claude, rules=(rule,))
+    fd, size = printed(lines(claude_result(is_error=True, api_error_status=429)))
+    found = read_claude(events(fd, size, "stream-json"))
+    assert judge(known, code, found, lambda: "boom", NOW).evidence == evidence
+
+
 def test_refused_tool_fails_the_task_unless_the_provider_allows_it(printed: Any) -> None:
     fd, size = printed(lines(INIT, claude_result(permission_denials=[{"tool_name": "Bash"}, {"tool_name": "Bash"}, 7])))
     known = built_in()["claude"]

@@ -30,16 +30,22 @@ class Failure(enum.Enum):
     """We ended it because somebody asked for that."""
 
 
+#: How sure it is that AUTH or LIMIT is the account's matter. Strong: an event, an HTTP status, an exit code of the
+#: CLI's own, a fact of this machine. Weak: words alone, which a test run or a hook may have printed.
+Evidence = Literal["strong", "weak"]
+
+
 @dataclass(slots=True)
 class Ending:
     """The facts of an ended attempt that decide. `failure` is None for a success, whose `detail` is a remark for
-    people; `resets_at` is wall seconds."""
+    people; `resets_at` is wall seconds; `evidence` matters for AUTH and LIMIT."""
 
     failure: Failure | None
     reason: str | None = None
     detail: str | None = None
     timed_out: bool = False
     resets_at: float | None = None
+    evidence: Evidence = "strong"
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from watcher.policy.disposition import Ending, Failure
+from watcher.policy.disposition import Ending, Evidence, Failure
 from watcher.runner.providers import Provider, Rule
 from watcher.runner.reading import harmless
 from watcher.runner.resets import told_time
@@ -28,6 +28,8 @@ from watcher.runner.shapes import Reading
 
 #: What people read of a failure; the whole of it is in the result's output.
 _MESSAGE_CHARACTERS = 600
+#: With this code every program says that something went wrong, so it is no evidence of its own.
+_COMMON_EXIT_CODE = 1
 #: A usage limit that ends later than this is a misread number.
 _LONGEST_LIMIT_SECONDS = 40 * 86_400.0
 _NAMES_OF_SIGNALS = {number.value: number.name for number in signal.Signals}
@@ -142,7 +144,9 @@ def _ending(
     if not is_told or not now - 86_400 < (resets_at or 0.0) < now + _LONGEST_LIMIT_SECONDS:
         resets_at = None
     cure = rule.cure.replace("{provider}", provider.name)
-    return Ending(rule.failure, rule.reason, _detail(provider, message, cure), resets_at=resets_at)
+    is_sure = rule.signs or (rule.exit_codes and exit_code != _COMMON_EXIT_CODE)
+    evidence: Evidence = "strong" if is_sure else "weak"
+    return Ending(rule.failure, rule.reason, _detail(provider, message, cure), resets_at=resets_at, evidence=evidence)
 
 
 def _message(reading: Reading | None, text: str) -> str:

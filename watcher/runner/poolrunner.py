@@ -167,7 +167,8 @@ class PoolRunner(Unseen):
             f"{HANDLER}: the task names the handler {name!r}, but {cold}; mend HANDLER_COMMAND, it is tried again soon"
         )
         resets_at = self._clock.wall() + _COLD_HOLD_SECONDS
-        return without_output(Ending(Failure.AUTH, "handler_not_warm", what, resets_at=resets_at))
+        # It is this task's wish that cannot be met; whether others meet the same, another task can tell.
+        return without_output(Ending(Failure.AUTH, "handler_not_warm", what, resets_at=resets_at, evidence="weak"))
 
     def _outcome(self, reply: Reply) -> Outcome:
         answer = reply.answer
