@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from watcher.events import (
     TaskRefused,
     TaskRescued,
 )
+from watcher.policy.givenback import Given
+from watcher.policy.order import doubted
 
 
 def test_task_is_claimed_once_and_its_result_ends_it(office: Office) -> None:
@@ -68,6 +71,32 @@ def test_released_task_is_back_under_its_own_name_and_costs_no_attempt(office: O
     assert path.read_bytes() == before
     [again] = desk.claim()
     assert again.attempt == 1
+
+
+def test_what_is_remembered_of_give_backs_survives_a_kill_a_hold_and_an_edit(office: Office) -> None:
+    dead = office.desk()
+    dead.drop("a")
+    dead.drop("b")
+    dead.scan()
+    a, b = dead.claim()
+    dead.spool.release(replace(a, given=Given(1, 2, 3)), "test")
+    dead.spool.retry_in(replace(b, given=Given(0, 1)), 0.0)
+    [a] = dead.claim(limit=1)
+    assert a.given == Given(1, 2, 3) and a.attempt == 1
+    office.fire(dead)
+    dead.die()
+    desk = office.desk()
+    assert desk.spool.rescue() == 1
+    assert desk.spool.hold("a") == "held" and desk.spool.hold("b") == "held"
+    assert desk.spool.edit("a", {"priority": "high"}) == "held"
+    assert desk.spool.release_held("a") == "waits" and desk.spool.release_held("b") == "waits"
+    desk.clock.pass_seconds(1)
+    assert desk.spool.is_ready("command", is_doubted=True) and not desk.spool.is_ready(None, is_doubted=False)
+    assert desk.claim(excluded=frozenset({doubted("command")})) == []
+    again = desk.claim()
+    assert [(c.task.task_id, c.attempt, c.deaths, c.given) for c in again] == [
+        ("a", 1, 1, Given(1, 2, 3)), ("b", 2, 0, Given(0, 1)),
+    ]  # fmt: skip
 
 
 def test_release_never_replaces_a_newer_file_of_the_same_name(office: Office) -> None:

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from watcher.policy.order import FIFO_MODES, FifoMode, Lineup, Waiting
+from watcher.policy.order import FIFO_MODES, FifoMode, Lineup, Waiting, doubted
 
 
 def waiting(
@@ -54,6 +54,19 @@ def test_excluded_provider_is_passed_over_and_keeps_its_place() -> None:
     assert lineup.providers() == {"gemini"}
     assert drain(lineup) == ["first"]
     assert lineup.providers() == set()
+
+
+def test_doubted_tasks_can_be_left_out_and_keep_their_place_otherwise() -> None:
+    lineup = Lineup("relaxed")
+    lineup.add(Waiting("first", 0, 1.0, "claude", is_doubted=True), 0)
+    lineup.add(waiting("second", arrived=2.0), 0)
+    lineup.add(waiting("other", arrived=3.0, provider="gemini"), 0)
+    assert lineup.is_ready("claude", is_doubted=False) and not lineup.is_ready("gemini", is_doubted=True)
+    assert not lineup.has_ready({"claude", "gemini"}) and lineup.providers() == {"claude", "gemini"}
+    taken = lineup.take(0, {doubted("claude")})
+    assert taken is not None and taken.name == "second"
+    assert not lineup.is_ready("claude", is_doubted=False) and lineup.is_ready(None, is_doubted=False)
+    assert drain(lineup) == ["first", "other"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,9 @@ FIFO mode: `relaxed` orders starts only; `per_agent` lets tasks with one `agent_
 `strict` does so for all tasks. A task that waits for its retry keeps its place in its lane: those behind it wait too.
 A task that waits for its `not_before` or its dependencies is not in line yet; it joins at its place when it is ready.
 
+A task that was given back before (its account or the machine was blamed) is doubted. Who wants to learn whether that
+was right asks another one first: `excluded` may name `doubted(provider)`, which stands for only those.
+
 Pure bookkeeping: no file and no clock. `now` and due times are monotonic seconds, so that a clock that is set moves
 nobody; arrival is wall seconds and only orders.
 """
@@ -18,6 +21,11 @@ from typing import Literal
 
 FifoMode = Literal["relaxed", "per_agent", "strict"]
 FIFO_MODES: tuple[FifoMode, ...] = ("relaxed", "per_agent", "strict")
+
+
+def doubted(provider: str) -> str:
+    """What excludes only those tasks of a provider that were given back before; no provider has such a name."""
+    return f"{provider}?"
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +42,7 @@ class Waiting:
     provider: str
     lane: str | None = None
     due: float = 0.0
+    is_doubted: bool = False
     is_deferred: bool = False
 
     def entry(self) -> _Entry:
@@ -68,7 +77,7 @@ class Lineup:
     def __init__(self, mode: FifoMode) -> None:
         self._mode = mode
         self._all: dict[str, Waiting] = {}
-        self._fronts: dict[str, list[_Entry]] = {}
+        self._fronts: dict[tuple[str, bool], list[_Entry]] = {}
         self._lanes: dict[str, _Lane] = {}
         self._later: list[tuple[float, int, Waiting]] = []
         self._count = 0
@@ -116,12 +125,12 @@ class Lineup:
                 self._promote(lane, now)
 
     def take(self, now: float, excluded: Collection[str]) -> Waiting | None:
-        """Remove and return the next task whose provider is not excluded; its lane is busy until `free`."""
+        """Remove and return the next task that is not excluded; its lane is busy until `free`."""
         self.wake_due(now)
         best: list[_Entry] | None = None
-        for provider, front in self._fronts.items():
+        for kind, front in self._fronts.items():
             self._trim(front)
-            if front and provider not in excluded and (best is None or front[0] < best[0]):
+            if front and not _is_excluded(kind, excluded) and (best is None or front[0] < best[0]):
                 best = front
         if best is None:
             return None
@@ -152,9 +161,17 @@ class Lineup:
 
     def has_ready(self, excluded: Collection[str]) -> bool:
         """Whether `take` may find something now."""
-        for provider, front in self._fronts.items():
+        for kind, front in self._fronts.items():
             self._trim(front)
-            if front and provider not in excluded:
+            if front and not _is_excluded(kind, excluded):
+                return True
+        return False
+
+    def is_ready(self, provider: str | None, *, is_doubted: bool) -> bool:
+        """Whether a task of this provider (None: of any) is ready that is doubted, or one that is not."""
+        for kind, front in self._fronts.items():
+            self._trim(front)
+            if front and kind[1] == is_doubted and provider in (None, kind[0]):
                 return True
         return False
 
@@ -162,7 +179,7 @@ class Lineup:
         """The providers for which a task is ready."""
         for front in self._fronts.values():
             self._trim(front)
-        return {provider for provider, front in self._fronts.items() if front}
+        return {provider for (provider, _), front in self._fronts.items() if front}
 
     def oldest_arrival(self) -> float | None:
         """Wall seconds of the oldest waiting task. Costs O(n); asked once a beat, bounded for huge queues."""
@@ -178,7 +195,7 @@ class Lineup:
         return self._all.get(task.name) is task
 
     def _offer(self, task: Waiting) -> None:
-        heapq.heappush(self._fronts.setdefault(task.provider, []), task.entry())
+        heapq.heappush(self._fronts.setdefault((task.provider, task.is_doubted), []), task.entry())
 
     def _defer(self, task: Waiting) -> None:
         if task.is_deferred:  # the head of a lane: each one that comes behind it asks again
@@ -225,3 +242,8 @@ class Lineup:
                 self._offer(task)
             else:
                 self._promote(self._lanes[task.lane], now)
+
+
+def _is_excluded(kind: tuple[str, bool], excluded: Collection[str]) -> bool:
+    provider, is_doubted = kind
+    return provider in excluded or (is_doubted and doubted(provider) in excluded)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Collection, Iterator
+from dataclasses import replace as replaced
 from typing import Any, Literal
 
 from watcher.atomicfile import Folder, move, move_new, replace
@@ -101,6 +102,9 @@ class DirectorySpool:
     def has_ready(self, excluded: Collection[str]) -> bool:
         return self._lookout.has_ready(excluded)
 
+    def is_ready(self, provider: str | None, *, is_doubted: bool) -> bool:
+        return self._lookout.is_ready(provider, is_doubted=is_doubted)
+
     def next_due_in(self) -> float | None:
         return self._lookout.next_due_in()
 
@@ -123,7 +127,7 @@ class DirectorySpool:
 
     def release(self, claim: Claim, reason: str) -> None:
         """Back to the inbox under its own name, or to `.retry` when it has a history or the name is taken."""
-        history = History(claim.task.task_id, claim.attempt - 1, claim.deaths)
+        history = History(claim.task.task_id, claim.attempt - 1, claim.deaths, given=claim.given)
         try:
             name = self._put_back(claim.handle, history)
         except OSError as error:
@@ -136,7 +140,7 @@ class DirectorySpool:
 
     def retry_in(self, claim: Claim, delay_seconds: float) -> None:
         due = self._clock.wall() + delay_seconds
-        history = History(claim.task.task_id, claim.attempt, claim.deaths, due)
+        history = History(claim.task.task_id, claim.attempt, claim.deaths, due, given=claim.given)
         try:
             there = move(self._places.mine, claim.handle, self._places.retry, history.waiting())
         except OSError as error:
@@ -331,12 +335,12 @@ class DirectorySpool:
             waiting.arrived_at,
             waiting.lane,
             max(0.0, wall - since),
+            history.given,
         )
 
     def _take(self, name: str, history: History, state: FileState) -> str | None:
         """The claim itself: one rename. None when somebody else was faster or the file is not what was read."""
-        taken = History(history.stem, history.attempts + 1, history.deaths)
-        handle = taken.claimed()
+        handle = History(history.stem, history.attempts + 1, history.deaths, given=history.given).claimed()
         if not move(self._lookout.folder_of(name), name, self._places.mine, handle):
             return None
         try:
@@ -430,7 +434,7 @@ class DirectorySpool:
 
     def _put_back(self, handle: str, history: History) -> str:
         """Rename a claim back to where it can be claimed again; returns its new name."""
-        if not history.attempts and not history.deaths:
+        if replaced(history, due=0.0).is_new():
             plain = f"{history.stem}.json"
             if move_new(self._places.mine, handle, self._places.inbox, plain):
                 return plain
@@ -440,7 +444,8 @@ class DirectorySpool:
     def _back_in_line(self, claim: Claim, name: str, due: float) -> None:
         stem = claim.task.task_id
         self._active.pop(stem, None)
-        waiting = Waiting(name, claim.task.priority, claim.order_at, claim.provider, claim.lane, due)
+        is_doubted = claim.given is not None
+        waiting = Waiting(name, claim.task.priority, claim.order_at, claim.provider, claim.lane, due, is_doubted)
         self._lookout.came_back(stem, name, waiting)
         self._lineup.free(claim.lane, self._clock.monotonic())
 

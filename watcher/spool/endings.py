@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from watcher.atomicfile import NO_FILE, Folder, move
@@ -80,7 +80,7 @@ class Endings:
         history = History.of(name)
         handle: str | None
         if history is not None and (folder is self._places.retry or TASK_FILE_NAME.fullmatch(name)):
-            handle = History(history.stem, history.attempts + 1, history.deaths).claimed()
+            handle = replace(history, attempts=history.attempts + 1).claimed()
         else:
             handle = bad_name_handle(folder, name)
         if handle is None or not move(folder, name, self._places.mine, handle):
@@ -97,7 +97,7 @@ class Endings:
             return self._not_a_task(handle, history.stem, why.detail, why.reason)
         if not why.reason.startswith("dependency_"):
             return None
-        past = History(history.stem, history.attempts - 1, history.deaths)
+        past = replace(history, attempts=history.attempts - 1)
         return self._failed(task, past, why.reason, why.detail).with_handle(handle, None)
 
     def _read_again(self, handle: str, stem: str) -> Task | None:

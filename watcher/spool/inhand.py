@@ -125,9 +125,7 @@ def put_back(places: Places, handle: str) -> str | None:
 def back_from_hand(places: Places, source: Folder, handle: str, history: History) -> str | None:
     """The same from any claim folder: a rescuer's way."""
     if history.is_held:
-        folder, name = places.held, handle.replace("h.json", ".json")
-        if not history.attempts and not history.deaths and not history.due:
-            name = f"{history.stem}.json"
+        folder, name = places.held, f"{history.stem}.json" if history.is_new() else history.waiting()
     else:
         folder, name = _home(places, handle, history)
     if not _move_new_if_there(source, handle, folder, name):
@@ -203,7 +201,7 @@ def _read(places: Places, handle: str, task_id: str, max_bytes: int) -> Task:
 
 def _home(places: Places, name: str, history: History) -> tuple[Folder, str]:
     """Where a task belongs that nobody holds: the inbox under its own name, or `.retry` when it has a history."""
-    if "~" not in name or not (history.attempts or history.deaths or history.due):
+    if "~" not in name or history.is_new():
         return places.inbox, f"{history.stem}.json"
     return places.retry, history.waiting()
 

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from watcher.events import Event
 from watcher.formats.task import Task
+from watcher.policy.givenback import Given
 
 
 @dataclass(slots=True)
@@ -23,7 +24,8 @@ class Claim:
     """A task that this process owns now.
 
     `attempt` is the number of the attempt that may start now (from 1), `deaths` how many workers died holding it.
-    `prompt` is the description with its references filled in. `handle` is the engine's.
+    `prompt` is the description with its references filled in. `handle` is the engine's. `given` is what is remembered
+    of its give-backs; to remember more, give back or retry a copy that says so.
     """
 
     task: Task
@@ -35,6 +37,7 @@ class Claim:
     order_at: float
     lane: str | None
     latency_seconds: float
+    given: Given | None = None
 
 
 @dataclass(slots=True)
@@ -68,11 +71,11 @@ class Spool(Protocol):
     """Stores tasks and their outcomes for one worker."""
 
     def claim(self, limit: int, excluded: Collection[str]) -> Claimed:
-        """Take up to `limit` tasks, best first, none of an excluded provider. Raises WorkerTrouble."""
+        """Take up to `limit` tasks, best first, none that is excluded, as in `policy.order`. Raises WorkerTrouble."""
         ...
 
     def release(self, claim: Claim, reason: str) -> None:
-        """Give it back untouched: the attempt is not counted. Raises WorkerTrouble."""
+        """Give it back: the attempt is not counted, `given` is kept. Raises WorkerTrouble."""
         ...
 
     def retry_in(self, claim: Claim, delay_seconds: float) -> None:
@@ -117,6 +120,10 @@ class Spool(Protocol):
 
     def has_ready(self, excluded: Collection[str]) -> bool:
         """Whether a claim may find something now."""
+        ...
+
+    def is_ready(self, provider: str | None, *, is_doubted: bool) -> bool:
+        """Whether a task of this provider (None: of any) is ready that was, or was not, given back before."""
         ...
 
     def next_due_in(self) -> float | None:

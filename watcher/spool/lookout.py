@@ -181,6 +181,10 @@ class Lookout:
         """The providers for which a task is ready."""
         return self.lineup.providers()
 
+    def is_ready(self, provider: str | None, *, is_doubted: bool) -> bool:
+        """Whether a task of this provider (None: of any) is ready that was, or was not, given back before."""
+        return self.lineup.is_ready(provider, is_doubted=is_doubted)
+
     def has_ready(self, excluded: Collection[str]) -> bool:
         if self.endings:
             return True
@@ -236,6 +240,7 @@ class Lookout:
             sys.intern(task.provider or self._options.default_provider),
             self.lineup.lane_of(task.agent_id),
             self._due(history, task),
+            is_doubted=history.given is not None,
         )
         if task.dependencies and not history.attempts:
             broken = self._blocked.add(name, task, waiting.arrived_at)

@@ -4,7 +4,8 @@ A task's counters live in its file's name, so that one rename moves the task and
 stay as they were submitted: `x.json` is new; `x~2-1.json` in a claim folder is running its attempt 2 after one worker
 died; `x~2-1-1763768000123.json` in `.retry` waits until that wall time in milliseconds. `~` is in no task id.
 A claim whose name has that third number does not run: somebody has it in hand, to change or to end it, and a rescuer
-puts it back as it was. `h` after the number says that it came from `.held`.
+puts it back as it was. `h` after the number says that it came from `.held`. `+0-1-7` before the ending is what is
+remembered of give-backs (`policy.givenback`): alone 0 times, counted once, account seen to work 7 times.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from watcher.atomicfile import Folder, move, publish_new
 from watcher.errors import LockLost, SettingError
+from watcher.policy.givenback import Given
 
 CLAIMS = ".claims"
 RETRY = ".retry"
@@ -27,12 +29,16 @@ OUTPUT = ".output"
 ORIGINALS = ".originals"
 
 _INCARNATION = re.compile(r"[0-9a-f]{32}")
-_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})~(\d{1,9})-(\d{1,9})(?:-(\d{1,15})(h)?)?\.json")
+_NAME = re.compile(
+    r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})~(\d{1,9})-(\d{1,9})(?:-(\d{1,15})(h)?)?"
+    r"(\+(\d{1,9})-(\d{1,9})-(\d{0,9}))?\.json"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A task file's name, taken apart. `attempts` counts started attempts that count; `due` is wall seconds.
+    """A task file's name, taken apart. `attempts` counts started attempts that count; `due` is wall seconds; `given`
+    is what is remembered of its give-backs.
 
     `is_in_hand` and `is_held` say of a claim that it is not run, and that it was held before.
     """
@@ -43,6 +49,7 @@ class History:
     due: float = 0.0
     is_in_hand: bool = field(default=False, compare=False)
     is_held: bool = field(default=False, compare=False)
+    given: Given | None = None
 
     @classmethod
     def of(cls, name: str) -> History | None:
@@ -51,19 +58,31 @@ class History:
         if found is None:
             return cls(name[:-5]) if "~" not in name and name.endswith(".json") else None
         due = int(found[4]) / 1000 if found[4] else 0.0
-        return cls(found[1], int(found[2]), int(found[3]), due, found[4] is not None, found[5] is not None)
+        given = Given(int(found[7]), int(found[8]), int(found[9]) if found[9] else None) if found[6] else None
+        return cls(found[1], int(found[2]), int(found[3]), due, found[4] is not None, found[5] is not None, given)
 
     def claimed(self) -> str:
         """The name in a claim folder, for the attempt number `attempts`."""
-        return f"{self.stem}~{self.attempts}-{self.deaths}.json"
+        return f"{self.stem}~{self.attempts}-{self.deaths}{self._note()}.json"
 
     def waiting(self) -> str:
         """The name in `.retry`."""
-        return f"{self.stem}~{self.attempts}-{self.deaths}-{round(self.due * 1000)}.json"
+        return f"{self._due()}{self._note()}.json"
 
     def in_hand(self, *, was_held: bool) -> str:
         """The name in a claim folder of a task that is not run but changed."""
-        return self.waiting().removesuffix(".json") + ("h.json" if was_held else ".json")
+        return f"{self._due()}{'h' if was_held else ''}{self._note()}.json"
+
+    def is_new(self) -> bool:
+        """Whether there is nothing to remember, so that it waits in the inbox under its own name."""
+        return not (self.attempts or self.deaths or self.due or self.given)
+
+    def _due(self) -> str:
+        return f"{self.stem}~{self.attempts}-{self.deaths}-{round(self.due * 1000)}"
+
+    def _note(self) -> str:
+        given = self.given
+        return "" if given is None else f"+{given.alone}-{given.counted}-{'' if given.seen is None else given.seen}"
 
 
 class Places:

@@ -96,7 +96,8 @@ def _take_back(places: Places, dead: str, emit: Emit) -> list[str]:
                         out.append(back)
                     emit(TaskRescued(history.stem, history.deaths, dead, "not_changed"))
                 continue
-            back = History(history.stem, max(0, history.attempts - 1), history.deaths + 1).waiting()
+            died = History(history.stem, max(0, history.attempts - 1), history.deaths + 1, given=history.given)
+            back = died.waiting()
             if move_new(folder, name, places.retry, back):
                 out.append(back)
                 emit(TaskRescued(history.stem, history.deaths + 1, dead, "waits_again"))

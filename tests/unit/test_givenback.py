@@ -1,0 +1,77 @@
+"""When a task that is given back pays for it after all."""
+
+from __future__ import annotations
+
+import pytest
+
+from watcher.policy.disposition import Disposition, Retry, Settle
+from watcher.policy.givenback import GIVEN_BACK_TOO_OFTEN, GaveBack, Given, weigh
+from watcher.spool.places import History
+
+LIMIT = GaveBack("usage_limit", "claude: You've hit your limit", seen=4)
+
+
+Weighed = tuple[Given, Disposition | None]
+
+
+def weighed(given: Given | None, what: GaveBack, attempt: int = 1, retries: int = 3) -> Weighed:
+    return weigh(given, what, attempt=attempt, max_retries=retries, delay_seconds=2.0, at_most=3)
+
+
+def test_first_give_back_costs_nothing_and_is_remembered() -> None:
+    others = GaveBack("usage_limit", None, others_succeeded=True, seen=4)
+    assert weighed(None, others) == (Given(seen=4), None)
+
+
+def test_give_back_after_others_succeeded_is_a_failed_attempt_and_the_third_is_the_last() -> None:
+    others = GaveBack("usage_limit", "claude: limit", others_succeeded=True, seen=5)
+    given: Given | None = Given(seen=4)
+    for number in (1, 2):
+        given, what = weighed(given, others, attempt=number)
+        assert what == Retry(2.0, "usage_limit") and given == Given(counted=number, seen=5)
+    given, what = weighed(given, others, attempt=3)
+    assert isinstance(what, Settle) and (what.status, what.reason) == ("failed", GIVEN_BACK_TOO_OFTEN)
+    assert what.dead_letter and "usage_limit" in (what.detail or "") and "claude: limit" in (what.detail or "")
+
+
+def test_task_that_may_not_be_retried_ends_with_the_first_one_that_counts() -> None:
+    others = GaveBack("usage_limit", None, others_succeeded=True, seen=5)
+    assert isinstance(weighed(Given(seen=4), others, retries=0)[1], Settle)
+
+
+def test_account_that_nobody_saw_working_costs_no_attempt_however_often_it_is_met() -> None:
+    given: Given | None = None
+    for _ in range(100):
+        given, what = weighed(given, LIMIT)
+        assert what is None
+
+
+def test_words_that_no_other_task_can_be_asked_about_are_believed_three_times() -> None:
+    alone = GaveBack("usage_limit", "gemini: FAILED tests/test_limits.py", is_alone=True, seen=0)
+    given: Given | None = None
+    ends = []
+    for _ in range(3):
+        given, what = weighed(given, alone)
+        ends.append(what)
+    assert ends[:2] == [None, None] and isinstance(ends[2], Settle) and ends[2].reason == GIVEN_BACK_TOO_OFTEN
+
+
+def test_trouble_of_the_machine_keeps_what_was_known_of_the_account() -> None:
+    assert weighed(Given(1, 1, 7), GaveBack("worker_trouble", None)) == (Given(1, 1, 7), None)
+
+
+@pytest.mark.parametrize("given", [None, Given(), Given(1, 2, 3), Given(0, 1, None)])
+@pytest.mark.parametrize("was_held", [True, False])
+def test_name_of_a_task_carries_what_is_remembered(given: Given | None, was_held: bool) -> None:
+    history = History("a.b-c", 2, 1, 5.25, given=given)
+    assert History.of(history.waiting()) == history
+    assert History.of(history.claimed()) == History("a.b-c", 2, 1, given=given)
+    in_hand = History.of(history.in_hand(was_held=was_held))
+    assert in_hand == history and in_hand is not None and (in_hand.is_in_hand, in_hand.is_held) == (True, was_held)
+    assert len(History("x" * 128, 10**8, 10**8, 10**11, given=Given(10**8, 10**8, 10**8)).waiting()) < 250
+
+
+def test_names_of_earlier_versions_are_read() -> None:
+    assert History.of("x~2-1.json") == History("x", 2, 1)
+    assert History.of("x~2-1-1500.json") == History("x", 2, 1, 1.5)
+    assert History.of("x~2-1-1500h.json") == History("x", 2, 1, 1.5)
