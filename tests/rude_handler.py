@@ -44,7 +44,14 @@ def execute(number: int, event: dict[str, Any]) -> None:
         write(b"Traceback: this is no protocol\n")
         answer(number, "too late")
     elif do == "not an answer":
-        write(b'{"jsonrpc": "2.0", "method": "execute_handler"}\n')
+        write(b'{"jsonrpc": "2.0", "id": %d}\n' % number)
+    elif do == "key twice":
+        write(b'{"jsonrpc": "2.0", "id": %d, "result": {"success": false, "success": true}}\n' % number)
+    elif do == "chatter":
+        noise = b'\n \r\n{"jsonrpc": "2.0", "method": "log", "params": {"text": "still at it"}}\n' * event["times"]
+        write(noise)
+        answer(number, event["say"])
+        write(noise)
     elif do == "wrong result":
         write(json.dumps({"jsonrpc": "2.0", "id": number, "result": {"success": "yes"}}).encode() + b"\n")
     elif do == "other id":
@@ -79,6 +86,8 @@ def execute(number: int, event: dict[str, Any]) -> None:
         answer(number, event["say"])
     elif do == "hoard":
         HOARD.append(b"x" * event["bytes"])
+        if "gated" in event:
+            wait_for(event["gate"])
         answer(number, event["say"])
     elif do == "leave and crash":
         leave(event)

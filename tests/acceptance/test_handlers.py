@@ -145,6 +145,27 @@ def test_handlers_that_hang_or_crash_cost_their_own_task(site: Site) -> None:
     assert (site.command_pids(), site.leftovers()) == ([], [])
 
 
+def test_a_handler_that_keeps_what_it_has_read_never_gets_much_larger_than_it_may(site: Site) -> None:
+    script = site.home / "hoarder.py"
+    script.write_text(
+        "import os\n"
+        "from watcher.handler import handler, serve\n"
+        "HOARD = []\n"
+        "@handler\n"
+        "def default(event):\n"
+        "    HOARD.append(b'x' * (40 << 20))\n"
+        "    with open('/proc/self/statm') as file:\n"
+        "        return str(int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') >> 20)\n"
+        "serve()\n"
+    )
+    worker = start(site, shlex.join([sys.executable, str(script)]), HANDLER_MAX_MEMORY=150 << 20, HANDLER_POOL_SIZE="1")
+    for n in range(12):
+        site.drop(f"t{n}")
+    sizes = [int(site.result(f"t{n}", seconds=60)["stdout"]) for n in range(12)]
+    assert 100 < max(sizes) < 200
+    assert {line["reason"] for line in worker.lines("handler.ended")} == {"max_memory"}
+
+
 def test_a_command_that_cannot_be_kept_warm_runs_once_for_each_task_and_says_so(site: Site) -> None:
     worker = start(site, "cat")
     site.drop("one")

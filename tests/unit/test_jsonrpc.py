@@ -47,11 +47,14 @@ def test_answers_are_read(said: dict[str, Any], answer: Answer) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        b"", b"hello", b"[]", b"7", b"\xff\xfe", b"{", b"[" * 100_000, b"9" * 10_000, b'{"id": 1, "result": 1}',
+        b"null", b"hello", b"[]", b"7", b"\xff\xfe", b"{", b"[" * 100_000, b"9" * 10_000, b'{"id": 1, "result": 1}',
         b'{"jsonrpc": "1.0", "id": 1, "result": 1}', b'{"jsonrpc": "2.0", "id": 1}',
         b'{"jsonrpc": "2.0", "id": 1, "result": 1, "error": {"code": 1, "message": "x"}}',
         b'{"jsonrpc": "2.0", "result": 1}', b'{"jsonrpc": "2.0", "id": true, "result": 1}',
         b'{"jsonrpc": "2.0", "id": "1", "result": 1}', b'{"jsonrpc": "2.0", "id": -5, "result": 1}',
+        b'{"jsonrpc": "2.0", "id": 1, "id": 2, "result": {"success": true}}',
+        b'{"jsonrpc": "2.0", "id": 1, "result": {"success": true, "output": {"a": 1, "a": 2}}}',
+        b'{"jsonrpc": "2.0", "id": 1, "method": "what"}', b'{"method": "log"}', b'{"jsonrpc": "2.0", "method": 7}',
         b'{"jsonrpc": "2.0", "id": 1, "error": "no"}', b'{"jsonrpc": "2.0", "id": 1, "error": {"code": "1"}}',
     ],
 )  # fmt: skip
@@ -59,6 +62,11 @@ def test_a_line_that_is_no_answer_is_refused_with_its_beginning(line: bytes) -> 
     with pytest.raises(BadAnswer) as caught:
         parse_answer(line)
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("line", [b"", b" \t", b"\r", b'{"jsonrpc": "2.0", "method": "log", "params": {"text": "hm"}}'])
+def test_a_line_that_wants_nothing_is_passed_over(line: bytes) -> None:
+    assert parse_answer(line) is None
 
 
 @pytest.mark.parametrize(

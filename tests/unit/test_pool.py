@@ -95,6 +95,7 @@ BAD = {
     "killed": ("handler_crashed", "ended by signal 9"),
     "garbage": ("handler_bad_answer", "a line that is not JSON: 'Traceback: this is no protocol'"),
     "not an answer": ("handler_bad_answer", "no JSON-RPC 2.0 response"),
+    "key twice": ("handler_bad_answer", "the key 'success' stands twice in one object"),
     "wrong result": ("handler_bad_answer", "the result must be an object with success"),
     "other id": ("handler_bad_answer", "which nobody made"),
     "endless line": ("handler_answer_too_long", "longer than 1048576 bytes"),
@@ -115,6 +116,21 @@ def test_a_handler_that_breaks_costs_its_own_request_only(site: Site, do: str) -
     wait_for("two idle handlers again", lambda: len(idle(pool)) == 2)
     assert busy in pids(pool)
     wait_for("the failure to be told", lambda: site.failures() == [reason])
+
+
+def test_empty_lines_and_notifications_are_passed_over_before_and_after_the_answer(site: Site) -> None:
+    pool = site.ready(1)
+    before = pids(pool)
+    for n in range(5):
+        assert output(ask(pool, site.event("chatter", times=100, say=f"{n}"))) == f"{n}"
+    pool.health_check()
+    assert (pids(pool), site.failures()) == (before, [])
+
+
+def test_a_flood_of_lines_that_want_nothing_ends_the_handler(site: Site) -> None:
+    pool = site.ready(1)
+    failed = fault(pool, site.event("chatter", times=10_000))
+    assert (failed.reason, "lines that are no answer" in failed.detail) == ("handler_bad_answer", True)
 
 
 def test_an_answer_of_50_mb_is_cut_off_and_its_handler_killed(site: Site) -> None:

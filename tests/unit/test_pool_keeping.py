@@ -121,14 +121,20 @@ def test_a_handler_is_replaced_when_it_is_old(site: Site) -> None:
     assert [event.reason for event in site.memory.of(events.HandlerEnded)] == ["max_age"]
 
 
-def test_a_handler_that_hoards_memory_is_replaced_at_the_next_health_check(site: Site) -> None:
-    pool = site.ready(1, max_memory_bytes=100 << 20)
+def test_a_handler_that_hoards_memory_is_replaced_after_the_request_that_did_it(site: Site) -> None:
+    pool = site.ready(1, max_memory_bytes=100 << 20, health_seconds=3600.0)
     (before,) = pids(pool)
     assert output(ask(pool, site.event("hoard", bytes=150 << 20))) == "something"
-    pool.health_check()
     wait_for("another", lambda: idle(pool) and before not in pids(pool))
     wait_for("its end to be told", lambda: site.memory.of(events.HandlerEnded))
     assert [event.reason for event in site.memory.of(events.HandlerEnded)] == ["max_memory"]
+
+
+def test_a_request_that_takes_twice_the_memory_is_ended_while_it_runs(site: Site) -> None:
+    pool = site.ready(1, max_memory_bytes=100 << 20)
+    failed = fault(pool, site.event("hoard", bytes=250 << 20, gated=True))
+    assert (failed.reason, "HANDLER_MAX_MEMORY" in failed.detail) == ("handler_too_large", True)
+    assert output(ask(pool, site.event())) == "something"
 
 
 def test_a_health_check_finds_the_handler_that_answers_no_more(site: Site) -> None:

@@ -74,7 +74,8 @@ def _check_text(text: str) -> None:
         raise NotStrictJson("a string holds half of a surrogate pair")
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An `object_pairs_hook`: raises ValueError for a key that stands twice in one object."""
     out = dict(pairs)
     if len(out) != len(pairs):
         seen: set[str] = set()
@@ -97,6 +98,6 @@ def _finite(text: str) -> float:
 
 
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite, strict=True
+    object_pairs_hook=without_duplicates, parse_constant=_no_constant, parse_float=_finite, strict=True
 )
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(", ", ": "))

@@ -1,7 +1,8 @@
 """JSON-RPC 2.0, one message a line: what goes to a warm handler and what comes back (https://www.jsonrpc.org/specification).
 
-Bytes in, records out; no file, no clock. A line that is no answer raises BadAnswer with what is wrong: after that
-nothing else that its writer says can be trusted. Batches are not spoken.
+Bytes in, records out; no file, no clock. An empty line and a notification want nothing and are passed over. Any other
+line that is no answer raises BadAnswer with what is wrong: after that nothing else that its writer says can be trusted.
+Batches are not spoken.
 """
 
 from __future__ import annotations
@@ -65,13 +66,12 @@ def notification(method: str) -> bytes:
     return strictjson.dumps({"jsonrpc": "2.0", "method": method})
 
 
-def parse_answer(line: bytes) -> Answer:
-    """Read one line. Raises BadAnswer."""
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        raise BadAnswer(f"a line that is not JSON: {_shown(line)}") from None
-    if not isinstance(found, dict) or found.get("jsonrpc") != "2.0" or ("result" in found) == ("error" in found):
+def parse_answer(line: bytes) -> Answer | None:
+    """Read one line; None for one that wants nothing. Raises BadAnswer."""
+    found = parse_line(line)
+    if found is None or (_is_spoken(found) and isinstance(found.get("method"), str) and "id" not in found):
+        return None
+    if not _is_spoken(found) or ("result" in found) == ("error" in found):
         raise BadAnswer(f"a line that is no JSON-RPC 2.0 response: {_shown(line)}")
     number: int = found["id"] if _is_number(found.get("id")) else -1
     if "error" in found:
@@ -79,6 +79,22 @@ def parse_answer(line: bytes) -> Answer:
     if number < 0:
         raise BadAnswer(f"a response without the id of a request: {_shown(line)}")
     return Answer(number, found["result"])
+
+
+def parse_line(line: bytes) -> Any:
+    """The JSON of one line; None for an empty one. Raises BadAnswer, also for a key that stands twice: one reader would
+    take the first of them for the answer, another one the last."""
+    if not line.strip():
+        return None
+    try:
+        found = json.loads(line, object_pairs_hook=strictjson.without_duplicates)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        found = None
+    except ValueError as error:
+        raise BadAnswer(f"{error}: {_shown(line)}") from None
+    if found is None:
+        raise BadAnswer(f"a line that is not JSON: {_shown(line)}")
+    return found
 
 
 def parse_executed(result: Any) -> Executed:
@@ -106,6 +122,10 @@ def _error(error: Any, line: bytes) -> RpcError:
     if not isinstance(error, dict) or not _is_number(error.get("code")) or not isinstance(error.get("message"), str):
         raise BadAnswer(f"an error without code and message: {_shown(line)}")
     return RpcError(error["code"], error["message"])
+
+
+def _is_spoken(found: Any) -> bool:
+    return isinstance(found, dict) and found.get("jsonrpc") == "2.0"
 
 
 def _is_number(value: Any) -> bool:

@@ -377,7 +377,7 @@ class Keeper:
             with self._shelf.changed:
                 if process.state != "idle":
                     return
-                if not process.wire.is_quiet():
+                if not process.is_quiet():
                     process.state = "failed"
                     detail = "it ended while it had nothing to do"
                     self._shelf.remove(Removal(process, "handler_crashed", detail, failed=True))

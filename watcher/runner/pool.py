@@ -41,7 +41,8 @@ _EXIT_SECONDS = 1.0
 
 class HandlerFault(WatcherError):
     """A request ended without an answer. `reason` is `timeout`, `stopped`, `handler_crashed`, `handler_bad_answer`,
-    `handler_answer_too_long` or `handler_not_started`; `stderr` is what the handler wrote meanwhile."""
+    `handler_answer_too_long`, `handler_too_large` or `handler_not_started`; `stderr` is what the handler wrote
+    meanwhile."""
 
     def __init__(self, reason: str, detail: str, exit_code: int | None = None, stderr: str = "", left: int = 0) -> None:
         super().__init__(detail)
@@ -173,9 +174,9 @@ class HandlerPool:
         under way are stopped, waiting ones get PoolClosed."""
         self._keeper.stop()
 
-    @staticmethod
-    def _call(process: WarmProcess, params: dict[str, Any], seconds: float) -> Executed | RpcError:
-        answer = process.call(jsonrpc.EXECUTE, params, seconds)
+    def _call(self, process: WarmProcess, params: dict[str, Any], seconds: float) -> Executed | RpcError:
+        # It is replaced above the limit, between two tasks; a task may need more for a while, but not any amount.
+        answer = process.call(jsonrpc.EXECUTE, params, seconds, 2 * self._settings.max_memory_bytes)
         if isinstance(answer, RpcError):
             return answer
         try:
@@ -193,6 +194,8 @@ class HandlerPool:
         detail = f"handler {process.pid}: {broken.detail}"
         if broken.reason == "timeout":
             detail = f"handler {process.pid}: no answer within {limit:g} s; it was ended"
+        elif broken.reason == "handler_too_large":
+            detail += ", twice HANDLER_MAX_MEMORY; it was ended; raise the setting, or give it smaller tasks"
         elif has_crashed:
             detail += "" if code is None else f"; exit code {code}" if code >= 0 else f"; ended by signal {-code}"
             last = process.tail.last_line()

@@ -21,9 +21,6 @@ from watcher.policy.poolsize import PoolLimits, restart_delay, size_after_reques
 from watcher.runner.warm import Start, WarmProcess
 from watcher.runner.wire import WireBroken
 
-#: A handler's memory is looked at after this many requests, and when it is idle at each health check.
-_WEIGH_EVERY_REQUESTS = 256
-
 
 class PoolFull(WatcherError):
     """Too many requests wait already. Reaction: refuse this one."""
@@ -147,7 +144,7 @@ class Shelf:
             ticket.process = None
             books.failures_in_a_row = 0
             process.idle_since = self._clock.monotonic()
-            reason = "answered_twice" if process.is_tainted else self._worn_out(process)
+            reason = "answered_twice" if process.is_tainted else self.wear(process)
             if ticket.is_stopped:
                 reason = "stopped"
             if len(books.members) > books.size:
@@ -206,14 +203,6 @@ class Shelf:
             return "max_memory"
         return None
 
-    def _worn_out(self, process: WarmProcess) -> str | None:
-        settings = self.settings
-        is_old = 0 < settings.max_age_seconds <= process.idle_since - process.began
-        has_done_much = 0 < settings.max_requests <= process.requests
-        if is_old or has_done_much or process.requests % _WEIGH_EVERY_REQUESTS == 0:
-            return self.wear(process)
-        return None
-
     def _check(self, ticket: Ticket, downs: int) -> None:
         books = self.books
         if ticket.is_stopped:
@@ -228,7 +217,7 @@ class Shelf:
     def _free_one(self) -> WarmProcess | None:
         while self.books.idle:
             process = self.books.idle.pop()
-            if process.wire.is_quiet():
+            if process.is_quiet():
                 process.state = "busy"
                 return process
             process.state = "failed"

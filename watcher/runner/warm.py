@@ -4,7 +4,8 @@ States: `starting` (it has not answered its first ping), `idle`, `busy`, `checki
 `retiring`. It is used by one thread at
 a time; only `abort` may be called by any. A handler that was late, said something that is no answer, or ended is
 `failed` for ever: an answer that comes late can so never be taken for another task's. An answer that comes twice is
-passed over, and the process is `tainted`: it finishes its task and is replaced.
+passed over, and the process is `tainted`: it finishes its task and is replaced. Empty lines and notifications are
+passed over too, as long as they are not a flood.
 
 `call` raises WireBroken. `end` returns when no process of the handler is alive.
 """
@@ -27,6 +28,10 @@ from watcher.runner.wire import Tail, Wire, WireBroken
 State = Literal["starting", "idle", "busy", "checking", "failed", "retiring"]
 #: The longest answer: more is a mistake of the handler's, and would be held in memory several times.
 MAX_LINE_BYTES = 16 << 20
+#: So many lines that want nothing are passed over between two requests.
+_MOST_IDLE_LINES = 10_000
+#: While a request runs its handler's memory is looked at so often.
+_WEIGH_SECONDS = 0.25
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -68,6 +73,7 @@ class WarmProcess:
         self.idle_since = now
         self.leftovers = 0
         self._number = 0
+        self._idle_lines = 0
         self._is_over = False
         childproc.attempt_began(mark)
         try:
@@ -76,19 +82,27 @@ class WarmProcess:
             childproc.attempt_over(None, mark)
             raise
         self.pid = self._child.pid
+        self._statm = _opened(f"/proc/{self.pid}/statm")  # kept open: it is read after each request
 
     def ask(self, method: str, params: dict[str, Any] | None = None, deadline: float | None = None) -> int:
         """Send a request; returns its number, which the answer must have. Raises WireBroken."""
         self._number += 1
+        self._idle_lines = 0
         self.wire.send(jsonrpc.request(self._number, method, params or {}), deadline)
         return self._number
 
     def answer_in(self, line: bytes) -> Answer | None:
-        """The answer to the last request, or None for one that was answered before. Raises WireBroken."""
+        """The answer to the last request, or None for a line to pass over: one that wants nothing, or the answer to a
+        request that was answered before. Raises WireBroken."""
         try:
             answer = jsonrpc.parse_answer(line)
         except BadAnswer as bad:
             raise WireBroken("handler_bad_answer", str(bad)) from None
+        if answer is None:
+            self._idle_lines += 1
+            if self._idle_lines > _MOST_IDLE_LINES:
+                raise WireBroken("handler_bad_answer", f"more than {_MOST_IDLE_LINES} lines that are no answer")
+            return None
         if answer.number == self._number or (answer.error is not None and answer.number == -1):
             return answer
         if 0 < answer.number < self._number:
@@ -96,15 +110,30 @@ class WarmProcess:
             return None
         raise WireBroken("handler_bad_answer", f"an answer to request {answer.number}, which nobody made")
 
-    def call(self, method: str, params: dict[str, Any], timeout_seconds: float) -> Any:
-        """Ask and wait for the result. Raises WireBroken; returns an RpcError when the answer is one."""
+    def call(self, method: str, params: dict[str, Any], timeout_seconds: float, most_bytes: int = 0) -> Any:
+        """Ask and wait for the result, while its memory stays below `most_bytes` (0: whatever it takes). Raises
+        WireBroken; returns an RpcError when the answer is one."""
         deadline = time.monotonic() + timeout_seconds
         self.requests += 1
         self.ask(method, params, deadline)
         while True:
-            answer = self.answer_in(self.wire.receive(deadline))
+            answer = self.answer_in(self._receive(deadline, most_bytes))
             if answer is not None:
                 return answer.result if answer.error is None else answer.error
+
+    def is_quiet(self) -> bool:
+        """Whether it lives and has said nothing since its last answer that somebody could take for one."""
+        try:
+            while not self.wire.is_quiet():
+                self.wire.fill()
+                while (line := self.wire.take_line()) is not None:
+                    if self.answer_in(line) is not None or self.is_tainted:
+                        return False
+                if self.wire.has_begun_a_line():
+                    return False
+        except WireBroken:
+            return False
+        return True
 
     def abort(self) -> None:
         """Any thread: whoever waits for its answer gets WireBroken `stopped`."""
@@ -113,8 +142,7 @@ class WarmProcess:
     def memory_bytes(self) -> int:
         """Its resident memory, without its children's; 0 where that is not known."""
         try:
-            with open(f"/proc/{self.pid}/statm", "rb") as file:  # noqa: PTH123 - asked often
-                return int(file.read().split()[1]) * _PAGE_BYTES
+            return int(os.pread(self._statm, 200, 0).split()[1]) * _PAGE_BYTES
         except (OSError, ValueError, IndexError):
             return 0
 
@@ -150,6 +178,27 @@ class WarmProcess:
         """Give its descriptors back; `end` was called, and nobody waits for them any more."""
         self.wire.close()
         self.tail.close()
+        statm, self._statm = self._statm, -1
+        if statm >= 0:
+            os.close(statm)
+
+    def _receive(self, deadline: float, most_bytes: int) -> bytes:
+        while most_bytes > 0 and (look_at := time.monotonic() + _WEIGH_SECONDS) < deadline:
+            try:
+                return self.wire.receive(look_at)
+            except WireBroken as broken:
+                if broken.reason != "timeout":
+                    raise
+            if (found := self.memory_bytes()) > most_bytes:
+                raise WireBroken("handler_too_large", f"it takes {found >> 20} MiB of memory, over {most_bytes >> 20}")
+        return self.wire.receive(deadline)
+
+
+def _opened(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
 
 
 def _spawned(start: Start, mark: str) -> tuple[childproc.Child, Wire, Tail]:

@@ -67,6 +67,10 @@ class Wire:
         """Whether the other side lives and has said nothing that nobody asked for."""
         return not self._held and not self._reading.poll(0)
 
+    def has_begun_a_line(self) -> bool:
+        """Whether the beginning of a line has come, and not yet its end."""
+        return bool(self._held)
+
     def send(self, line: bytes, deadline: float | None = None) -> None:
         """Write a line; `deadline` is on the monotonic clock. Raises WireBroken."""
         rest = memoryview(line)
