@@ -25,6 +25,7 @@ from watcher.runner.builtin import BUILT_IN, built_in
 from watcher.runner.interface import Attempt
 from watcher.runner.oneshot import OneShotRunner, OneShotSettings
 from watcher.runner.prespawn import Prespawn, PrespawnSettings, attending
+from watcher.runner.waiting import Key
 
 __all__ = ["family"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pipes, marks and /proc of Linux")
@@ -236,6 +237,34 @@ def test_one_that_has_read_a_file_of_yesterday_is_not_used(what: str, stable: St
     assert said(runner, cwd=str(folder)).startswith("cold")
     wait_for("another one", lambda: ahead(runner).ready() == 1, PATIENCE)
     assert said(runner, cwd=str(folder)).startswith("warm")
+
+
+def test_a_change_that_keeps_size_and_time_is_seen(stable: Stable, tmp_path: Path) -> None:
+    path = tmp_path / "CLAUDE.md"
+    path.write_text("be kind")
+    runner = stable.runner()
+    said(runner, cwd=str(tmp_path))
+    said(runner, cwd=str(tmp_path))
+    wait_for("one that is ready", lambda: ahead(runner).ready() == 1, PATIENCE)
+    before = path.stat()
+    path.write_text("be rude")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert said(runner, cwd=str(tmp_path)).startswith("cold")
+
+
+def test_files_that_differ_in_nothing_but_what_they_hold_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "CLAUDE.md"
+    path.write_text("be kind")
+    key = Key("claude", sys.executable, (), (), str(tmp_path), (str(path),))
+    kind = key.facts()
+    path.write_text("be rude")
+    rude = key.facts()
+    assert kind[-1] is not None and rude[-1] is not None
+    assert isinstance(kind[-1][-1], bytes) and kind[-1][-1] != rude[-1][-1]
+    path.unlink()
+    os.mkfifo(path)  # it is not waited for
+    assert key.facts() not in (kind, rude)
 
 
 def test_one_that_stands_in_a_folder_that_was_replaced_is_not_used(stable: Stable, tmp_path: Path) -> None:
