@@ -134,3 +134,22 @@ def test_task_whose_dependency_failed_fails_with_it_and_says_which(site: Site) -
         assert named in result["detail"] and site.dead_letter(stem)["dlq_reason"] == "dependency_failed"
     assert site.result("loop")["reason"] == "dependency_cycle"
     assert site.noted() == [], "none of them ran"
+
+
+@pytest.mark.parametrize("mode", ["per_agent", "strict"])
+@pytest.mark.parametrize("why", ["not_before", "dependency", "held", "provider"])
+def test_task_that_cannot_start_yet_stands_in_nobodys_way(site: Site, mode: str, why: str) -> None:
+    fields = {
+        "not_before": {"not_before": "2036-01-01T00:00:00Z"},
+        "dependency": {"dependencies": ["nobody-has-this"]},
+        "held": {},
+        "provider": {"provider": "claude"},
+    }[why]
+    site.start(FIFO_MODE=mode, AGENT_COMMAND="cat", CLAUDE_COMMAND="/nowhere/claude")
+    site.run("pause", "marie")
+    site.drop("first", agent_id="L", priority="high", **fields)
+    if why == "held":
+        assert site.run("hold", "marie/first").returncode == 0
+    site.drop("second", agent_id="L")
+    site.run("resume", "marie")
+    assert site.result("second")["status"] == "completed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import pytest
 from hypothesis import settings
@@ -19,8 +20,9 @@ def waiting(
     provider: str = "claude",
     lane: str | None = None,
     due: float = 0,
+    keeps_place: bool = False,
 ) -> Waiting:
-    return Waiting(name, priority, arrived, provider, lane, due)
+    return Waiting(name, priority, arrived, provider, lane, due, keeps_place)
 
 
 def drain(lineup: Lineup, now: float = 0.0) -> list[str]:
@@ -97,11 +99,39 @@ def test_lane_runs_one_at_a_time_and_other_tasks_pass_it() -> None:
 
 def test_head_that_waits_for_its_retry_holds_those_behind_it() -> None:
     lineup = Lineup("per_agent")
-    lineup.add(waiting("x1", arrived=1, lane="x", due=10), 0)
+    lineup.add(waiting("x1", arrived=1, lane="x", due=10, keeps_place=True), 0)
     lineup.add(waiting("x2", arrived=2, lane="x"), 0)
+    lineup.add(waiting("x3", arrived=3, lane="x", provider="gemini"), 0)
     assert lineup.take(9, ()) is None
     assert lineup.next_due() == 10
-    assert drain(lineup, 10) == ["x1", "x2"]
+    assert lineup.take(10, {"claude"}) is None, "it also keeps its place while its provider may not start"
+    assert drain(lineup, 10) == ["x1", "x2", "x3"]
+
+
+@pytest.mark.parametrize("lane", ["x", "*"])
+def test_task_that_waits_for_its_time_holds_nobody_behind_it(lane: str) -> None:
+    lineup = Lineup("strict")
+    lineup.add(waiting("later", 50, lane=lane, due=10), 0)
+    lineup.add(waiting("now", lane=lane), 0)
+    assert lineup.next_due() == 10
+    taken = lineup.take(0, ())
+    assert taken is not None and taken.name == "now"
+    lineup.wake_due(11)
+    assert lineup.take(11, ()) is None, "one at a time"
+    lineup.free(lane, 11)
+    lineup.add(waiting("next", lane=lane), 11)
+    assert drain(lineup, 11) == ["later", "next"], "it has joined at its place"
+
+
+def test_task_whose_provider_may_not_start_lets_those_of_others_pass_and_keeps_its_place() -> None:
+    lineup = Lineup("strict")
+    for name, provider in (("first", "gemini"), ("second", "claude"), ("third", "gemini"), ("fourth", "claude")):
+        lineup.add(waiting(name, arrived=len(lineup), provider=provider, lane="*"), 0)
+    taken = lineup.take(0, {"gemini"})
+    assert taken is not None and taken.name == "second"
+    assert not lineup.has_ready(()), "one at a time"
+    lineup.free("*", 0)
+    assert drain(lineup) == ["first", "third", "fourth"]
 
 
 def test_more_urgent_task_of_a_lane_displaces_the_head_that_was_offered() -> None:
@@ -121,7 +151,7 @@ def test_task_put_in_line_again_in_another_lane_frees_the_place_it_had() -> None
 
 def test_what_waits_for_a_time_is_kept_once_however_many_come_behind_it() -> None:
     lineup = Lineup("strict")
-    lineup.add(waiting("head", arrived=0, lane="*", due=10), 0)
+    lineup.add(waiting("head", arrived=0, lane="*", due=10, keeps_place=True), 0)
     for number in range(100):
         lineup.add(waiting(f"t{number}", lane="*"), 0)
     assert lineup.deferred() == ["head"]
@@ -149,19 +179,23 @@ class Naive:
         self.tasks: dict[str, Waiting] = {}
         self.busy: set[str] = set()
 
-    def startable(self) -> list[Waiting]:
-        """In order, whether their time has come or not: every task without a lane, and the head of each idle lane."""
-        out, lanes = [], set(self.busy)
-        for task in sorted(self.tasks.values(), key=lambda t: (-t.priority, t.arrived_at, t.name)):
-            if task.lane is None:
+    def startable(self, now: float, excluded: Collection[str] = ()) -> list[Waiting]:
+        """In order: every task of no busy lane that is due, unless one that keeps its place stands before it."""
+        out, closed = [], set(self.busy)
+        for task in self.in_order():
+            if task.lane is not None and task.lane in closed:
+                continue
+            if task.due <= now and task.provider not in excluded:
                 out.append(task)
-            elif task.lane not in lanes:
-                lanes.add(task.lane)
-                out.append(task)
+            if task.lane is not None and task.keeps_place:
+                closed.add(task.lane)
         return out
 
-    def next(self, now: float, excluded: set[str]) -> Waiting | None:
-        return next((t for t in self.startable() if t.due <= now and t.provider not in excluded), None)
+    def in_order(self) -> list[Waiting]:
+        return sorted(self.tasks.values(), key=lambda t: (-t.priority, t.arrived_at, t.name))
+
+    def next(self, now: float, excluded: Collection[str]) -> Waiting | None:
+        return next(iter(self.startable(now, excluded)), None)
 
 
 NAMES = st.sampled_from([f"t{number}" for number in range(8)])
@@ -179,11 +213,13 @@ class LineupMachine(RuleBasedStateMachine):
 
     @rule(
         name=NAMES, priority=st.integers(-1, 1), arrived=st.integers(0, 3), provider=PROVIDERS,
-        agent=st.sampled_from([None, "x", "y"]), delay=st.sampled_from([0, 0, 0, 1, 2]),
+        agent=st.sampled_from([None, "x", "y"]), delay=st.sampled_from([0, 0, 0, 1, 2]), kept=st.booleans(),
     )  # fmt: skip
-    def add(self, name: str, priority: int, arrived: int, provider: str, agent: str | None, delay: int) -> None:
+    def add(
+        self, name: str, priority: int, arrived: int, provider: str, agent: str | None, delay: int, kept: bool
+    ) -> None:
         due = self.now + delay if delay else 0.0
-        task = Waiting(name, priority, float(arrived), provider, self.lineup.lane_of(agent), due)
+        task = Waiting(name, priority, float(arrived), provider, self.lineup.lane_of(agent), due, kept)
         self.lineup.add(task, self.now)
         self.naive.tasks[name] = task
 
@@ -237,7 +273,7 @@ class LineupMachine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_who_is_ready_is_slept_over(self) -> None:
-        later = [task.due for task in self.naive.startable() if task.due > self.now]
+        later = [task.due for task in self.naive.startable(math.inf) if task.due > self.now]
         due = self.lineup.next_due()
         if self.naive.next(self.now, set()) is not None:
             assert self.lineup.has_ready(()) or (due is not None and due <= self.now)

@@ -2,8 +2,9 @@
 
 Order: higher priority first, then by arrival (or `not_before`, when later), then by name. How much of it binds is the
 FIFO mode: `relaxed` orders starts only; `per_agent` lets tasks with one `agent_id` run one at a time in that order;
-`strict` does so for all tasks. A task that waits for its retry keeps its place in its lane: those behind it wait too.
-A task that waits for its `not_before` or its dependencies is not in line yet; it joins at its place when it is ready.
+`strict` does so for all tasks. A task that is retried keeps its place in its lane: those behind it wait too. Every other
+task that waits for something stands in nobody's way: one that waits for its `not_before` or its dependencies is not in
+line yet and joins at its place when it is ready, and one whose provider may not start lets those of others pass.
 
 A task that was given back before (its account or the machine was blamed) is doubted. Who wants to learn whether that
 was right asks another one first: `excluded` may name `doubted(provider)`, which stands for only those.
@@ -33,7 +34,7 @@ class Waiting:
     """One waiting task: a key that orders it and what decides whether it may start.
 
     `name` identifies it (the file's name); `arrived_at` is wall seconds, `due` monotonic seconds, 0 for now.
-    `is_deferred` is the Lineup's.
+    `keeps_place`: it is retried, so that those behind it in its lane wait for it. `is_deferred` is the Lineup's.
     """
 
     name: str
@@ -43,7 +44,12 @@ class Waiting:
     lane: str | None = None
     due: float = 0.0
     is_doubted: bool = False
+    keeps_place: bool = False
     is_deferred: bool = False
+
+    def kind(self) -> _Kind:
+        """What is excluded together: its provider, and whether it is doubted."""
+        return (self.provider, self.is_doubted)
 
     def entry(self) -> _Entry:
         """What a heap holds: one flat tuple, compared in C; a million of them must fit in memory."""
@@ -54,18 +60,29 @@ class Waiting:
         return False
 
 
+_Kind = tuple[str, bool]
 _Entry = tuple[int, float, str, Waiting]
 
 
 class _Lane:
-    """Tasks that must run one at a time. `offered` is the head that stands in a front now."""
+    """Tasks that must run one at a time: those in line, by kind, and of these the ones that keep their place.
 
-    __slots__ = ("heap", "offered", "running")
+    `offered` are the heads that stand in a front now; the first that is taken makes the others wait.
+    """
+
+    __slots__ = ("heaps", "kept", "offered", "running")
 
     def __init__(self) -> None:
-        self.heap: list[_Entry] = []
-        self.offered: Waiting | None = None
+        self.heaps: dict[_Kind, list[_Entry]] = {}
+        self.kept: list[_Entry] = []
+        self.offered: dict[_Kind, Waiting] = {}
         self.running: str | None = None
+
+    def push(self, task: Waiting) -> None:
+        entry = task.entry()
+        heapq.heappush(self.heaps.setdefault(task.kind(), []), entry)
+        if task.keeps_place:
+            heapq.heappush(self.kept, entry)
 
 
 class Lineup:
@@ -77,7 +94,7 @@ class Lineup:
     def __init__(self, mode: FifoMode) -> None:
         self._mode = mode
         self._all: dict[str, Waiting] = {}
-        self._fronts: dict[tuple[str, bool], list[_Entry]] = {}
+        self._fronts: dict[_Kind, list[_Entry]] = {}
         self._lanes: dict[str, _Lane] = {}
         self._later: list[tuple[float, int, Waiting]] = []
         self._count = 0
@@ -104,15 +121,10 @@ class Lineup:
         """Put a task in line (replacing one of the same name)."""
         self.discard(task.name, now)
         self._all[task.name] = task
-        if task.lane is None:
-            if task.due > now:
-                self._defer(task)
-            else:
-                self._offer(task)
-            return
-        lane = self._lanes.setdefault(task.lane, _Lane())
-        heapq.heappush(lane.heap, task.entry())
-        self._promote(lane, now)
+        if task.due > now and not (task.keeps_place and task.lane is not None):
+            self._defer(task)
+        else:
+            self._join(task, now)
 
     def discard(self, name: str, now: float) -> None:
         """The task is gone (taken by somebody else, deleted); the next of its lane may come."""
@@ -120,8 +132,6 @@ class Lineup:
         if task is not None and task.lane is not None:
             lane = self._lanes.get(task.lane)
             if lane is not None:
-                if lane.offered is task:
-                    lane.offered = None
                 self._promote(lane, now)
 
     def take(self, now: float, excluded: Collection[str]) -> Waiting | None:
@@ -138,7 +148,7 @@ class Lineup:
         del self._all[task.name]
         if task.lane is not None:
             lane = self._lanes[task.lane]
-            lane.offered = None
+            lane.offered.clear()
             lane.running = task.name
         return task
 
@@ -194,8 +204,16 @@ class Lineup:
     def _is_current(self, task: Waiting) -> bool:
         return self._all.get(task.name) is task
 
+    def _join(self, task: Waiting, now: float) -> None:
+        if task.lane is None:
+            self._offer(task)
+            return
+        lane = self._lanes.setdefault(task.lane, _Lane())
+        lane.push(task)
+        self._promote(lane, now)
+
     def _offer(self, task: Waiting) -> None:
-        heapq.heappush(self._fronts.setdefault((task.provider, task.is_doubted), []), task.entry())
+        heapq.heappush(self._fronts.setdefault(task.kind(), []), task.entry())
 
     def _defer(self, task: Waiting) -> None:
         if task.is_deferred:  # the head of a lane: each one that comes behind it asks again
@@ -208,28 +226,38 @@ class Lineup:
         """Drop heads that are gone, or that a better one of their lane has displaced."""
         while front:
             task = front[0][3]
-            if self._is_current(task) and (task.lane is None or self._lanes[task.lane].offered is task):
+            if self._is_current(task) and (
+                task.lane is None or self._lanes[task.lane].offered.get(task.kind()) is task
+            ):
                 return
             heapq.heappop(front)
 
     def _promote(self, lane: _Lane, now: float) -> None:
-        """Offer the head of a lane that runs nothing; a head that is not due keeps its place and is waited for."""
-        while lane.heap and not self._is_current(lane.heap[0][3]):
-            heapq.heappop(lane.heap)
+        """Offer what may come next of a lane that runs nothing: of each kind its first task, as the one that is best of
+        all may be excluded; but nobody who stands behind a task that keeps its place."""
+        self._drop_gone(lane.kept)
+        for kind in list(lane.heaps):
+            self._drop_gone(lane.heaps[kind])
+            if not lane.heaps[kind]:
+                del lane.heaps[kind]
+                lane.offered.pop(kind, None)
         if lane.running is not None:
             return
-        if not lane.heap:
-            lane.offered = None
-            return
-        head = lane.heap[0][3]
-        if lane.offered is head:
-            return
-        lane.offered = None
-        if head.due > now:
-            self._defer(head)
-        else:
-            lane.offered = head
-            self._offer(head)
+        kept = lane.kept[0] if lane.kept else None
+        for kind, heap in lane.heaps.items():
+            head = heap[0][3]
+            if kept is not None and kept < heap[0]:
+                lane.offered.pop(kind, None)
+            elif head.due > now:  # it keeps its place: nobody passes it, and it is waited for
+                lane.offered.pop(kind, None)
+                self._defer(head)
+            elif lane.offered.get(kind) is not head:
+                lane.offered[kind] = head
+                self._offer(head)
+
+    def _drop_gone(self, heap: list[_Entry]) -> None:
+        while heap and not self._is_current(heap[0][3]):
+            heapq.heappop(heap)
 
     def wake_due(self, now: float) -> None:
         """Tasks whose time has come get in line. `take` does it too; who has no room yet does it to sleep on."""
@@ -238,12 +266,12 @@ class Lineup:
             task.is_deferred = False
             if not self._is_current(task):
                 continue
-            if task.lane is None:
-                self._offer(task)
-            else:
+            if task.lane is not None and task.keeps_place:
                 self._promote(self._lanes[task.lane], now)
+            else:
+                self._join(task, now)
 
 
-def _is_excluded(kind: tuple[str, bool], excluded: Collection[str]) -> bool:
+def _is_excluded(kind: _Kind, excluded: Collection[str]) -> bool:
     provider, is_doubted = kind
     return provider in excluded or (is_doubted and doubted(provider) in excluded)

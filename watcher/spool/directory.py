@@ -444,8 +444,10 @@ class DirectorySpool:
     def _back_in_line(self, claim: Claim, name: str, due: float) -> None:
         stem = claim.task.task_id
         self._active.pop(stem, None)
-        is_doubted = claim.given is not None
-        waiting = Waiting(name, claim.task.priority, claim.order_at, claim.provider, claim.lane, due, is_doubted)
+        waiting = Waiting(
+            name, claim.task.priority, claim.order_at, claim.provider, claim.lane, due,
+            is_doubted=claim.given is not None, keeps_place=bool(due) or claim.attempt > 1,
+        )  # fmt: skip
         self._lookout.came_back(stem, name, waiting)
         self._lineup.free(claim.lane, self._clock.monotonic())
 

@@ -241,6 +241,7 @@ class Lookout:
             self.lineup.lane_of(task.agent_id),
             self._due(history, task),
             is_doubted=history.given is not None,
+            keeps_place=bool(history.attempts) and (task.not_before or 0.0) <= self._clock.wall(),
         )
         if task.dependencies and not history.attempts:
             broken = self._blocked.add(name, task, waiting.arrived_at)
