@@ -244,6 +244,7 @@ class Service:
             default_provider=config.provider,
             fifo_mode=config.fifo_mode,
             max_task_bytes=config.max_task_bytes,
+            max_prompt_bytes=config.max_prompt_bytes,
             settle_seconds=config.settle_seconds,
             dependency_timeout_seconds=config.dependency_timeout,
             max_worker_deaths=config.max_worker_deaths,

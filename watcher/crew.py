@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from watcher.clock import Clock
+from watcher.errors import InvalidTask, WorkerTrouble
 from watcher.events import Event
 from watcher.policy.disposition import Ending, Failure
 from watcher.runner.interface import Attempt, Outcome, Runner, without_output
@@ -148,15 +149,20 @@ class Crew:
                 self._spool.taken(running.claim)
             except OSError as error:
                 self._hand_over(self._callbacks.unannounced, running, error)
-            self._hand_over(self._callbacks.ended, running, self._outcome(running.attempt))
+            self._hand_over(self._callbacks.ended, running, self._outcome(running))
             self._refused.discard(running.attempt.mark)
 
-    def _outcome(self, attempt: Attempt) -> Outcome:
-        started_at, began = self._clock.wall(), time.monotonic()
+    def _outcome(self, running: Running) -> Outcome:
+        attempt, started_at, began = running.attempt, self._clock.wall(), time.monotonic()
         if attempt.mark in self._refused:
             return without_output(Ending(Failure.CANCELLED), started_at)
         try:
+            attempt.prompt = self._spool.prompt(running.claim)
             return self._runner.run(attempt)
+        except InvalidTask as error:
+            return without_output(Ending(Failure.PERMANENT, error.reason, error.detail), started_at)
+        except WorkerTrouble as trouble:
+            return without_output(Ending(Failure.TROUBLE, "worker_trouble", str(trouble)), started_at)
         except Exception as error:  # noqa: BLE001 - a defect in a runner must cost one attempt, not the worker
             ending = Ending(Failure.TRANSIENT, "runner_defect", f"{type(error).__name__}: {error}")
             return without_output(ending, started_at, time.monotonic() - began)

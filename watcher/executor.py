@@ -274,7 +274,7 @@ class Executor:
             worker=self._options.worker,
             number=claim.attempt,
             mark=f"{self._options.incarnation}.{next(self._marks)}",
-            prompt=claim.prompt,
+            prompt=task.description,
             provider=claim.provider,
             timeout_seconds=task.timeout or self._options.task_timeout_seconds,
             model=task.model or (self._options.model if task.provider is None else None),

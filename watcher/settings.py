@@ -147,6 +147,9 @@ class WatcherConfig(TeamSettings, TakingSettings):
     max_output_bytes: int = Field(
         1 << 20, ge=64, le=MAX_BYTES, description="bytes of stdout, and of stderr, kept in a result"
     )
+    max_prompt_bytes: int = Field(
+        8 << 20, ge=64, le=MAX_BYTES, description="bytes of a prompt with the texts of its dependencies filled in"
+    )
     dependency_timeout: float = Field(
         3600.0, ge=0, le=31 * DAY, description="seconds to wait for a dependency that nobody submitted"
     )

@@ -67,6 +67,10 @@ class Desk:
             self.settle(*taken.endings)
         return taken.claims
 
+    def prompts(self) -> list[str]:
+        """Claim what can be, and fill in each prompt as a slot does."""
+        return [self.spool.prompt(claim) for claim in self.claim()]
+
     def settle(self, *settlements: Settlement) -> None:
         events, error = self.spool.settle(list(settlements))
         if error is not None:

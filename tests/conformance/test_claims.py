@@ -29,7 +29,7 @@ def test_task_is_claimed_once_and_its_result_ends_it(office: Office) -> None:
     desk.drop("a", agent_id="x", batch_id="b", metadata={"k": 1})
     desk.scan()
     [claim] = desk.claim()
-    assert (claim.task.task_id, claim.attempt, claim.prompt) == ("a", 1, "do a")
+    assert (claim.task.task_id, claim.attempt, desk.spool.prompt(claim)) == ("a", 1, "do a")
     assert not (desk.inbox / "a.json").exists()
     desk.scan()
     assert desk.claim() == []
@@ -167,7 +167,7 @@ def test_edited_task_runs_with_its_new_content(office: Office) -> None:
     desk.scan()
     desk.drop("a", priority="low", description="new")
     claims = desk.claim()
-    assert [(c.task.task_id, c.prompt) for c in claims] == [("b", "do b"), ("a", "new")]
+    assert [(c.task.task_id, c.task.description) for c in claims] == [("b", "do b"), ("a", "new")]
 
 
 def test_same_task_again_is_dropped_and_another_one_of_its_id_is_a_dead_letter(office: Office) -> None:
@@ -365,7 +365,7 @@ def test_output_of_what_is_no_dependency_is_not_filled_in_and_told_once(office: 
     desk.drop("plain", description="use {{x}}")
     desk.scan()
     claims = {claim.task.task_id: claim for claim in desk.claim()}
-    assert claims["a"].prompt == "use {{x.stdout}}"
+    assert claims["a"].task.description == "use {{x.stdout}}"
     desk.spool.retry_in(claims["a"], 2)
     desk.clock.pass_seconds(2.1)
     [again] = desk.claim()
@@ -454,7 +454,7 @@ def test_half_written_file_is_neither_run_nor_thrown_away(office: Office) -> Non
         assert desk.claim() == [], "its writer still has it open"
     desk.spool.notice(["slow.json"])
     [claim] = desk.claim()
-    assert claim.prompt == "a long one"
+    assert claim.task.description == "a long one"
 
 
 def test_garbage_that_stays_garbage_is_refused_after_the_settle_time_with_its_bytes(office: Office) -> None:

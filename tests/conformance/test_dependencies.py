@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conformance.conftest import Office
-from watcher.errors import WorkerTrouble
-from watcher.spool.dependencies import Results
+from watcher.errors import InvalidTask, WorkerTrouble
+from watcher.spool import dependencies
 
 
 def test_task_waits_for_its_dependency_and_gets_its_text_once(office: Office) -> None:
@@ -23,7 +24,7 @@ def test_task_waits_for_its_dependency_and_gets_its_text_once(office: Office) ->
     assert first.task.task_id == "a" and desk.spool.blocked() == 1
     desk.finish(first, stdout="{{a.stdout}} text")
     [second] = desk.claim()
-    assert second.prompt == "use {{a.stdout}} text and {{other.stdout}}"
+    assert desk.spool.prompt(second) == "use {{a.stdout}} text and {{other.stdout}}"
 
 
 def test_dependency_of_another_worker_is_found_by_event_or_scan(office: Office) -> None:
@@ -54,7 +55,7 @@ def test_answer_of_another_workers_task_may_be_called_by_its_id_alone_where_only
     marie.drop("sum", dependencies=needs, description="{{part.stdout}}, {{anga/part.stdout}}, {{twin.stdout}}")
     marie.drop("both", dependencies=["anga/twin", "marie/twin"], description="{{twin.stdout}}")
     marie.scan()
-    assert {claim.task.task_id: claim.prompt for claim in marie.claim()} == {
+    assert {claim.task.task_id: marie.spool.prompt(claim) for claim in marie.claim()} == {
         "sum": "part of anga, part of anga, twin of marie",
         "both": "{{twin.stdout}}",
     }
@@ -84,16 +85,41 @@ def test_answer_that_the_machine_cannot_read_now_ends_no_task(office: Office, mo
     desk.drop("b", dependencies=["a"], description="{{a.stdout}}")
     desk.scan()
 
-    def read(self: Results, dependency: str) -> None:
+    [claim] = desk.claim()
+
+    def read(path: object, limit: int) -> bytes:
         raise OSError(errno.EMFILE, "Too many open files")
 
     with monkeypatch.context() as short:
-        short.setattr(Results, "read", read)
-        for _ in range(3):
-            with pytest.raises(WorkerTrouble):
-                desk.claim()
-            desk.clock.pass_seconds(10)
-    assert [claim.prompt for claim in desk.claim()] == ["text"] and desk.dead_letter("b") is None
+        short.setattr(dependencies, "read_regular", read)
+        with pytest.raises(WorkerTrouble):
+            desk.spool.prompt(claim)
+    assert desk.spool.prompt(claim) == "text" and desk.dead_letter("b") is None
+
+
+@pytest.mark.parametrize("times", [3, 60_000])
+def test_prompt_that_would_be_too_large_is_refused_before_it_is_made(office: Office, times: int) -> None:
+    desk = office.desk(max_prompt_bytes=2_000_000)
+    desk.drop("big")
+    desk.scan()
+    desk.finish(desk.claim()[0], stdout="x" * 900_000)
+    desk.drop("two", dependencies=["big"], description="{{big.stdout}}" * 2)
+    desk.drop("more", dependencies=["big"], description="{{big.stdout}}" * times)
+    desk.scan()
+    claims = {claim.task.task_id: claim for claim in desk.claim()}
+    assert len(desk.spool.prompt(claims["two"])) == 1_800_000
+    tracemalloc.start()
+    with pytest.raises(InvalidTask, match=r"prompt_too_large.*MAX_PROMPT_BYTES"):
+        desk.spool.prompt(claims["more"])
+    assert tracemalloc.get_traced_memory()[1] < 8_000_000
+    tracemalloc.stop()
+
+
+def test_description_alone_may_be_as_long_as_a_task_may(office: Office) -> None:
+    desk = office.desk(max_prompt_bytes=64)
+    desk.drop("a", description="{{nobody.stdout}}" * 100)
+    desk.scan()
+    assert [len(prompt) for prompt in desk.prompts()] == [1700]
 
 
 def test_own_worker_is_asked_first_for_a_plain_id(office: Office) -> None:
@@ -104,7 +130,7 @@ def test_own_worker_is_asked_first_for_a_plain_id(office: Office) -> None:
         desk.finish(desk.claim()[0], stdout=desk.worker)
     marie.drop("y", dependencies=["x"], description="{{x.stdout}}")
     marie.scan()
-    assert [c.prompt for c in marie.claim()] == ["marie"]
+    assert marie.prompts() == ["marie"]
 
 
 def test_failed_dependency_ends_the_task_with_result_and_dead_letter(office: Office) -> None:

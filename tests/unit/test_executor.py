@@ -36,7 +36,7 @@ class StubSpool:
     def claim(self, limit: int, excluded: Collection[str]) -> Claimed:
         names, self.waiting_names = self.waiting_names[:limit], self.waiting_names[limit:]
         tasks = [Task(name, "marie", "x", "0" * 64) for name in names]
-        return Claimed([Claim(task, 1, 0, "x", "command", task.task_id, 0.0, None, 0.0) for task in tasks])
+        return Claimed([Claim(task, 1, 0, "command", task.task_id, 0.0, None, 0.0) for task in tasks])
 
     def release(self, claim: Claim, reason: str) -> None:
         self.released.append(claim.task.task_id)
@@ -44,6 +44,9 @@ class StubSpool:
 
     def retry_in(self, claim: Claim, delay_seconds: float) -> None:
         raise AssertionError("no attempt of these tests is counted")
+
+    def prompt(self, claim: Claim) -> str:
+        return claim.task.description
 
     def taken(self, claim: Claim) -> None:
         pass

@@ -2,9 +2,9 @@
 
 Order: higher priority first, then by arrival (or `not_before`, when later), then by name. How much of it binds is the
 FIFO mode: `relaxed` orders starts only; `per_agent` lets tasks with one `agent_id` run one at a time in that order;
-`strict` does so for all tasks. A task that is retried keeps its place in its lane: those behind it wait too. Every other
-task that waits for something stands in nobody's way: one that waits for its `not_before` or its dependencies is not in
-line yet and joins at its place when it is ready, and one whose provider may not start lets those of others pass.
+`strict` does so for all tasks. A task that is retried keeps its place in its lane: those behind it wait too. Any other
+that waits stands in nobody's way: with a `not_before` or dependencies it is not in line yet and joins at its place when
+it is ready, and where its provider may not start those of others pass.
 
 A task that was given back before (its account or the machine was blamed) is doubted. Who wants to learn whether that
 was right asks another one first: `excluded` may name `doubted(provider)`, which stands for only those.

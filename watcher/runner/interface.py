@@ -19,7 +19,7 @@ from watcher.runner.shapes import Reading
 
 @dataclass(slots=True)
 class Attempt:
-    """One try of one task. `prompt` is the description with its references filled in; `mark` is unique for ever.
+    """One try of one task. `prompt` is the description, whose references the slot fills in; `mark` is unique for ever.
 
     `max_cost_usd` is what it may cost; only a provider that can be told so keeps to it by itself.
     """

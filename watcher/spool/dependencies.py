@@ -14,17 +14,17 @@ import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from watcher.atomicfile import read_regular
 from watcher.errors import InvalidTask, WorkerTrouble, is_trouble
 from watcher.formats.result import parse_result, stored_status
 
 _REFERENCE = re.compile(r"\{\{\s*((?:[A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*)\.stdout\s*\}\}")
-_MAX_RESULT_BYTES = 1 << 27
+#: A result holds more than the stdout that is wanted, and escapes make that longer; this much and four prompts fit.
+_REST_OF_A_RESULT_BYTES = 4 << 20
 #: A graph larger than this is not searched to its end; a cycle in it then ends by DEPENDENCY_TIMEOUT.
 _MAX_VISITED = 50_000
 
@@ -77,12 +77,6 @@ class Results:
         """The status of a dependency's result; None while there is none (or it cannot be read now)."""
         path = self.find(dependency)
         return None if path is None else stored_status(path)
-
-    def read(self, dependency: str) -> dict[str, Any] | None:
-        path = self.find(dependency)
-        if path is None:
-            return None
-        return parse_result(read_regular(path, _MAX_RESULT_BYTES))
 
     def _listing(self, worker: str) -> set[str]:
         found = self._listings.get(worker)
@@ -141,26 +135,40 @@ def _qualified(worker: str, dependency: str) -> str:
     return dependency if "/" in dependency else f"{worker}/{dependency}"
 
 
-def fill(description: str, dependencies: Iterable[str], results: Results) -> str:
+def sources(description: str, dependencies: Iterable[str], results: Results) -> dict[str, Path]:
+    """Where the text of each dependency is that a description may name: what `fill` needs, without reading any."""
+    if "{{" not in description:
+        return {}
+    found = ((name, results.find(dependency)) for name, dependency in _by_name(dependencies).items())
+    return {name: path for name, path in found if path is not None}
+
+
+def fill(description: str, found: Mapping[str, Path], max_bytes: int) -> str:
     """Put each declared dependency's stdout where the description names it. Text that was filled in is not read again.
 
-    Raises InvalidTask (`dependency_unreadable`) when a result that is named cannot be read, and WorkerTrouble when the
-    machine is short of something.
+    How large the whole would be is known before it is made, and no more than that is read. Raises InvalidTask
+    (`prompt_too_large`; `dependency_unreadable` when a result that is named cannot be read), and WorkerTrouble when
+    the machine is short of something.
     """
-    declared = _by_name(dependencies)
-    if "{{" not in description or not declared:
-        return description
+    size = len(description.encode("utf-8", "replace"))
     texts: dict[str, str] = {}
-
-    def text_of(found: re.Match[str]) -> str:
-        name = declared.get(found[1])
-        if name is None:
-            return found[0]
+    sizes: dict[str, int] = {}
+    for reference in _REFERENCE.finditer(description) if found else ():
+        name = reference[1]
+        if name not in found:
+            continue
         if name not in texts:
-            texts[name] = _stdout_of(name, results)
-        return texts[name]
-
-    return _REFERENCE.sub(text_of, description)
+            texts[name] = _stdout_of(name, found[name], 4 * max_bytes + _REST_OF_A_RESULT_BYTES)
+            sizes[name] = len(texts[name].encode("utf-8", "replace"))
+        size += sizes[name] - (reference.end() - reference.start())
+        if size > max_bytes + len(description):  # what is still to be taken out cannot make up for it
+            break
+    if texts and size > max_bytes:
+        text = f"with the texts of its dependencies the prompt has more than {max_bytes} bytes"
+        raise InvalidTask("prompt_too_large", f"{text}; MAX_PROMPT_BYTES allows no more: name fewer or shorter ones")
+    if not texts:
+        return description
+    return _REFERENCE.sub(lambda reference: texts.get(reference[1], reference[0]), description)
 
 
 def unfilled(description: str, dependencies: Iterable[str]) -> list[str]:
@@ -179,13 +187,13 @@ def _by_name(dependencies: Iterable[str]) -> dict[str, str]:
     return {stem: name for stem, name in names.items() if stems[stem] == 1} | {name: name for name in declared}
 
 
-def _stdout_of(dependency: str, results: Results) -> str:
+def _stdout_of(dependency: str, path: Path, limit: int) -> str:
     try:
-        result = results.read(dependency)
+        raw = read_regular(path, limit + 1)
+        if len(raw) > limit:
+            raise InvalidTask("prompt_too_large", f"the result of {dependency} has more than {limit} bytes")
+        return str(parse_result(raw).get("stdout", ""))
     except (OSError, ValueError) as error:
         if isinstance(error, OSError) and is_trouble(error):
             raise WorkerTrouble(f"read the result of {dependency}", error) from error
         raise InvalidTask("dependency_unreadable", f"the result of {dependency} cannot be read: {error}") from error
-    if result is None:
-        raise InvalidTask("dependency_unreadable", f"the result of {dependency} has gone")
-    return str(result.get("stdout", ""))

@@ -4,8 +4,8 @@
 `.claims/<incarnation>/x~1-0.json` runs; then there is a result or a dead letter and the claim is gone. Memory holds one
 index entry per waiting task, never its text: the folder is the truth, events are hints, a scan compares the two.
 
-Everything here belongs to the loop thread, except `taken` and `settle`, which run on other threads and touch folders
-only. Raises WorkerTrouble when the machine, not a file, is at fault.
+Everything here belongs to the loop thread, except `taken`, `prompt` and `settle`, which run on other threads and touch
+folders only. Raises WorkerTrouble when the machine, not a file, is at fault.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from watcher.formats.notice import Receipt
 from watcher.formats.task import Task, parse_task
 from watcher.policy.order import Waiting
 from watcher.spool import inhand
-from watcher.spool.dependencies import fill, unfilled
+from watcher.spool.dependencies import fill, sources, unfilled
 from watcher.spool.endings import Ending, Endings
 from watcher.spool.interface import Claim, Claimed, Settlement
 from watcher.spool.lookout import Lookout, SpoolOptions
@@ -157,6 +157,10 @@ class DirectorySpool:
         )
         replace(self._places.triggers, f"{claim.task.task_id}.json", receipt.dump(), self._places.incarnation)
 
+    def prompt(self, claim: Claim) -> str:
+        """The description with the texts of its dependencies. Raises InvalidTask, WorkerTrouble."""
+        return fill(claim.task.description, claim.sources, self._options.max_prompt_bytes)
+
     def settle(self, batch: list[Settlement]) -> tuple[list[Event | None], OSError | None]:
         return self._settler.settle(batch)
 
@@ -278,7 +282,7 @@ class DirectorySpool:
             understood = self._understood(waiting, history, found)
             if understood is None:
                 return
-            task, ending, prompt = understood
+            task, ending = understood
             if found.being_written and not self._lookout.writer_had_its_time(name, found.state):
                 return
             handle = self._take(name, history, found.state)
@@ -290,7 +294,7 @@ class DirectorySpool:
             if ending is not None:
                 out.endings.append(ending.with_handle(handle, lane))
             else:
-                out.claims.append(self._claim(task, history, handle, waiting, found, prompt))
+                out.claims.append(self._claim(task, history, handle, waiting, found))
         except WorkerTrouble:
             self._lineup.add(waiting, self._clock.monotonic())
             raise
@@ -303,19 +307,19 @@ class DirectorySpool:
             if not done:
                 self._lineup.free(lane, self._clock.monotonic())
 
-    def _understood(self, waiting: Waiting, history: History, found: Reading) -> tuple[Task, Ending | None, str] | None:
-        """The task, its end if it is not to run, and its prompt; None when it goes back in line, or is no task yet."""
+    def _understood(self, waiting: Waiting, history: History, found: Reading) -> tuple[Task, Ending | None] | None:
+        """The task, and its end if it is not to run; None when it goes back in line, or is no task yet."""
         try:
             task = parse_task(found.raw, history.stem, self._places.worker)
             ending = self._endings.without_running(task, history)
             if ending is None and self._lookout.changed_its_mind(waiting, history, task, found):
                 return None
-            return task, ending, fill(task.description, task.dependencies, self._lookout.results)
+            return task, ending
         except InvalidTask as error:
             self._lookout.not_yet(waiting.name, found.state, error, settling=True, being_written=found.being_written)
             return None
 
-    def _claim(self, task: Task, history: History, handle: str, waiting: Waiting, found: Reading, prompt: str) -> Claim:
+    def _claim(self, task: Task, history: History, handle: str, waiting: Waiting, found: Reading) -> Claim:
         unknown = task.unknown_fields()
         if unknown:
             self._emit(TaskFieldsUnknown(task.task_id, ", ".join(unknown)[:500]))
@@ -329,13 +333,13 @@ class DirectorySpool:
             task,
             history.attempts + 1,
             history.deaths,
-            prompt,
             waiting.provider,
             handle,
             waiting.arrived_at,
             waiting.lane,
             max(0.0, wall - since),
             history.given,
+            sources(task.description, task.dependencies, self._lookout.results),
         )
 
     def _take(self, name: str, history: History, state: FileState) -> str | None:

@@ -4,14 +4,15 @@ The path of a task is `submit -> claim -> (retry_in | release)* -> settle`, each
 between any two of them leaves the task in exactly one place. A claim belongs to one incarnation of one worker until
 it is settled or given back; `rescue` takes back the claims of owners that are proven dead.
 
-`taken` and `settle` may be called from any thread; everything else belongs to the loop thread. Errors of the
+`taken`, `prompt` and `settle` may be called from any thread; everything else belongs to the loop thread. Errors of the
 machine come as WorkerTrouble, which never costs a task an attempt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from watcher.events import Event
@@ -24,20 +25,21 @@ class Claim:
     """A task that this process owns now.
 
     `attempt` is the number of the attempt that may start now (from 1), `deaths` how many workers died holding it.
-    `prompt` is the description with its references filled in. `handle` is the engine's. `given` is what is remembered
-    of its give-backs; to remember more, give back or retry a copy that says so.
+    `sources` are the results whose texts its description may name; `prompt` of the spool fills them in. `handle` is
+    the engine's. `given` is what is remembered of its give-backs; to remember more, give back or retry a copy that
+    says so.
     """
 
     task: Task
     attempt: int
     deaths: int
-    prompt: str
     provider: str
     handle: str
     order_at: float
     lane: str | None
     latency_seconds: float
     given: Given | None = None
+    sources: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -84,6 +86,13 @@ class Spool(Protocol):
 
     def taken(self, claim: Claim) -> None:
         """Tell the submitter that the task starts: a hint. Any thread. Raises OSError."""
+        ...
+
+    def prompt(self, claim: Claim) -> str:
+        """What the agent is told: the description with its references filled in. Any thread.
+
+        Raises InvalidTask (`prompt_too_large`, `dependency_unreadable`) and WorkerTrouble.
+        """
         ...
 
     def settle(self, batch: list[Settlement]) -> tuple[list[Event | None], OSError | None]:

@@ -42,6 +42,7 @@ class SpoolOptions:
     default_provider: str
     fifo_mode: FifoMode = "per_agent"
     max_task_bytes: int = 1 << 20
+    max_prompt_bytes: int = 8 << 20
     settle_seconds: float = 2.0
     dependency_timeout_seconds: float = 3600.0
     max_worker_deaths: int = 3
