@@ -273,7 +273,10 @@ class LineupMachine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_who_is_ready_is_slept_over(self) -> None:
-        later = [task.due for task in self.naive.startable(math.inf) if task.due > self.now]
+        # Who stands behind a ready one of its lane and provider is waited for when that one is over.
+        before = {(task.lane, task.provider) for task in self.naive.startable(self.now) if task.lane is not None}
+        waits = [task for task in self.naive.startable(math.inf) if (task.lane, task.provider) not in before]
+        later = [task.due for task in waits if task.due > self.now]
         due = self.lineup.next_due()
         if self.naive.next(self.now, set()) is not None:
             assert self.lineup.has_ready(()) or (due is not None and due <= self.now)
