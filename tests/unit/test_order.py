@@ -22,7 +22,7 @@ def waiting(
     due: float = 0,
     keeps_place: bool = False,
 ) -> Waiting:
-    return Waiting(name, priority, arrived, provider, lane, due, keeps_place)
+    return Waiting(name, priority, arrived, provider, lane, due, keeps_place=keeps_place)
 
 
 def drain(lineup: Lineup, now: float = 0.0) -> list[str]:
@@ -219,7 +219,7 @@ class LineupMachine(RuleBasedStateMachine):
         self, name: str, priority: int, arrived: int, provider: str, agent: str | None, delay: int, kept: bool
     ) -> None:
         due = self.now + delay if delay else 0.0
-        task = Waiting(name, priority, float(arrived), provider, self.lineup.lane_of(agent), due, kept)
+        task = Waiting(name, priority, float(arrived), provider, self.lineup.lane_of(agent), due, keeps_place=kept)
         self.lineup.add(task, self.now)
         self.naive.tasks[name] = task
 
