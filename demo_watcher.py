@@ -84,7 +84,7 @@ def _setup(options: argparse.Namespace, places: Folders) -> int:
     for path in [*(parent / worker for worker in workers for parent in parents), places.heartbeats, places.control]:
         (there if path.is_dir() else made).append(path)
         path.mkdir(parents=True, exist_ok=True)
-    print(setup_text(made, there, workers))
+    shared.say(setup_text(made, there, workers))
     return 0
 
 
@@ -134,13 +134,13 @@ def _batch(options: argparse.Namespace, places: Folders) -> int:
     finally:
         progress.end()
         if options.no_wait:
-            print(f"submitted {submitted} tasks to {worker} as {batch_id}")
+            shared.say(f"submitted {submitted} tasks to {worker} as {batch_id}")
         else:
-            print(f"{batch_id} of {worker}:")
+            shared.say(f"{batch_id} of {worker}:")
             tally.total = submitted
-            print(batch_summary(tally, time.monotonic() - began, places.results / worker, places.dlq / worker))
+            shared.say(batch_summary(tally, time.monotonic() - began, places.results / worker, places.dlq / worker))
         if submitted < total:
-            print(f"{total - submitted} of {total} tasks were not submitted")
+            shared.say(f"{total - submitted} of {total} tasks were not submitted")
     if options.no_wait:
         return 0
     return 0 if tally.ended == total and not tally.failed else 1
@@ -160,7 +160,7 @@ def _status(options: argparse.Namespace, places: Folders) -> int:
     if options.json:
         shared.say_json(overview.as_json() | {"listener": {"is_running": listens, "status": read_status(state)}})
     else:
-        print("\n".join([*status_lines(overview, shared.look()), "", *listener_lines(state)]))
+        shared.say_drawn("\n".join([*status_lines(overview, shared.look()), "", *listener_lines(state)]))
     return 0
 
 
@@ -190,7 +190,7 @@ def _watch(options: argparse.Namespace, places: Folders) -> int:
                 lines = [*screen.status_lines(overview, look), "", f"{time.strftime('%H:%M:%S')}  Ctrl-C ends this"]
                 sys.stdout.write(terminal.status_frame(lines, look.height))
             else:
-                print("\n".join(screen.status_lines(overview, shared.look())), end="\n\n")
+                shared.say_drawn("\n".join([*screen.status_lines(overview, shared.look()), ""]))
             sys.stdout.flush()
             time.sleep(max(1.0, (time.monotonic() - began) * 3))
     except KeyboardInterrupt:
@@ -204,7 +204,7 @@ def _watch(options: argparse.Namespace, places: Folders) -> int:
 def _examples(options: argparse.Namespace, places: Folders) -> int:
     from watcher.firststeps import examples_text
 
-    print(examples_text(places))
+    shared.say(examples_text(places))
     return 0
 
 
@@ -245,7 +245,7 @@ class _Progress:
         elif now - self._said[0] < _LINE_SECONDS and tally.ended < tally.total:
             return
         else:
-            print(line, flush=True)
+            shared.say_drawn(line)
         self._said = (now, line)
 
     def end(self) -> None:
@@ -256,7 +256,7 @@ class _Progress:
 # --- the command line
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(shared.Parser):
     """Says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:

@@ -76,7 +76,7 @@ def load(name: str) -> Command:
 
 def parser_of(name: str, command: Command) -> argparse.ArgumentParser:
     """The command's parser, complete."""
-    parser = argparse.ArgumentParser(
+    parser = shared.Parser(
         prog=f"watcher {name}",
         description=(command.__doc__ or COMMANDS[name][1]).strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -89,16 +89,16 @@ def _do(words: list[str]) -> int:
     if words[:1] == ["help"] and len(words) > 1:
         words = [words[1], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_overview())
+        shared.say(_overview())
         return 0 if words else 2
     if words[0] == "--version":
-        print(f"watcher {__version__}")
+        shared.say(f"watcher {__version__}")
         return 0
     name, *rest = words
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "`watcher help` lists all commands"
-        print(f"watcher: no command {name!r}; {hint}", file=sys.stderr)
+        shared.tell(f"no command {name!r}; {hint}")
         return 2
     return _call(name, rest)
 

@@ -20,6 +20,7 @@ from watcher.maintenance.aggregator import Outcome, Tally
 from watcher.maintenance.ledger import FILE_NAME, VERSION
 from watcher.maintenance.seat import LOCK_NAME
 from watcher.presence import is_locked
+from watcher.terminal import one_line
 
 STATUS_FILE = "listener.json"
 HOUR_SECONDS = 3600
@@ -132,6 +133,10 @@ def read_view(state: Path, now: float | None = None) -> ListenerView | None:
 
 def listener_lines(state: Path) -> list[str]:
     """For people, beside what the folders say: whether a listener runs, and what only it knows. Cheap."""
+    return [one_line(line) if line[:1] != " " else f"  {one_line(line)}" for line in _listener_lines(state)]
+
+
+def _listener_lines(state: Path) -> list[str]:
     status = read_status(state)
     if not is_running(state):
         what = "No listener runs; all of this is from the folders"
@@ -146,8 +151,9 @@ def listener_lines(state: Path) -> list[str]:
     for process in found if isinstance(found, list) else []:
         if isinstance(process, dict) and process.get("state") in ("stale", "dead", "unknown"):
             instance = f"@{process['instance']}" if process.get("instance") else ""
-            silent = f"silent for {process.get('silent_seconds'):.0f} s"
-            lines.append(f"  {process.get('worker')}{instance} is {process['state']}: {silent}")
+            seconds = process.get("silent_seconds")
+            silent = f": silent for {seconds:.0f} s" if isinstance(seconds, int | float) else ""
+            lines.append(f"  {process.get('worker')}{instance} is {process['state']}{silent}")
     if status.get("trouble"):
         lines.append(f"  in trouble: {status['trouble']}")
     return lines

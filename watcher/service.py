@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from watcher.errors import NameTaken, SettingError, WorkerTrouble
+from watcher.terminal import clean
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -56,5 +57,5 @@ def start_endpoint(
 
 
 def _tell(program: str, text: str, code: int) -> int:
-    print(f"{program}: {text}", file=sys.stderr)  # noqa: T201 - the log is not there yet
+    print(f"{program}: {clean(text)}", file=sys.stderr)  # noqa: T201 - the log is not there yet
     return code

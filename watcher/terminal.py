@@ -8,7 +8,6 @@ redrawn in place. Colour is only ever added: every line reads the same without. 
 from __future__ import annotations
 
 import re
-import textwrap
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,11 @@ _HOME, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
 _COLOURS = {"red": 31, "green": 32, "yellow": 33, "dim": 2, "bold": 1}
 #: What a person reads of one remark.
 _WRAPPED_LINES_AT_MOST = 3
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+#: C0 and C1 but newline and tab; what turns or breaks a line (Unicode bidirectional controls, separators); tags, which
+#: nobody sees; halves of surrogate pairs.
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,11 @@ def clean(text: str) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
 
 
+def one_line(text: str) -> str:
+    """The same on one line, so that no text of a stranger looks like the next line of ours."""
+    return " ".join(clean(text).split())
+
+
 def width_of(text: str) -> int:
     """How many cells of a terminal this takes."""
     return len(text) if text.isascii() else sum(_cells(c) for c in text)
@@ -88,6 +96,8 @@ def cut(text: str, width: int) -> str:
 
 def wrap(text: str, width: int) -> list[str]:
     """This text on as many lines as it needs, at most a few; commands stand at its end, so it is not simply cut."""
+    import textwrap  # after all else: every submit imports this module
+
     lines = textwrap.wrap(
         text, max(20, width), subsequent_indent="  ", max_lines=_WRAPPED_LINES_AT_MOST, placeholder=" .."
     )

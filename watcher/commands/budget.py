@@ -7,7 +7,6 @@ heartbeat. What counts is what the providers told of their costs.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import time
 
@@ -40,7 +39,8 @@ def run(options: argparse.Namespace) -> int:
     ends_at = rfc3339((now // 86_400 + 1) * 86_400)
     if options.json:
         facts = {"worker": options.worker, "spent_usd": spent, "raised_by_usd": raised, "day_ends_at": ends_at}
-        print(json.dumps(facts))
+        shared.say_json(facts)
     else:
-        print(f"{options.worker} has spent {spent:.4f} USD today; DAILY_BUDGET is raised by {raised:g} until {ends_at}")
+        raised_text = f"DAILY_BUDGET is raised by {raised:g} until {ends_at}"
+        shared.say(f"{options.worker} has spent {spent:.4f} USD today; {raised_text}")
     return 0

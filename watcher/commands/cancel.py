@@ -48,7 +48,7 @@ def _cancel_one(places: Folders, name: str, options: argparse.Namespace) -> int:
     elif status == "error":
         shared.tell(f"cancel: {detail}")
     else:
-        print(f"{worker}/{task_id} {detail}")
+        shared.say(f"{worker}/{task_id} {detail}")
     return 0 if status == "cancelled" else 1
 
 

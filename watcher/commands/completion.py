@@ -11,6 +11,7 @@ import importlib
 import shlex
 from collections.abc import Iterator
 
+from watcher.commands import shared
 from watcher.errors import SettingError
 
 _SHELLS = ("bash", "zsh", "fish")
@@ -27,16 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if options.names is not None:
-        print("\n".join(_names(options.names)))
+        shared.say("\n".join(_names(options.names)))
         return 0
     if options.shell not in _SHELLS:
         raise SettingError(f"no completion for {options.shell!r}; there is one for {', '.join(_SHELLS)}")
-    print({"bash": _bash, "zsh": _zsh, "fish": _fish}[options.shell]())
+    shared.say({"bash": _bash, "zsh": _zsh, "fish": _fish}[options.shell]())
     return 0
 
 
 def _names(kind: str) -> list[str]:
-    from watcher.commands import shared
     from watcher.whereabouts import on_their_way, workers
 
     places = shared.places()

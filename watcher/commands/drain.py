@@ -48,7 +48,8 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         shared.say_json({"worker": options.worker, "processes": sorted(meant), "has_ended": gone})
     else:
-        print(f"{options.worker} {'has ended' if gone else 'takes nothing more and ends when what runs has ended'}")
+        what = "has ended" if gone else "takes nothing more and ends when what runs has ended"
+        shared.say(f"{options.worker} {what}")
     return 0 if gone or options.wait is None else 1
 
 

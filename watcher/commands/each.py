@@ -25,7 +25,7 @@ def each_task(options: argparse.Namespace, done: str, change: Callable[[str, str
         if options.json:
             shared.say_json({"worker": worker, "task_id": task_id, "is_done": problem is None, "detail": problem})
         elif problem is None:
-            print(f"{worker}/{task_id} {done}")
+            shared.say(f"{worker}/{task_id} {done}")
         else:
             shared.tell(problem)
     return code

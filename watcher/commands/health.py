@@ -12,10 +12,11 @@ Exit code 0: well; 1: not.
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING, Any
 
+from watcher.commands import shared
 from watcher.errors import SettingError
+from watcher.terminal import one_line
 from watcher_config import folders, own_instance, read_layers, state_folder
 
 if TYPE_CHECKING:
@@ -51,10 +52,10 @@ def run(options: argparse.Namespace) -> int:
 def _say(options: argparse.Namespace, is_well: bool, found: list[Health]) -> int:
     if options.json:
         told: dict[str, Any] = {"is_well": is_well, "processes": [health.as_json() for health in found]}
-        print(json.dumps(told))
+        shared.say_json(told)
     else:
         for health in found:
-            print(f"{health.name}: {'well' if health.is_well else 'NOT WELL'}: {health.why}")
+            shared.say(f"{health.name}: {'well' if health.is_well else 'NOT WELL'}: {one_line(health.why)}")
     return 0 if is_well else 1
 
 

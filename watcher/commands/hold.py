@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         shared.say_json({"provider": options.provider, "path": str(path)})
     else:
-        print(f"{options.provider} is held; go on with: watcher resume --provider {options.provider}")
+        shared.say(f"{options.provider} is held; go on with: watcher resume --provider {options.provider}")
     return 0
 
 

@@ -35,11 +35,11 @@ def run(options: argparse.Namespace) -> int:
             shared.say_json(sighting.as_json())
         return 0
     if not found:
-        print("no task is on its way")
+        shared.say("no task is on its way")
         return 0
     shared.say_table(["WORKER", "TASK", "STATE", "PRIORITY", "AGE", "WHAT"], [_row(s) for s in found[: options.limit]])
     if len(found) > options.limit:
-        print(f"... and {len(found) - options.limit} more; --limit shows them")
+        shared.say(f"... and {len(found) - options.limit} more; --limit shows them")
     return 0
 
 

@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
         if options.json:
             shared.say_json({"worker": worker, "is_paused": True, "path": str(path)})
         else:
-            print(f"{worker} is paused; go on with: watcher resume {worker}")
+            shared.say(f"{worker} is paused; go on with: watcher resume {worker}")
         if worker not in known:
             shared.tell(f"no worker {worker} is known in {places.root} yet; it will start paused when it comes")
     return 0

@@ -50,11 +50,11 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         shared.say_json({"found": size, "removed": removed, "files": [str(path) for path in found]})
     elif options.yes:
-        print(f"removed {removed} files")
+        shared.say(f"removed {removed} files")
     else:
         for path in found[:20]:
-            print(path)
-        print(f"{size} files would be removed; do it with --yes" if size else "nothing to remove")
+            shared.say(str(path))
+        shared.say(f"{size} files would be removed; do it with --yes" if size else "nothing to remove")
     return 0
 
 

@@ -45,8 +45,8 @@ def report(places: Folders, html: str | None, *, as_json: bool) -> int:
     if as_json:
         shared.say_json(view.as_json())
     elif html is None:
-        print(report_text(view))
+        shared.say(report_text(view))
     else:
         Path(html).write_text(report_html(view, read_points(state), str(places.root)), encoding="utf-8")
-        print(html)
+        shared.say(html)
     return 0

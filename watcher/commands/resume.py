@@ -58,4 +58,4 @@ def _say(options: argparse.Namespace, kind: str, name: str, done: bool, yes: str
     if options.json:
         shared.say_json({kind: name, "was_stopped": done})
     else:
-        print(f"{name} {yes if done else no}")
+        shared.say(f"{name} {yes if done else no}")

@@ -11,10 +11,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from watcher.errors import SettingError, WatcherError
+from watcher.terminal import clean, one_line
 from watcher_config import folders, read_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from _typeshed import SupportsWrite
 
     from watcher.terminal import Look
     from watcher_config import Folders
@@ -24,9 +27,26 @@ _SPEAKER = ["watcher"]
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|w)?")
 
 
+class Parser(argparse.ArgumentParser):
+    """Repeats no control character of a command line, which may hold the name of a stranger's file."""
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        super()._print_message(clean(message), file)
+
+
 def places() -> Folders:
     """The folders that the settings name."""
     return folders(read_layers())
+
+
+def say(text: str) -> None:
+    """Print text that may hold a stranger's words: no control character of it reaches the terminal."""
+    print(clean(text), flush=True)
+
+
+def say_drawn(text: str) -> None:
+    """Print what `screen` has made: its colours are ours, all else in it is clean already."""
+    print(text, flush=True)
 
 
 def say_json(value: object) -> None:
@@ -41,7 +61,7 @@ def speak_as(program: str) -> None:
 def tell(text: str) -> None:
     """One thing beside the output proper."""
     sys.stdout.flush()
-    print(f"{_SPEAKER[0]}: {text}", file=sys.stderr, flush=True)
+    print(f"{_SPEAKER[0]}: {clean(text)}", file=sys.stderr, flush=True)
 
 
 def is_new_here(places: Folders, worker: str) -> bool:
@@ -97,7 +117,7 @@ def _complained(program: str, text: str, code: int) -> int:
     with contextlib.suppress(BrokenPipeError):  # whoever reads no more needs no order
         sys.stdout.flush()
     if text:
-        print(f"{program}: {text}", file=sys.stderr, flush=True)
+        print(f"{program}: {clean(text)}", file=sys.stderr, flush=True)
     return code
 
 
@@ -112,9 +132,9 @@ def look() -> Look:
 
 
 def say_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from watcher.terminal import clean, table
+    from watcher.terminal import table
 
-    print("\n".join(table(header, [[clean(cell) for cell in row] for row in rows], look())))
+    say_drawn("\n".join(table(header, [[one_line(cell) for cell in row] for row in rows], look())))
 
 
 def add_json(parser: argparse.ArgumentParser, what: str = "as JSON") -> None:

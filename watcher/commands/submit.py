@@ -67,8 +67,8 @@ def put_in(places: Folders, worker: str, given: dict[str, Any], wait: float | No
     if as_json:
         shared.say_json(about(places, worker, task_id))
     else:
-        print(f"submitted {task_id} to {worker}")
-        print(f"result    {places.results / worker / task_id}.json")
+        shared.say(f"submitted {task_id} to {worker}")
+        shared.say(f"result    {places.results / worker / task_id}.json")
     return 0
 
 
@@ -105,11 +105,11 @@ def say_outcome(
         shared.say_json(about(places, worker, task_id) | told | stored)
     elif outcome is None or record is None:
         shared.tell(f"{worker}/{task_id} has not ended within {wait:g} s; it goes on")
-        print(f"result    {places.results / worker / task_id}.json")
+        shared.say(f"result    {places.results / worker / task_id}.json")
     elif outcome.status == "refused":
-        print(refused_text(record, outcome.path, shared.look()))
+        shared.say_drawn(refused_text(record, outcome.path, shared.look()))
     else:
-        print(result_text(record, outcome.path, shared.look()))
+        shared.say_drawn(result_text(record, outcome.path, shared.look()))
 
 
 def about(places: Folders, worker: str, task_id: str) -> dict[str, Any]:

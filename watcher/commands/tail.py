@@ -1,12 +1,16 @@
 """Follow what a running task prints, as it prints it, until the task has ended: `watcher tail ID`.
 
 One that waits is waited for; one that is tried again is followed again. How it ended is told on stderr. A command with
-machine-readable output prints its events. Exit code 0: it completed; 1: it ended otherwise.
+machine-readable output prints its events. Control characters other than newline and tab show as U+FFFD, so that no
+output can act on your terminal; --json copies every byte into a pipe or a file. Exit code 0: it completed; 1: it ended
+otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
+import codecs
+import io
 import os
 import sys
 import time
@@ -14,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from watcher.commands import shared
+from watcher.terminal import clean
 
 if TYPE_CHECKING:
     from watcher.client import TaskResult
@@ -36,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     places = shared.places()
     worker, task_id = resolve(places, options.task)
     client = Client(folders=places)
-    follower = _Follower(places, worker, task_id)
+    follower = _Follower(places, worker, task_id, is_raw=options.json and not sys.stdout.isatty())
     while (result := client.result((worker, task_id))) is None:
         follower.look()
         time.sleep(_LOOK_EVERY_SECONDS)
@@ -51,7 +56,9 @@ def run(options: argparse.Namespace) -> int:
 class _Follower:
     """Copies what one task prints to stdout, attempt by attempt."""
 
-    def __init__(self, places: Folders, worker: str, task_id: str) -> None:
+    def __init__(self, places: Folders, worker: str, task_id: str, is_raw: bool) -> None:
+        self._is_raw = is_raw
+        self._decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")("replace"), translate=True)
         self._places = places
         self._worker = worker
         self._task_id = task_id
@@ -74,7 +81,7 @@ class _Follower:
         self._drop()
         whole = result.stdout.encode("utf-8", "replace")
         if whole.startswith(self._shown):
-            self._write(whole[len(self._shown) :])
+            self._write(whole[len(self._shown) :], is_last=True)
 
     def _open(self) -> None:
         from watcher.whereabouts import on_their_way
@@ -127,7 +134,9 @@ class _Follower:
             os.close(self._fd)
         self._fd, self._claim = -1, None
 
-    @staticmethod
-    def _write(chunk: bytes) -> None:
-        sys.stdout.buffer.write(chunk)
-        sys.stdout.buffer.flush()
+    def _write(self, chunk: bytes, is_last: bool = False) -> None:
+        if self._is_raw:
+            sys.stdout.buffer.write(chunk)
+        else:  # a character may come in two chunks; what a progress bar draws over itself becomes lines
+            sys.stdout.write(clean(self._decoder.decode(chunk, is_last)))
+        sys.stdout.flush()

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 from pathlib import Path
 
+from watcher.commands import shared
 from watcher.errors import SettingError
 from watcher.websettings import load_webhook_config
 from watcher_config import process_environment, render_config
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     pairs = ((name, getattr(options, flag)) for flag, (name, _, _) in _FLAGS.items())
     loaded = load_webhook_config({name: value for name, value in pairs if value is not None})
     if options.print_config:
-        print(render_config(loaded, as_json=options.json))
+        shared.say(render_config(loaded, as_json=options.json))
         return 0
     try:
         from watcher.intake.webhook_service import Service

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
         header = ["PROCESS", "STATE", "PID", "HOST", "LAST BEAT", "BREAKER", "WHY"]
         shared.say_table(header, [_row(process) for process in found])
     else:
-        print("no worker has ever served here")
+        shared.say("no worker has ever served here")
     alive = {process.worker for process in found if process.is_alive}
     return 1 if set(options.workers) - alive else 0
 

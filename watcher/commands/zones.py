@@ -15,6 +15,7 @@ import signal
 from pathlib import Path
 
 from watcher.clock import SystemClock
+from watcher.commands import shared
 from watcher.intake.dropzone import Counts, DropZones, ZoneOptions
 from watcher.intake.hosting import load, reloaded, zone_options
 from watcher.intake.zonefile import ZoneFile
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     path, wanted = Path(options.file), zone_options(config)
     zone_file = load(path, wanted)
     if options.check:
-        print(f"{path}: good, {len(zone_file.zones)} zone{'s' if len(zone_file.zones) != 1 else ''}")
+        shared.say(f"{path}: good, {len(zone_file.zones)} zone{'s' if len(zone_file.zones) != 1 else ''}")
         return 0
     configure_logging(config.log_level, config.log_format, "zones")
     ignore_lease_breaks()
@@ -60,7 +61,7 @@ class _Status:
 
     def show(self) -> None:
         if self.counts is not None:
-            print(f"{self.counts.block()}\n", flush=True)
+            shared.say(f"{self.counts.block()}\n")
 
     async def show_regularly(self) -> None:
         while True:
