@@ -15,6 +15,7 @@ import contextlib
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from watcher import presence
 from watcher.atomicfile import Folder, fsync_file, move_new, read_regular
 from watcher.errors import InvalidTask, WatcherError
-from watcher.formats import strictjson
+from watcher.formats import deadletter, strictjson
 from watcher.formats.result import parse_result
 from watcher.formats.task import ID_PATTERN, PAST, parse_task, refuse_to_unset
 from watcher.spool.inhand import find_waiting, put_back
@@ -99,18 +100,22 @@ def redrive(
     return task_id
 
 
-def letters(folders: Folders, worker: str) -> list[Letter]:
-    """The dead letters of one worker, the oldest first; a file that is none is left out."""
+def letters(folders: Folders, worker: str, left_out: Callable[[Path, Exception], None] | None = None) -> list[Letter]:
+    """The dead letters of one worker, the oldest first. A file that is none is left out, and `left_out` told why."""
     place = folders.dlq / worker
     found = []
     for name in presence.list_names(place, []):
         if not name.endswith(".json") or name.startswith("."):
             continue
-        with contextlib.suppress(OSError, strictjson.NotStrictJson):
-            path = place / name
-            value = strictjson.loads(read_regular(path, _MAX_STORED_BYTES))
-            if isinstance(value, dict) and "dlq_reason" in value:
-                found.append((path.stat().st_mtime_ns, name, Letter(worker, path, value)))
+        path = place / name
+        try:
+            value = deadletter.parse(read_regular(path, _MAX_STORED_BYTES))
+            found.append((path.stat().st_mtime_ns, name, Letter(worker, path, value)))
+        except FileNotFoundError:
+            continue  # somebody was faster
+        except (OSError, strictjson.NotStrictJson) as error:
+            if left_out is not None:
+                left_out(path, error)
     return [letter for *_, letter in sorted(found, key=lambda one: one[:2])]
 
 

@@ -15,7 +15,7 @@ import contextlib
 import errno
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -208,18 +208,27 @@ class Client:
         return read_result(ended[0]) if ended else None
 
     def results(
-        self, worker: str | None = None, *, status: str | None = None, batch_id: str | None = None
+        self,
+        worker: str | None = None,
+        *,
+        status: str | None = None,
+        batch_id: str | None = None,
+        left_out: Callable[[Path, Exception], None] | None = None,
     ) -> Iterator[TaskResult]:
         """What has ended, newest first, of one worker or of all. A result that is removed meanwhile is left
-        out, and so is what is no result, or no file at all."""
+        out, and so is what is no result, or no file at all, of which `left_out` is told with the reason."""
         for _, path in sorted(self._result_files(worker), reverse=True):
             try:
                 found = outcomes.Outcome(path.stem, path.parent.name, "", path).read()
-            except ValueError:
+            except ValueError as error:
+                if left_out is not None:
+                    left_out(path, error)
                 continue
             except OSError as error:
                 if error.errno not in (errno.ENOENT, *NO_FILE):
                     raise
+                if left_out is not None and error.errno != errno.ENOENT:
+                    left_out(path, error)
                 continue
             if status in (None, found["status"]) and batch_id in (None, found.get("batch_id")):
                 yield TaskResult(TaskRef(path.parent.name, path.stem), found["status"], path, found)

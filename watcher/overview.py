@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 from watcher import presence
 from watcher.clock import Clock, SystemClock, rfc3339
 from watcher.formats.result import HEAD_BYTES, status_in_head
-from watcher.formats.task import TASK_FILE_NAME, WORKER_PATTERN
+from watcher.formats.task import TASK_FILE_NAME, WORKER_PATTERN, why_no_task_name
 from watcher.presence import Beat, Claims, Json, Process, State
 from watcher.spool.places import HELD, RETRY, History
 
@@ -55,6 +55,7 @@ class WorkerOverview:
     """One worker. `retrying` and `held` are parts of `pending`; `orphaned` are claims of dead processes and no part of
     `running`.
 
+    `ignored` are files in the inbox that no worker takes, by their names.
     `failed` counts results that are not completed, `unread` the files among them that tell no status.
     """
 
@@ -73,6 +74,7 @@ class WorkerOverview:
     oldest_pending_seconds: float | None
     processes: tuple[Process, ...]
     held: int = 0
+    ignored: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,7 @@ class Lookout:
             pending=len(new) + len(retrying) + len(held),
             retrying=len(retrying),
             held=len(held),
+            ignored=sum(self._is_ignored(name) for name in presence.list_names(inbox, [])),
             running=len(active),
             orphaned=sum(len(claim.names) for claim in claims if claim.lives is False),
             done=done,
@@ -170,6 +173,11 @@ class Lookout:
             oldest_pending_seconds=None if oldest is None else max(0.0, now - oldest),
             processes=processes,
         )
+
+    @staticmethod
+    def _is_ignored(name: str) -> bool:
+        """A hidden one may be just about to be renamed, and counting asks no file how old it is."""
+        return not name.startswith(".") and why_no_task_name(name) is not None
 
     def _arrived(self, place: Path, wanted: Callable[[str], object]) -> _Facts[float]:
         """When each waiting task came. A rename keeps that time, so a retried task keeps its age."""

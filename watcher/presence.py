@@ -99,12 +99,14 @@ class Claims:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """One heartbeat file: its name says whose it is, `fields` what it says (None: nothing that can be read)."""
+    """One heartbeat file: its name says whose it is, `fields` what it says. None where that cannot be read; then
+    `problem` says why."""
 
     worker: str
     instance: str | None
     age_seconds: float
     fields: Json | None
+    problem: str | None = None
 
     @property
     def incarnation(self) -> str:
@@ -120,7 +122,7 @@ class Beat:
         """The process behind it. The lock decides about life and death, the beat about the rest."""
         fields = self.fields
         if fields is None:
-            return Process(self.worker, self.instance, "unknown", "its heartbeat cannot be read", self.age_seconds)
+            return Process(self.worker, self.instance, "unknown", self.problem, self.age_seconds)
         told = cast(State, fields["status"])
         state: State = told if lives else "stopped" if told == "stopped" else "dead"
         reason = _checked(fields, "reason") if lives else None
@@ -157,6 +159,7 @@ def read_beats(place: Path, now: float, problems: list[str], worker: str | None 
         if found is None or worker not in (None, found[1]):
             continue
         fields: Json | None = None
+        problem: str | None = None
         changed_at = now
         try:
             raw, changed_at = read_small(place / name)
@@ -165,10 +168,12 @@ def read_beats(place: Path, now: float, problems: list[str], worker: str | None 
             continue
         except OSError as error:
             refuse_shortage(f"read {place / name}", error)
-            problems.append(f"{place / name}: {error.strerror or error}")
+            problem = f"its heartbeat cannot be read: {error.strerror or error}"
         except (strictjson.NotStrictJson, FieldError) as error:
-            problems.append(f"{place / name}: not a heartbeat: {error}")
-        out.append(Beat(found[1], found[2], max(0.0, now - changed_at), fields))
+            problem = f"not a heartbeat of ours: {error if raw else 'the file is empty'}"
+        if problem is not None:
+            problems.append(f"{place / name}: {problem}")
+        out.append(Beat(found[1], found[2], max(0.0, now - changed_at), fields, problem))
     return out
 
 

@@ -103,7 +103,7 @@ def _is_last(beat: Beat) -> bool:
 def _silent(beat: Beat) -> Health:
     age = round(beat.age_seconds, 3)
     if beat.fields is None:
-        return Health(_name(beat), False, "its heartbeat cannot be read", beat_age_seconds=age)
+        return Health(_name(beat), False, beat.problem or "its heartbeat cannot be read", beat_age_seconds=age)
     text = f"no heartbeat for {age:.0f} s: it is dead, frozen or cannot write to HEARTBEAT_DIR"
     return Health(_name(beat), False, text, str(beat.fields["status"]), age, beat.fields["sequence"])
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from watcher.firststeps import DEMO, WORKER
-from watcher.terminal import Look, clean, count, cut, duration, pad, table, width_of, wrap
+from watcher.terminal import Look, clean, count, cut, duration, one_line, pad, table, width_of, wrap
 
 if TYPE_CHECKING:
     from watcher.overview import Overview, RunningTask, WorkerOverview
@@ -135,7 +135,7 @@ def _doing(task: RunningTask) -> str:
     if task.last_event is None:
         return "-"
     age = task.last_event_age_seconds
-    return cut(clean(task.last_event), 40) + ("" if age is None else f" ({duration(age)})")
+    return cut(one_line(task.last_event), 40) + ("" if age is None else f" ({duration(age)})")
 
 
 def _advice(overview: Overview) -> list[str]:
@@ -145,15 +145,15 @@ def _advice(overview: Overview) -> list[str]:
         for process in worker.processes:
             out += about_process(process)
         out += _about_tasks(worker)
-    return out + [clean(problem) for problem in overview.problems]
+    return out + [one_line(problem) for problem in overview.problems]
 
 
 def about_process(process: Process) -> list[str]:
     """A line for each thing about this process that is not as it should be."""
     out = []
     if process.reason and process.state != "healthy":
-        until = f"; until {clean(process.held_until)}" if process.held_until else ""
-        out.append(f"{process.name} is {process.state}: {clean(process.reason)}{until}")
+        until = f"; until {one_line(process.held_until)}" if process.held_until else ""
+        out.append(f"{process.name} is {process.state}: {one_line(process.reason)}{until}")
     silence = silence_text(process)
     return [*out, f"{process.name} {silence}"] if silence else out
 
@@ -179,6 +179,9 @@ def _about_tasks(worker: WorkerOverview) -> list[str]:
         out.append(f"{worker.worker}: {count(worker.pending, 'task')} waiting and nobody serves them: {start}")
     if worker.held:
         out.append(f"{worker.worker}: {count(worker.held, 'task')} held; let one start: watcher release ID")
+    if worker.ignored:
+        files = count(worker.ignored, "file")
+        out.append(f"{worker.worker}: {files} in its inbox that no worker takes; see: watcher list {worker.worker}")
     if worker.unread:
         out.append(f"{worker.worker}: {count(worker.unread, 'file')} among its results that cannot be read as one")
     return out
@@ -213,7 +216,7 @@ def result_line(result: Mapping[str, Any]) -> str:
         facts.append(str(result["provider"]))
     seconds = result.get("duration_seconds")
     took = f" in {duration(seconds)}" if isinstance(seconds, (int, float)) and result.get("started_at") else ""
-    return clean(f"{result.get('worker')}/{result.get('task_id')} {status}{why}{took}, {', '.join(facts)}")
+    return one_line(f"{result.get('worker')}/{result.get('task_id')} {status}{why}{took}, {', '.join(facts)}")
 
 
 def _stream(result: Mapping[str, Any], name: str, title: str) -> list[str]:
@@ -236,7 +239,7 @@ def letter_line(letter: Mapping[str, Any]) -> str:
     retries = letter.get("retry_count") or 0
     after = f" after {count(retries, 'retry', 'retries')}" if isinstance(retries, int) and retries else ""
     detail = f": {letter['dlq_detail']}" if letter.get("dlq_detail") else ""
-    return clean(f"{who} {letter.get('dlq_reason')}{after}{detail}".replace("\n", " "))
+    return one_line(f"{who} {letter.get('dlq_reason')}{after}{detail}")
 
 
 # --- a batch

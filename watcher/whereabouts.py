@@ -1,14 +1,17 @@
 """Where tasks are, read from the folders alone: one task by its id, or all that are on their way.
 
-A look is a moment: a task that moves meanwhile may be seen twice or, for that once, not at all. Reads only and never
-fails over one file; a file that is no task is listed as `unreadable`.
+The one finder of commands and of the HTTP endpoint. A look is a moment: a task that moves meanwhile may be seen twice
+or, for that once, not at all. Reads only and never fails over one file: one that is no task is `unreadable`, one that
+no worker ever takes `ignored`, and what lies among results or dead letters and is none `foreign`, with the reason.
 Raises NoSuchTask or AmbiguousTask for an id that means none or several, OSError when a folder cannot be listed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,25 +19,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from watcher import presence
-from watcher.atomicfile import read_up_to
+from watcher.atomicfile import read_regular, read_up_to
 from watcher.errors import InvalidTask, WatcherError
-from watcher.formats.task import TASK_FILE_NAME, WORKER_PATTERN, Task, parse_task
+from watcher.formats import deadletter, result
+from watcher.formats.task import ID_PATTERN, TASK_FILE_NAME, WORKER_PATTERN, Task, parse_task, why_no_task_name
 from watcher.spool.dependencies import Results, look
-from watcher.spool.places import HELD, RETRY, History
+from watcher.spool.places import ARCHIVE, HELD, RETRY, History
 
 if TYPE_CHECKING:
     from watcher_config import Folders
 
 State = Literal[
-    "running", "waiting", "scheduled", "blocked", "retrying", "held", "changing", "orphaned", "unreadable", "ended",
-    "dead_letter",
+    "running", "waiting", "scheduled", "blocked", "retrying", "held", "changing", "orphaned", "unreadable",
+    "ignored", "ended", "dead_letter", "foreign", "archived",
 ]  # fmt: skip
 #: States of a task that is on its way, as they are listed.
 ON_ITS_WAY: tuple[State, ...] = (
-    "running", "orphaned", "changing", "retrying", "waiting", "scheduled", "blocked", "held", "unreadable",
+    "running", "orphaned", "changing", "retrying", "waiting", "scheduled", "blocked", "held", "unreadable", "ignored",
 )  # fmt: skip
 _MAX_BYTES = 64 << 20
 _WORKER = re.compile(WORKER_PATTERN)
+#: A task's id, or the name of a further dead letter of it.
+_ID = re.compile(rf"{ID_PATTERN}(?:~\d+)?")
+_MAX_STORED_BYTES = 1 << 28
+#: A hidden file younger than this may be one that its writer is about to rename.
+_HIDDEN_SECONDS = 60.0
 
 
 class NoSuchTask(WatcherError):
@@ -95,9 +104,13 @@ class Sighting:
 def resolve(folders: Folders, name: str) -> tuple[str, str]:
     """What `id` or `worker/id` means: the worker and the id of a task that is somewhere."""
     # Twice: one that goes back for a retry between two listings was in neither.
-    found = find(folders, name) or find(folders, name)
+    everything = find(folders, name) or find(folders, name)
+    found = [sighting for sighting in everything if sighting.state != "foreign"]
     if not found:
-        raise NoSuchTask(f"no task {name!r} in {folders.root}: not waiting, running, ended or among the dead letters")
+        why = "".join(f"; {one.path}: {one.detail}" for one in everything)
+        raise NoSuchTask(
+            f"no task {name!r} in {folders.root}: not waiting, running, ended or among the dead letters{why}"
+        )
     names = sorted({sighting.name for sighting in found})
     if len(names) > 1:
         raise AmbiguousTask(f"{name!r} may be {' or '.join(names)}; say which")
@@ -108,15 +121,31 @@ def find(folders: Folders, name: str) -> list[Sighting]:
     """Every place where a task of this name is, those on their way first."""
     worker, _, task_id = name.rpartition("/")
     out: list[Sighting] = []
+    if _ID.fullmatch(task_id) is None or (worker and _WORKER.fullmatch(worker) is None):
+        return out
     for one in [worker] if worker else workers(folders):
         out += list(on_their_way(folders, one, only=task_id))
-        for place, state in ((folders.results / one, "ended"), (folders.dlq / one, "dead_letter")):
+        places: tuple[tuple[Path, Literal["ended", "dead_letter"]], ...]
+        places = ((folders.results / one, "ended"), (folders.dlq / one, "dead_letter"))
+        for place, state in places:
             for found in _names(place):
                 stem = found.removesuffix(".json")
                 if found.endswith(".json") and (stem == task_id or (state == "dead_letter" and _is_of(stem, task_id))):
-                    seen: State = "ended" if state == "ended" else "dead_letter"
-                    out.append(Sighting(one, task_id, seen, place / found))
+                    why = why_foreign(place / found, state)
+                    out.append(Sighting(one, task_id, state if why is None else "foreign", place / found, detail=why))
     return out
+
+
+def archived(folders: Folders, name: str) -> list[Sighting]:
+    """Results and dead letters of earlier runs of a task; what a rerun or a redrive has moved aside."""
+    worker, _, task_id = name.rpartition("/")
+    return [
+        Sighting(one, task_id, "archived", place / found)
+        for one in ([worker] if worker else workers(folders))
+        for place in (folders.results / one / ARCHIVE, folders.dlq / one / ARCHIVE)
+        for found in sorted(_names(place))
+        if found.endswith(".json") and found.removesuffix(".json").partition("~")[0] == task_id
+    ]
 
 
 def workers(folders: Folders) -> list[str]:
@@ -139,11 +168,51 @@ def on_their_way(folders: Folders, worker: str, only: str | None = None) -> Iter
             detail=detail, task=task,
         )  # fmt: skip
     yield from _claimed(inbox, worker, only)
+    if only is None:
+        yield from _ignored(inbox, worker)
+
+
+def why_foreign(path: Path, state: Literal["ended", "dead_letter"]) -> str | None:
+    """Why this file is no result, or no dead letter, of a worker; None when it is one, or is gone."""
+    kind = "result" if state == "ended" else "dead letter"
+    try:
+        raw = read_regular(path, _MAX_STORED_BYTES)
+        if state == "ended":
+            result.parse_result(raw)
+        else:
+            deadletter.parse(raw)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"not a {kind} of ours that can be read: {error.strerror or error}"
+    except (ValueError, RecursionError) as error:
+        return f"not a {kind} of ours: {error if raw else 'it is empty'}; move it away"
+    return None
+
+
+def _ignored(inbox: Path, worker: str) -> Iterator[Sighting]:
+    """What looks like a task to a person and to no worker."""
+    for name in sorted(_names(inbox)):
+        why = why_no_task_name(name)
+        if why is None:
+            continue
+        with contextlib.suppress(OSError):
+            info = (inbox / name).lstat()
+            if name.startswith(".") and time.time() - info.st_mtime < _HIDDEN_SECONDS:
+                continue
+            state: State = "unreadable" if name.endswith(".json") and name[0] != "." else "ignored"
+            if stat.S_ISDIR(info.st_mode):
+                why = "a folder; a task is a file in the worker's own folder"
+            yield Sighting(worker, name, state, inbox / name, arrived_at=info.st_mtime, detail=why)
 
 
 def _files(inbox: Path, only: str | None) -> Iterator[tuple[Path, History]]:
     for place in (inbox, inbox / RETRY, inbox / HELD):
-        for name in sorted(_names(place)):
+        if place is inbox and only is not None:  # asked for one id: no need to list thousands
+            names = [f"{only}.json"] if os.path.lexists(inbox / f"{only}.json") else []
+        else:
+            names = sorted(_names(place))
+        for name in names:
             if place is inbox and not TASK_FILE_NAME.fullmatch(name):
                 continue
             history = History.of(name)

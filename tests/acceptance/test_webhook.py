@@ -148,6 +148,26 @@ def test_a_post_becomes_a_result_that_a_long_poll_gets(site: Site, endpoint: End
     assert endpoint.stop() == 0
 
 
+def test_a_task_that_waits_for_whatever_reason_is_known_and_its_copy_is_no_second_task(
+    endpoint: Endpoint, site: Site
+) -> None:
+    endpoint.start()
+    wanted = {
+        "held": {}, "scheduled": {"not_before": "2990-01-01T00:00:00Z"}, "blocked": {"dependencies": ["nobody"]},
+        "waiting": {},
+    }  # fmt: skip
+    for state, fields in wanted.items():
+        task = {"task_id": state, "worker": "marie", "description": "x", **fields}
+        assert endpoint.call("POST", "/tasks", task, _JSON)[0] == 202
+        if state == "held":
+            assert site.run("hold", "held").returncode == 0
+        status, told, _ = endpoint.call("GET", f"/tasks/{state}")
+        assert (status, told["state"], told["has_ended"]) == (200, state, False)
+        assert endpoint.call("GET", f"/results/{state}")[0] == 202
+        assert endpoint.call("POST", "/tasks", task, _JSON)[0] == 200, "the same again is a copy"
+    assert names(site.root / "tasks" / "marie") == ["blocked.json", "scheduled.json", "waiting.json"]
+
+
 def test_a_stream_tells_of_tasks_and_goes_on_where_it_was_left(site: Site, endpoint: Endpoint) -> None:
     endpoint.start()
     connection = http.client.HTTPConnection("127.0.0.1", endpoint.port, timeout=120)

@@ -23,14 +23,16 @@ from typing import TYPE_CHECKING
 
 from watcher.childproc import become_subreaper
 from watcher.clock import SystemClock
+from watcher.commands import shared
 from watcher.doctor import Doctor, Finding, Ward
 from watcher.errors import SettingError
 from watcher.runner.providerfile import all_providers
 from watcher.runner.providers import Provider, environment_for, find_program
+from watcher.whereabouts import on_their_way, workers
 from watcher_config import load_watcher_config, process_environment
 
 if TYPE_CHECKING:
-    from watcher_config import WatcherConfig
+    from watcher_config import Folders, WatcherConfig
 
 _INDENT = " " * 14
 
@@ -51,13 +53,22 @@ def run(options: argparse.Namespace) -> int:
     )
     become_subreaper()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing stays behind
+    _tell_ignored(config.folders)
     findings = _examine(Doctor(ward, SystemClock()), wanted, is_quiet=options.json or not sys.stderr.isatty())
     is_well = all(finding.state != "ill" for finding in findings)
     if options.json:
-        print(json.dumps({"is_well": is_well, "providers": [finding.as_json() for finding in findings]}, indent=2))
+        shared.say(json.dumps({"is_well": is_well, "providers": [finding.as_json() for finding in findings]}, indent=2))
     else:
-        print(render(findings, called=not options.no_call))
+        shared.say(render(findings, called=not options.no_call))
     return 0 if is_well else 1
+
+
+def _tell_ignored(places: Folders) -> None:
+    """Files that wait for ever, because no worker takes them."""
+    for worker in workers(places):
+        for sighting in on_their_way(places, worker):
+            if sighting.state == "ignored":
+                shared.tell(f"note: {sighting.path}: {sighting.detail}")
 
 
 def render(findings: Iterable[Finding], called: bool = True) -> str:
@@ -120,7 +131,7 @@ def _examine(doctor: Doctor, wanted: list[Provider], is_quiet: bool) -> list[Fin
             for provider in wanted:
                 if not doctor.is_stopped:
                     if not is_quiet:
-                        print(f"asking {provider.name} ...", file=sys.stderr)
+                        shared.tell(f"asking {provider.name} ...")
                     findings.append(doctor.examine(provider))
         except OSError as error:
             problems.append(error)

@@ -9,6 +9,7 @@ like ID~2. Exit code 1: one of them could not be put back.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from watcher.commands import shared
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     for name in missing:
         _say(options, name, "", f"no dead letter {name!r}")
     if not chosen and not missing and not options.json:
-        print("no dead letter to redrive")
+        shared.say("no dead letter to redrive")
     return 0 if all(results) and not missing else 1
 
 
@@ -51,7 +52,15 @@ def _chosen(places: Folders, options: argparse.Namespace) -> tuple[list[Letter],
     from watcher.whereabouts import workers
 
     names = [options.worker] if options.worker else workers(places)
-    found = [letter for worker in names for letter in letters(places, worker)]
+    foreign: dict[str, str] = {}
+
+    def left_out(path: Path, error: Exception) -> None:
+        foreign[path.stem] = f"{path}: not a dead letter of ours: {error}; move it away"
+
+    found = [letter for worker in names for letter in letters(places, worker, left_out)]
+    for name, why in foreign.items():
+        if not options.tasks or name in {task.rpartition("/")[2] for task in options.tasks}:
+            shared.tell(f"left out {why}")
     if options.all or options.reason is not None:
         return [letter for letter in found if options.reason in (None, letter.reason)], []
     chosen: list[Letter] = []
@@ -81,6 +90,6 @@ def _say(options: argparse.Namespace, name: str, task_id: str, problem: str | No
     if options.json:
         shared.say_json({"dead_letter": name, "task_id": task_id or None, "is_done": not problem, "detail": problem})
     elif problem is None:
-        print(f"{name} is in line again" + (f" as {task_id}" if not name.endswith(f"/{task_id}") else ""))
+        shared.say(f"{name} is in line again" + (f" as {task_id}" if not name.endswith(f"/{task_id}") else ""))
     else:
         shared.tell(problem)

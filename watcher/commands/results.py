@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from pathlib import Path
 
 from watcher.commands import shared
 
+#: Files that are no results, named one by one.
+_FOREIGN_AT_MOST = 5
 _STATUSES = ("completed", "failed", "timeout", "cancelled")
 
 
@@ -23,7 +26,13 @@ def run(options: argparse.Namespace) -> int:
     from watcher.terminal import duration
 
     client = Client(folders=shared.places())
-    found = client.results(shared.worker_of(options), status=options.status, batch_id=options.batch_id)
+    foreign: list[str] = []
+
+    def left_out(path: Path, error: Exception) -> None:
+        foreign.append(f"{path}: not a result of ours: {getattr(error, 'strerror', None) or error}")
+
+    worker = shared.worker_of(options)
+    found = client.results(worker, status=options.status, batch_id=options.batch_id, left_out=left_out)
     rows = []
     for result in itertools.islice(found, options.limit):
         if options.json:
@@ -36,5 +45,9 @@ def run(options: argparse.Namespace) -> int:
     if rows:
         shared.say_table(["ENDED (UTC)", "WORKER", "TASK", "STATUS", "TOOK", "ANSWER"], rows)
     elif not options.json:
-        print("no result yet")
+        shared.say("no result yet")
+    for line in foreign[:_FOREIGN_AT_MOST]:
+        shared.tell(f"left out {line}")
+    if len(foreign) > _FOREIGN_AT_MOST:
+        shared.tell(f"and {len(foreign) - _FOREIGN_AT_MOST} more that are no results")
     return 0

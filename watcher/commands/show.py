@@ -1,8 +1,9 @@
 """Where is a task, and what is known of it: `watcher show ID` or `watcher show WORKER/ID`.
 
 Shows every place where it is: its file while it waits, its claim while it runs, its result, its dead letters, and
-results of earlier runs. Of a task that could start now it also says what keeps it: its worker is away or paused, its
-provider is held, or a circuit breaker is open. Exit code 1 when it is nowhere.
+results of earlier runs; of one that is only in an archive, that. A file among the results that is none is `foreign`.
+Of a task that could start now it also says what keeps it: its worker is away or paused, its provider is held, or a
+circuit breaker is open. Exit code 1 when it is nowhere.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from watcher.commands import shared
 from watcher.holdups import holdup
 from watcher.screen import letter_line, result_line
 from watcher.terminal import clean, duration
-from watcher.whereabouts import Sighting, find
+from watcher.whereabouts import Sighting, archived, find
 
 if TYPE_CHECKING:
     from watcher_config import Folders
@@ -33,24 +34,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     places = shared.places()
-    found = find(places, options.task)
+    found = find(places, options.task) or archived(places, options.task)
     if not found:
         shared.tell(f"no task {options.task!r} in {places.root}")
         return 1
     for sighting in found:
         stored = _stored(sighting)
         if options.json:
-            archived = [str(path) for path in _archived(places, sighting)] if sighting.state == "ended" else []
-            more = {"stored": stored, "archived": archived, "holdup": _holdup(places, sighting)}
+            earlier = [str(path) for path in _archived(places, sighting)] if sighting.state == "ended" else []
+            more = {"stored": stored, "archived": earlier, "holdup": _holdup(places, sighting)}
             shared.say_json(sighting.as_json() | more)
         else:
-            print("\n".join(_lines(places, sighting, stored)))
+            shared.say("\n".join(_lines(places, sighting, stored)))
     return 0
 
 
 def _stored(sighting: Sighting) -> dict[str, Any] | None:
     """What a result or a dead letter holds."""
-    if sighting.state not in ("ended", "dead_letter"):
+    if sighting.state not in ("ended", "dead_letter", "archived"):
         return None
     try:
         value = json.loads(read_regular(sighting.path, _MAX_STORED_BYTES))
@@ -68,6 +69,11 @@ def _lines(places: Folders, sighting: Sighting, stored: dict[str, Any] | None) -
         lines += [f"  earlier   {path}" for path in _archived(places, sighting)]
     elif sighting.state == "dead_letter":
         lines = [f"dead letter {sighting.path.stem}: {letter_line(stored)}" if stored is not None else head]
+    elif sighting.state == "archived":
+        line = "" if stored is None else letter_line(stored) if "dlq_reason" in stored else result_line(stored)
+        lines = [f"{head}: {line}"]
+    elif sighting.state == "foreign":
+        lines = [f"{head}: {sighting.detail}"]
     else:
         why = _holdup(places, sighting)
         lines = [head + _since(sighting), *([f"  held up   {clean(why)}"] if why else []), *_task_lines(sighting)]

@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from watcher.commands import shared
 from watcher.errors import InvalidTask
-from watcher.formats.task import TASK_FILE_NAME, Task, parse_task
+from watcher.formats.task import TASK_FILE_NAME, Task, parse_task, why_no_task_name
 from watcher.spool.dependencies import unfilled
 
 _MAX_BYTES = 1 << 26
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     verdicts = [_verdict(file, options.worker) for file in options.files]
     for verdict in verdicts:
-        print(json.dumps(verdict) if options.json else _line(verdict))
+        shared.say(json.dumps(verdict) if options.json else _line(verdict))
     return 0 if all(verdict["is_valid"] for verdict in verdicts) else 1
 
 
@@ -59,8 +60,8 @@ def _read(file: str, worker: str | None) -> Task:
         return _parse(sys.stdin.buffer.read(_MAX_BYTES), None, worker)
     path = Path(file)
     if TASK_FILE_NAME.fullmatch(path.name) is None:
-        text = f"the name {path.name!r} is no task's: letters, digits, dot, dash, underscore, at most 128, then .json"
-        raise InvalidTask("bad_name", text)
+        why = why_no_task_name(path.name) or "letters, digits, dot, dash, underscore, at most 128, then .json"
+        raise InvalidTask("bad_name", f"the name {path.name!r} is no task's: {why}")
     with path.open("rb") as stream:
         return _parse(stream.read(_MAX_BYTES), path.stem, worker)
 

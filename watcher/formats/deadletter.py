@@ -65,6 +65,14 @@ class DeadLetter:
         return strictjson.dumps(self.as_json())
 
 
+def parse(raw: bytes) -> dict[str, Any]:
+    """Read a dead letter as its plain object. Raises NotStrictJson (a ValueError) when it is none."""
+    value = strictjson.loads(raw)
+    if not isinstance(value, dict) or not isinstance(value.get("dlq_reason"), str):
+        raise strictjson.NotStrictJson("a dead letter is one JSON object with a dlq_reason")
+    return value
+
+
 def schema() -> dict[str, Any]:
     """The JSON Schema of a dead letter."""
     return record_schema("dead letter", "What dlq/<worker>/<id>.json holds.", FIELDS, REQUIRED)

@@ -35,6 +35,27 @@ TASK_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}\.json")
 ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 WORKER_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
+#: Names that editors, writers and network file systems leave for a moment; not worth a word.
+_FLEETING = ("#",)
+_FLEETING_ENDS = ("~", ".swp", ".swx", ".tmp", ".part", ".crdownload", "4913")
+
+
+def why_no_task_name(name: str) -> str | None:
+    """Why no worker takes a file of this name, and what to do; None for a task's name and for what is there only for a
+    moment. A name in `.json` that is no task's is refused when a worker finds it, all others lie there for ever."""
+    if TASK_FILE_NAME.fullmatch(name) or name.startswith(_FLEETING) or name.endswith(_FLEETING_ENDS):
+        return None
+    if name.endswith(".json") and not name.startswith("."):
+        return "a task file is named like its id: letters, digits, dot, dash, underscore, at most 128, then .json"
+    if name.startswith("."):
+        is_meant = name.endswith(".json") and TASK_FILE_NAME.fullmatch(name[1:]) is not None
+        return f"hidden from workers by its dot; rename it to {name[1:]}" if is_meant else None
+    stem = name[:-5] if name.lower().endswith(".json") else name.replace(".json.", ".").rpartition(".")[0] or name
+    better = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip(".-_")[:128]
+    hint = f"; rename it to {better}.json" if better else ""
+    return f"not a task: its name does not end in .json{hint}"
+
+
 #: Named priorities as numbers; a higher number is taken earlier, and any whole number in range may be used.
 PRIORITIES = {"critical": 100, "high": 50, "normal": 0, "low": -50}
 PRIORITY_RANGE = (-1000, 1000)

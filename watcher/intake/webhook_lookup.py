@@ -1,8 +1,8 @@
 """Where a task is and what became of it, by its id: read from the folders at each question, nothing is kept.
 
-A state is a place: `waiting` (in the inbox, or in the claim of a dead process), `retrying`, `running`, the status of
-its result (`completed`, `failed`, `timeout`, `cancelled`), or `refused` (a dead letter and no result). Tasks move while
-one looks, always from the inbox towards the result, and so does the look. Raises OSError as the system gives it.
+A state is what `whereabouts` says of a task on its way (`waiting`, `scheduled`, `blocked`, `held`, `retrying`,
+`running`), the status of its result (`completed`, `failed`, `timeout`, `cancelled`), or `refused` (a dead letter and no
+result). Raises OSError as the system gives it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from watcher.atomicfile import read_up_to
 from watcher.formats import strictjson
 from watcher.formats.result import HEAD_BYTES, parse_result, status_in_head
 from watcher.formats.task import WORKER_PATTERN
-from watcher.presence import READ, list_names, read_claims
-from watcher.spool.places import RETRY, History
+from watcher.presence import READ
+from watcher.whereabouts import on_their_way
 
 if TYPE_CHECKING:
     from watcher_config import Folders
 
 _MAX_STORED_BYTES = 1 << 28
+#: What a caller need not tell apart from waiting: the task goes on without anybody's help, or is refused soon.
+_STATES = {"orphaned": "waiting", "changing": "waiting", "unreadable": "waiting"}
 _ENDED = frozenset({"completed", "failed", "timeout", "cancelled", "refused"})
 
 
@@ -100,34 +102,10 @@ def read_file(path: Path) -> bytes:
 
 
 def _look(folders: Folders, worker: str, task_id: str) -> Found | None:
-    inbox = folders.tasks / worker
-    new = inbox / f"{task_id}.json"
-    if _is_there(new):
-        return Found(worker, task_id, "waiting", new)
-    return (
-        _named(inbox / RETRY, list_names(inbox / RETRY, []), worker, task_id, "retrying")
-        or _claimed(inbox, worker, task_id)
-        or _result(folders, worker, task_id)
-        or _letter(folders, worker, task_id)
-    )
-
-
-def _claimed(inbox: Path, worker: str, task_id: str) -> Found | None:
-    for claim in read_claims(inbox, []):
-        state = "waiting" if claim.lives is False else "running"
-        found = _named(claim.place, claim.names, worker, task_id, state)
-        if found is not None:
-            return found
-    return None
-
-
-def _named(place: Path, names: list[str], worker: str, task_id: str, state: str) -> Found | None:
-    for name in names:
-        if name.startswith(f"{task_id}~"):
-            history = History.of(name)
-            if history is not None and history.stem == task_id:
-                return Found(worker, task_id, state, place / name, history.attempts)
-    return None
+    for seen in on_their_way(folders, worker, only=task_id):
+        state = _STATES.get(seen.state, seen.state)
+        return Found(worker, task_id, state, seen.path, seen.attempts)
+    return _result(folders, worker, task_id) or _letter(folders, worker, task_id)
 
 
 def _result(folders: Folders, worker: str, task_id: str) -> Found | None:

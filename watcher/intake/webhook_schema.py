@@ -251,7 +251,7 @@ def _accepted() -> Json:
 
 
 def _state() -> Json:
-    words = ["waiting", "retrying", "running", *result.STATUSES, "refused"]
+    words = ["waiting", "scheduled", "blocked", "held", "retrying", "running", *result.STATUSES, "refused"]
     schema = _object(task_id=_ID, worker=_WORKER, state={"enum": words}, has_ended={"type": "boolean"})
     schema["properties"]["attempts"] = _COUNT
     return schema

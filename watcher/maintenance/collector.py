@@ -25,8 +25,8 @@ from watcher.atomicfile import Folder, read_up_to
 from watcher.clock import Clock, parse_rfc3339, rfc3339
 from watcher.errors import WorkerTrouble
 from watcher.events import Emit, FileIgnored, FolderFound, FolderLost
+from watcher.formats import deadletter, strictjson
 from watcher.formats import result as result_format
-from watcher.formats import strictjson
 from watcher.formats.fields import FieldError, Kind
 from watcher.formats.notice import Notice
 from watcher.formats.task import TASK_FILE_NAME
@@ -323,10 +323,7 @@ def _is_wanted(folder: str, name: str) -> bool:
 def _parse(folder: str, raw: bytes) -> dict[str, Any]:
     if folder == "results":
         return result_format.parse_result(raw)
-    value = strictjson.loads(raw)
-    if not isinstance(value, dict) or not isinstance(value.get("dlq_reason"), str):
-        raise strictjson.NotStrictJson("a dead letter is one JSON object with a dlq_reason")
-    return value
+    return deadletter.parse(raw)
 
 
 def _outcome(key: Key, inode: int, raw: bytes, fields: dict[str, Any]) -> Outcome:

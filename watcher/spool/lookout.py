@@ -18,7 +18,7 @@ from watcher.atomicfile import Folder
 from watcher.clock import Clock
 from watcher.errors import InvalidTask, WorkerTrouble
 from watcher.events import Emit, FileIgnored, FolderLost
-from watcher.formats.task import TASK_FILE_NAME, Task, parse_task
+from watcher.formats.task import TASK_FILE_NAME, Task, parse_task, why_no_task_name
 from watcher.policy.order import FifoMode, Lineup, Waiting
 from watcher.spool.blocked import Blocked
 from watcher.spool.dependencies import Results
@@ -30,9 +30,6 @@ WRITER_PATIENCE_SECONDS = 30.0
 #: A file that was not ready is looked at again after this long, doubling up to the second figure.
 _LOOK_AGAIN_SECONDS = (0.1, 2.0)
 _CLOCK_JUMP_SECONDS = 1.0
-#: Names that editors and network file systems leave for a moment; not worth a word.
-_FLEETING = (".", "#")
-_FLEETING_ENDS = ("~", ".swp", ".swx", ".tmp", ".part", ".crdownload", "4913")
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,13 +329,13 @@ class Lookout:
 
     def _judge_name(self, name: str) -> None:
         """A file that no rule knows: a broken name is refused like a broken task, the rest is only mentioned."""
-        if name.startswith(_FLEETING) or name.endswith(_FLEETING_ENDS):
+        text = None if name.startswith(".") else why_no_task_name(name)  # a hidden one may still be written
+        if text is None:
             return
         if name.endswith(".json"):
-            text = "a task file is named like its id: letters, digits, dot, dash, underscore, at most 128, then .json"
             self.endings[name] = (self._places.inbox, InvalidTask("bad_name", text))
         else:
-            self._emit(FileIgnored(ascii(name), "not a task: its name does not end in .json"))
+            self._emit(FileIgnored(ascii(name), text))
         self._ignored.add(name)
 
     def folder_of(self, name: str) -> Folder:
