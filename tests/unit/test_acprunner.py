@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.waiting import wait_for
 from tests.workshop import attempt, reason
 from watcher.clock import SystemClock
 from watcher.policy.disposition import Failure
-from watcher.runner import acprunner
+from watcher.runner import acp, acprunner
 from watcher.runner.acp import _granted
 from watcher.runner.acprunner import AcpRunner, AcpSettings
 from watcher.runner.builtin import built_in
@@ -31,17 +32,19 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("acp") is None, reason="the package agent-client-protocol is not installed: '.[dev]'"
 )
 PEER = Path(__file__).parents[1] / "acp_peer.py"
+PLAYER = Path(__file__).parents[1] / "acp_player.py"
 PATIENCE = 60.0
 
 
 class Peers:
     """A runner of the peer, and what the peer noted."""
 
-    def __init__(self, place: Path, **more: Any) -> None:
+    def __init__(self, place: Path, script: Path = PEER, options: Any = None, **more: Any) -> None:
         self.notes = place / "notes"
         self.folder = place / "claims"
         self.folder.mkdir()
-        providers = built_in({"acp": (sys.executable, str(PEER), str(self.notes))})
+        words = () if options is None else (json.dumps(options),)
+        providers = built_in({"acp": (sys.executable, str(script), str(self.notes), *words)})
         environ = {"PATH": os.environ["PATH"], "HOME": str(place)}
         self.once = OneShotRunner(providers, OneShotSettings(self.folder, None, environ), SystemClock())
         prefix = f"{os.getpid():016x}{'a' * 16}.a"
@@ -152,3 +155,127 @@ def test_a_command_that_is_missing_holds_the_provider(tmp_path: Path) -> None:
     runner = AcpRunner(providers, once, AcpSettings(tmp_path, "marie", {"PATH": ""}, "0" * 32), SystemClock())
     assert reason(runner.run(attempt("x", "acp"))) == (Failure.AUTH, "command_missing")
     runner.close()
+
+
+# --- what agents do that the package cannot: a player of lines
+
+
+@pytest.fixture
+def player(tmp_path: Path, family: object) -> Iterator[Callable[..., Peers]]:
+    made: list[Peers] = []
+
+    def make(options: Any = None, **more: Any) -> Peers:
+        made.append(Peers(tmp_path, PLAYER, options or {}, **more))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.runner.close()
+        one.once.close()
+        assert not [pid for pid in one.noted("started") if is_alive(pid)]
+
+
+END = {"result": {"stopReason": "end_turn"}}
+
+
+def chunk(text: str, **more: Any) -> dict[str, Any]:
+    return {"sessionUpdate": "agent_message_chunk", "content": {"type": "text", "text": text}, **more}
+
+
+def played(peers: Peers, *steps: dict[str, Any], **more: Any) -> Outcome:
+    return peers.do(json.dumps(steps), **more)
+
+
+def test_what_is_said_before_the_task_is_told_beside_its_answer(player: Callable[..., Peers]) -> None:
+    # It comes late on purpose, so that it cannot be told apart by its place in the pipe.
+    peers = player({"banner": [chunk("Welcome! "), {"pause": 0.05}, chunk("News: none. ")]})
+    for _ in range(2):
+        outcome = played(peers, chunk("42"), END)
+        assert (outcome.stdout.text, reason(outcome)) == ("42", (None, None))
+        assert outcome.stderr.text == "Welcome!\nNews: none."
+    assert len(peers.noted("started")) == 1
+
+
+def test_what_comes_after_the_end_of_a_turn_belongs_to_it(player: Callable[..., Peers]) -> None:
+    peers = player()
+    late = [{"pause": 0.05}, chunk("4"), {"pause": 0.05}, chunk("2")]
+    assert played(peers, chunk("It is "), END, *late).stdout.text == "It is 42"
+    assert played(peers, END, {"pause": 0.5}, chunk("It is 42")).stdout.text == "It is 42"
+    call = {"sessionUpdate": "tool_call", "toolCallId": "c", "title": "ls", "status": "in_progress"}
+    done = {"sessionUpdate": "tool_call_update", "toolCallId": "c", "status": "completed"}
+    assert reason(played(peers, call, chunk("42"), END, {"pause": 0.5}, done)) == (None, None)
+    assert played(peers, chunk("next"), {"other": chunk("of yesterday")}, END).stdout.text == "next"
+    assert len(peers.noted("started")) == 1
+
+
+def test_an_agent_that_talks_for_ever_after_its_end_is_left(
+    player: Callable[..., Peers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acp, "_LATE_SECONDS", 0.3)
+    talk = [step for _ in range(200) for step in (chunk("x"), {"pause": 0.02})]
+    assert reason(played(player(), chunk("42"), END, *talk)) == (None, None)
+
+
+def test_one_that_breaks_after_the_end_of_a_turn_has_done_its_task_and_is_replaced(
+    player: Callable[..., Peers],
+) -> None:
+    peers = player()
+    assert played(peers, chunk("42"), END, {"raw": "goodbye"}).stdout.text == "42"
+    assert played(peers, chunk("43"), END).stdout.text == "43"
+    assert len(peers.noted("started")) == 2
+
+
+def test_empty_lines_cost_nothing_and_a_key_that_stands_twice_ends_the_conversation(
+    player: Callable[..., Peers],
+) -> None:
+    peers = player()
+    assert played(peers, {"raw": ""}, {"raw": " "}, chunk("42"), {"raw": ""}, END).stdout.text == "42"
+    twice = '{"jsonrpc":"2.0","id":3,"result":{"stopReason":"refusal","stopReason":"end_turn"}}'
+    outcome = played(peers, chunk("42"), {"raw": twice})
+    assert reason(outcome) == (Failure.TRANSIENT, "agent_bad_answer") and "stands twice" in str(outcome.ending.detail)
+
+
+def test_a_failed_call_that_ends_the_turn_well_is_a_failure_with_what_was_used(player: Callable[..., Peers]) -> None:
+    peers = player()
+    unused = {"result": {"stopReason": "end_turn", "usage": None, "_meta": {"quota": {"token_count": None}}}}
+    words = chunk("exceeded retry limit, last status: 429 Too Many Requests\n\n")
+    assert reason(played(peers, words, unused)) == (Failure.TRANSIENT, "rate_limited")
+    cost = {"sessionUpdate": "usage_update", "used": 1, "size": 2, "cost": {"amount": 0.5, "currency": "USD"}}
+    kind = {"error": {"code": -32603, "message": "Internal error: API Error: 400 no", "data": {"errorKind": "unknown"}}}
+    outcome = played(peers, cost, kind)
+    assert reason(outcome) == (Failure.PERMANENT, "invalid_request")
+    assert outcome.usage is not None and outcome.usage.cost_usd == 0.5
+    late = played(peers, cost, timeout_seconds=1.0)
+    assert late.ending.timed_out and late.usage is not None and late.usage.cost_usd == 0.5
+
+
+def test_all_that_was_said_is_kept_whole_in_a_file(player: Callable[..., Peers]) -> None:
+    peers = player()
+    call = {"sessionUpdate": "tool_call", "toolCallId": "c", "title": "ls", "status": "completed"}
+    outcome = played(peers, chunk("I look."), call, chunk("42"), END)
+    assert (outcome.stdout.text, outcome.stdout.truncated) == ("42", False)
+    assert outcome.stdout.kept is not None and (peers.folder / outcome.stdout.kept).read_text() == "I look.\n\n42"
+
+
+def test_one_that_wants_a_login_is_asked_for_it_by_the_way_that_is_named(player: Callable[..., Peers]) -> None:
+    peers = player({"login": "api-key"}, auth_method="api-key")
+    assert played(peers, chunk("42"), END).stdout.text == "42"
+    assert played(peers, chunk("43"), END).stdout.text == "43"
+    assert len(peers.noted("authenticate api-key")) == len(peers.noted("started")) == 1
+    assert played(peers, {"error": {"code": -32000, "message": "gone"}}).ending.reason == "not_authenticated"
+    assert len(peers.noted("authenticate api-key")) == 2
+
+
+@pytest.mark.parametrize(("method", "words"), [("", "it offers api-key, browser"), ("browser", "browser: no such way")])
+def test_one_that_cannot_be_logged_in_says_which_ways_it_has(
+    method: str, words: str, player: Callable[..., Peers]
+) -> None:
+    outcome = played(player({"login": "api-key"}, auth_method=method), chunk("42"), END)
+    assert reason(outcome) == (Failure.AUTH, "not_authenticated")
+    assert words in str(outcome.ending.detail) and "ACP_AUTH_METHOD" in str(outcome.ending.detail)
+
+
+def test_a_description_that_is_a_command_of_the_program_is_not_run(player: Callable[..., Peers]) -> None:
+    unused = {"result": {"stopReason": "end_turn", "usage": None}}
+    outcome = player({"steps": [chunk("Commands: /help"), unused]}).do("/help")
+    assert reason(outcome) == (Failure.PERMANENT, "not_run")

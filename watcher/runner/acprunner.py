@@ -20,17 +20,18 @@ from pathlib import Path
 from watcher.clock import Clock
 from watcher.formats.result import Usage
 from watcher.policy.disposition import Ending, Failure
-from watcher.runner.acp import AUTH_REQUIRED, AcpProcess, Turn
+from watcher.runner.acp import AUTH_REQUIRED, AcpProcess
+from watcher.runner.acpfaults import fault_of
+from watcher.runner.acpturn import Turn
 from watcher.runner.cwd import checked_cwd
 from watcher.runner.failures import ACP
-from watcher.runner.files import output_of
+from watcher.runner.files import kept_text, output_of
 from watcher.runner.guarding import Guarding
 from watcher.runner.interface import Attempt, Outcome, Output, Runner, Unseen, without_output
 from watcher.runner.jsonrpc import RpcError
 from watcher.runner.judging import judge
 from watcher.runner.providers import Provider, environment_for
 from watcher.runner.reading import harmless
-from watcher.runner.shapes import Reading
 from watcher.runner.starting import Place, start_failure
 from watcher.runner.warm import Start, start_of
 from watcher.runner.wire import WireBroken
@@ -39,11 +40,8 @@ from watcher.runner.wire import WireBroken
 _START_SECONDS = 60.0
 #: How long one that was cancelled, or is worn out, may take to end by itself.
 _LEAVE_SECONDS = 1.0
-_STOP_REASONS = {
-    "refusal": (Failure.PERMANENT, "refused", "the agent refuses to do it"),
-    "max_tokens": (Failure.PERMANENT, "max_tokens", "its answer was cut off at the limit of tokens"),
-    "max_turn_requests": (Failure.PERMANENT, "max_turns", "it has asked its model as often as it may"),
-}
+#: Where people say how an agent logs in.
+_AUTH_SETTING = "ACP_AUTH_METHOD (or auth_method in PROVIDERS_FILE)"
 _BROKEN = {
     "handler_crashed": "agent_crashed",
     "handler_answer_too_long": "answer_too_long",
@@ -52,7 +50,8 @@ _BROKEN = {
 
 @dataclass(frozen=True, slots=True)
 class AcpSettings:
-    """What all attempts have in common. `mark_prefix` begins the mark of every process and must be nobody else's."""
+    """What all attempts have in common. `mark_prefix` begins the mark of every process and must be nobody else's;
+    `auth_method` is for providers that name none."""
 
     folder: Path
     worker: str
@@ -66,6 +65,7 @@ class AcpSettings:
     allowed_cwd: tuple[Path, ...] = ()
     max_requests: int = 50
     max_age_seconds: float = 3600.0
+    auth_method: str = ""
 
 
 @dataclass(slots=True)
@@ -77,6 +77,8 @@ class _Run:
     why: str | None = None
     leftovers: int = 0
     stderr: str = ""
+    usage: Usage | None = None
+    methods: tuple[str, ...] = ()
 
 
 class AcpRunner(Unseen):
@@ -144,8 +146,8 @@ class AcpRunner(Unseen):
         provider = self._providers[attempt.provider]
         start = self._start(provider, attempt.model)
         try:
-            answer = self._converse(attempt, run, start, cwd)
-            return self._outcome(provider, answer, run)
+            turn, ending = self._converse(attempt, run, start, cwd)
+            return self._outcome(turn, ending, run)
         except WireBroken as broken:
             return self._broken(provider, attempt, broken, run)
         except OSError as error:
@@ -155,30 +157,32 @@ class AcpRunner(Unseen):
             with self._lock:
                 del self._running[attempt.mark]
 
-    def _converse(self, attempt: Attempt, run: _Run, start: Start, cwd: str) -> Turn | RpcError:
+    def _converse(self, attempt: Attempt, run: _Run, start: Start, cwd: str) -> tuple[Turn | None, Ending]:
         """The attempt in a kept process, or in a new one. Afterwards the process is kept again, or dead."""
+        provider = self._providers[attempt.provider]
         deadline = time.monotonic() + attempt.timeout_seconds
         key = (attempt.provider, *map(str, start.argv))
         while True:
             agent = self._take(key)
             is_kept = agent is not None
-            began = 0 if agent is None else agent.process.tail.position()
-            has_asked = is_good = False
+            began, asked = (0, 0) if agent is None else (agent.process.tail.position(), agent.process.requests)
+            is_good = False
             try:
                 if agent is None:
                     agent = self._begin(start)
                 self._hand(run, agent)
                 refused = None if is_kept else agent.initialize(min(deadline, time.monotonic() + _START_SECONDS))
-                refused = refused or agent.open(cwd, deadline)
-                if refused is not None:
-                    return refused
-                has_asked = True
-                answer = agent.prompt(attempt.prompt, deadline)
-                is_good = isinstance(answer, Turn) and _judged("", answer).failure is None
-                return answer
+                method = provider.auth_method or self._settings.auth_method
+                answer = refused or _asked(agent, attempt.prompt, cwd, method, deadline)
+                run.usage, run.methods = agent.heard.usage(), agent.methods
+                ending = self._judged(provider, answer, run)
+                is_good = ending.failure is None and not agent.is_over
+                return (answer if isinstance(answer, Turn) else None), ending
             except WireBroken as broken:
+                has_asked = agent is not None and agent.process.requests > asked
                 if is_kept and not has_asked and broken.reason == "handler_crashed":
                     continue
+                run.usage = None if agent is None else agent.heard.usage()
                 raise
             finally:
                 if agent is not None:
@@ -248,23 +252,31 @@ class AcpRunner(Unseen):
 
     # --- what it came to
 
-    def _outcome(self, provider: Provider, answer: Turn | RpcError, run: _Run) -> Outcome:
-        stderr = self._output(run.stderr, "stderr")
-        if isinstance(answer, RpcError):
-            return Outcome(self._refused(provider, answer), None, Output(), stderr, 0.0, 0.0, None, run.leftovers)
-        usage = Usage(session_id=answer.session[:200])
-        stdout = self._output(answer.answer, "stdout")
-        ending = _judged(provider.name, answer)
-        return Outcome(ending, None if ending.failure else 0, stdout, stderr, 0.0, 0.0, usage, run.leftovers)
+    def _outcome(self, turn: Turn | None, ending: Ending, run: _Run) -> Outcome:
+        stdout, said, usage = Output(), run.stderr, run.usage
+        if turn is not None:
+            stdout, usage = self._output(turn.reading.answer or "", "stdout"), turn.reading.usage
+            if turn.whole and stdout.kept is None:
+                settings = self._settings
+                stdout.kept = kept_text(turn.whole, settings.folder, "stdout", self._numbers)
+            said += ("\n" if said and not said.endswith("\n") else "") + turn.notices
+        code = 0 if ending.failure is None else None
+        return Outcome(ending, code, stdout, self._output(said, "stderr"), 0.0, 0.0, usage, run.leftovers)
 
-    def _refused(self, provider: Provider, error: RpcError) -> Ending:
-        message = harmless(error.message)
-        if error.code == AUTH_REQUIRED:
-            what = f"{provider.name}: {message[:600]}; log in with the agent's own program"
-            return Ending(Failure.AUTH, "not_authenticated", what)
-        signs = {"status": str(error.code)} if 400 <= error.code < 600 else {}
-        reading = Reading(is_finished=True, is_error=True, message=message or f"error {error.code}", signs=signs)
-        return judge(replace(provider, rules=(*provider.rules, *ACP)), 0, reading, lambda: message, self._clock.wall())
+    def _judged(self, provider: Provider, answer: Turn | RpcError, run: _Run) -> Ending:
+        if isinstance(answer, RpcError) and answer.code == AUTH_REQUIRED:
+            ways = f"; it offers {', '.join(run.methods)}" if run.methods else ""
+            what = (
+                f"{provider.name}: {harmless(answer.message)[:600]}; log in with the agent's own program, or name a way"
+            )
+            return Ending(Failure.AUTH, "not_authenticated", f"{what} in {_AUTH_SETTING}{ways}")
+        reading = fault_of(answer) if isinstance(answer, RpcError) else answer.reading
+        reading.message = harmless(reading.message)
+        judged = replace(provider, rules=(*provider.rules, *ACP), needs_answer=True)
+        ending = judge(judged, 0, reading, lambda: reading.message, self._clock.wall())
+        if ending.failure is None and isinstance(answer, Turn) and answer.remark:
+            ending.detail = f"{provider.name}: {harmless(answer.remark)[:600]}"
+        return ending
 
     def _broken(self, provider: Provider, attempt: Attempt, broken: WireBroken, run: _Run) -> Outcome:
         name = provider.name
@@ -277,18 +289,20 @@ class AcpRunner(Unseen):
             last = harmless(run.stderr.rstrip().rpartition("\n")[2])[:300]
             detail = f"{name}: {broken.detail}" + (f"; its last words: {last}" if last else "")
             ending = Ending(Failure.TRANSIENT, _BROKEN.get(broken.reason, f"agent_{broken.reason}"), detail)
-        return Outcome(ending, None, Output(), self._output(run.stderr, "stderr"), 0.0, 0.0, None, run.leftovers)
+        return Outcome(ending, None, Output(), self._output(run.stderr, "stderr"), 0.0, 0.0, run.usage, run.leftovers)
 
     def _output(self, text: str, stream: str) -> Output:
         return output_of(text, self._settings.max_output_bytes, self._settings.folder, stream, self._numbers)
 
 
-def _judged(name: str, turn: Turn) -> Ending:
-    if turn.stop_reason == "end_turn":
-        if turn.answer.strip():
-            return Ending(None)
-        return Ending(Failure.TRANSIENT, "no_output", f"{name}: it ended well but said nothing")
-    known = _STOP_REASONS.get(turn.stop_reason)
-    if known is not None:
-        return Ending(known[0], known[1], f"{name}: {known[2]}")
-    return Ending(Failure.TRANSIENT, "agent_error", f"{name}: its turn ended with {harmless(turn.stop_reason)[:80]!r}")
+def _asked(agent: AcpProcess, prompt: str, cwd: str, method: str, deadline: float) -> Turn | RpcError:
+    """The task in a new session. An agent that wants a login first is logged in by `method`, once, if there is one."""
+    for is_last in (not method, True):
+        answer = agent.open(cwd, deadline) or agent.prompt(prompt, deadline)
+        is_refused = isinstance(answer, RpcError) and answer.code == AUTH_REQUIRED
+        if is_last or not is_refused or not agent.heard.has_done_nothing():
+            break
+        refused = agent.authenticate(method, min(deadline, time.monotonic() + _START_SECONDS))
+        if refused is not None:
+            return refused
+    return answer

@@ -293,13 +293,78 @@ CURSOR = (
     *_API_ERROR_WORDS,
 )
 
-#: Errors of the Agent Client Protocol: some agents give the HTTP status as their code.
+# --- agents of the Agent Client Protocol: each has its own way to tell (`acpfaults`), some give their API's words
+
+_ACP_LOGIN = f"log in with the agent's own program, {_RESUME}"
+_ACP_TOLD = _signs(told=["error", "turn"])
+_ACP_LIMIT = words(
+    rf"You{_APOSTROPHE}ve (?:hit|reached) your .*?limit(?:[^\n]*?(?: at|resets?) (?P<at>[^\n]{{3,60}}))?"
+)
 ACP = (
+    Rule(_LIMIT, "usage_limit", signs=_ACP_TOLD, pattern=_ACP_LIMIT),
+    Rule(_LIMIT, "usage_limit", signs=_signs(status=[429]), pattern=_QUOTA_AFTER),
+    Rule(_LIMIT, "usage_limit", signs=_signs(status=[429]), pattern=_QUOTA_OF_DAY),
+    Rule(_LIMIT, "usage_limit", signs=_signs(error=["usageLimitExceeded"])),
+    Rule(_AUTH, "billing", _BILLING, signs=_signs(status=[429, 403]), pattern=_NO_CREDIT),
+    Rule(_AUTH, "billing", _BILLING, signs=_ACP_TOLD, pattern=words("Credit balance is too low|Quota exceeded")),
     Rule(
-        _AUTH, "not_authenticated", f"log in with the agent's own program, {_RESUME}", signs=_signs(status=[401, 403])
+        _AUTH,
+        "billing",
+        _BILLING,
+        signs=_signs(
+            status=[402], error=["billing", "billing_error", "insufficient_quota"], code=["insufficient_quota"]
+        ),
     ),
-    Rule(_AUTH, "billing", _BILLING, signs=_signs(status=[402])),
-    Rule(_TRANSIENT, "rate_limited", signs=_signs(status=[429])),
-    Rule(_TRANSIENT, "server_error", signs=_signs(status=range(500, 600))),
-    Rule(_PERMANENT, "invalid_request", signs=_signs(status=[400, 404, 405, 413, 422])),
+    Rule(
+        _AUTH,
+        "not_authenticated",
+        _ACP_LOGIN,
+        signs=_signs(
+            status=[401, 403],
+            error=["authentication", "authentication_failed", "oauth_org_not_allowed", "permission", "unauthorized"],
+            code=["invalid_api_key"],
+        ),
+    ),
+    Rule(_AUTH, "not_authenticated", _ACP_LOGIN, signs=_signs(status=[400]), pattern=_BAD_KEY_WORDS),
+    Rule(
+        _PERMANENT,
+        "context_overflow",
+        _SHORTER,
+        signs=_signs(error=["contextWindowExceeded"], code=["context_length_exceeded"]),
+    ),
+    Rule(_PERMANENT, "context_overflow", _SHORTER, signs=_ACP_TOLD, pattern=_VENDOR_LONG),
+    Rule(_PERMANENT, "context_overflow", _SHORTER, signs=_ACP_TOLD, pattern=_GEMINI_LONG),
+    Rule(_PERMANENT, "context_overflow", _SHORTER, signs=_ACP_TOLD, pattern=_TOO_LONG_WORDS),
+    Rule(
+        _PERMANENT,
+        "model_not_found",
+        _OTHER_MODEL,
+        signs=_signs(error=["model_not_found"], code=["model_not_found"]),
+    ),
+    Rule(_PERMANENT, "model_not_found", _OTHER_MODEL, signs=_ACP_TOLD, pattern=_MODEL_WORDS),
+    Rule(_PERMANENT, "budget_exceeded", signs=_signs(error=["sessionBudgetExceeded"])),
+    Rule(
+        _PERMANENT,
+        "not_run",
+        "begin the description with another word: a first word with a slash is a command of the agent's program",
+        signs=_signs(turn=["not_run"]),
+    ),
+    Rule(_PERMANENT, "refused", signs=_signs(stop=["refusal"])),
+    Rule(_PERMANENT, "max_tokens", signs=_signs(stop=["max_tokens"])),
+    Rule(_PERMANENT, "max_turns", signs=_signs(stop=["max_turn_requests"])),
+    Rule(_TRANSIENT, "unfinished", signs=_signs(stop=["cancelled"], unfinished=["tool"])),
+    Rule(_TRANSIENT, "rate_limited", signs=_signs(status=[429], error=["rate_limit", "rateLimitExceeded"])),
+    Rule(_TRANSIENT, "overloaded", signs=_signs(status=[529], error=["overloaded", "serverOverloaded"])),
+    Rule(
+        _TRANSIENT,
+        "server_error",
+        signs=_signs(status=range(500, 600), error=["server_error", "internalServerError"]),
+    ),
+    Rule(
+        _PERMANENT,
+        "invalid_request",
+        signs=_signs(status=[400, 404, 405, 413, 422], error=["invalid_request", "badRequest", "not_found"]),
+    ),
+    Rule(_TRANSIENT, "server_error", signs=_signs(error=["api", "server"])),
+    Rule(_TRANSIENT, "stream_cut", signs=_ACP_TOLD, pattern=words("stream disconnected")),
 )

@@ -148,10 +148,19 @@ def output_of(text: str, at_most_bytes: int, folder: Path, stream: str, numbers:
     if not truncated:
         return Output(short, len(short) if short.isascii() else len(short.encode()))
     raw = harmless(text).encode()
+    return Output(short, len(raw), True, _kept(raw, folder, stream, numbers))
+
+
+def kept_text(text: str, folder: Path, stream: str, numbers: Iterator[int]) -> str | None:
+    """The name of a file in `folder` that holds a text, for the result that shows less than that."""
+    return _kept(harmless(text).encode(), folder, stream, numbers)
+
+
+def _kept(raw: bytes, folder: Path, stream: str, numbers: Iterator[int]) -> str | None:
     file = Capture(folder, stream, numbers)
     try:
         write_all(file.fd, raw)
-        return Output(short, len(raw), True, file.keep())
+        return file.keep()
     finally:
         file.remove()
 

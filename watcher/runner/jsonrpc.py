@@ -44,6 +44,7 @@ class RpcError:
 
     code: int
     message: str
+    data: Any = None
 
 
 @dataclass(slots=True)

@@ -75,7 +75,8 @@ class Provider:
     `budget_flag` comes before what an attempt may cost (USD). `silent` are the output formats in which it prints
     nothing until it ends, however much it does.
     `setting` is where people change the command; `family` is the built-in CLI that it is a variant of.
-    `protocol` names how a process of it is kept warm between tasks; empty: each task starts one. With
+    `protocol` names how a process of it is kept warm between tasks; empty: each task starts one. `auth_method` is the
+    way in which an agent of the Agent Client Protocol is asked to log in, when it wants that. With
     `claude` one waits for its only task when `waits_with` are added to its words; `reads_at_start` are files that it
     reads before (in its folder and those above, or `~/`): when one has changed, it is not used. `looks` are words that
     make the program tell its version or its login and end at once.
@@ -105,6 +106,7 @@ class Provider:
     needs_answer: bool = False
     denials_are_fine: bool = False
     protocol: str = ""
+    auth_method: str = ""
     waits_with: tuple[str, ...] = ()
     reads_at_start: tuple[str, ...] = ()
     looks: Mapping[Literal["version", "login"], tuple[str, ...]] = field(default_factory=dict)
