@@ -101,6 +101,7 @@ class Runners:
             grace_seconds=config.kill_grace,
             max_output_bytes=config.max_output_bytes,
             allowed_cwd=config.allowed_cwd,
+            auth_method=config.acp_auth_method,
         )
         runner = AcpRunner(speaking, once, settings, self._clock)
         return Router(once, dict.fromkeys(speaking, runner))

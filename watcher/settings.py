@@ -112,6 +112,9 @@ class WatcherConfig(TeamSettings, TakingSettings):
     acp_command: MaybeCommand = Field(
         (), description="command of the provider acp: an agent that speaks the Agent Client Protocol"
     )
+    acp_auth_method: str = Field(
+        "", max_length=200, description="way in which the agent of ACP_COMMAND logs in when it wants that, as api-key"
+    )
     warm_agents: int = Field(
         0, ge=0, le=100, description="processes of claude started ahead, each for one task; 0: each task starts its own"
     )

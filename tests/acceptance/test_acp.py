@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("acp") is None, reason="the package agent-client-protocol is not installed: '.[dev]'"
 )
 PEER = Path(__file__).parents[1] / "acp_peer.py"
+PLAYER = Path(__file__).parents[1] / "acp_player.py"
 
 
 def start(site: Site, **settings: object) -> Process:
@@ -72,3 +74,22 @@ def test_agent_of_a_killed_worker_dies_and_its_task_runs_again(site: Site) -> No
     wait_for("the agent's end", lambda: not is_alive(agent), 60)
     start(site, MAX_CONCURRENT_TASKS=1)
     wait_for("the second run", lambda: len(noted(site, "hangs")) == 2, 60)
+
+
+def test_agent_is_logged_in_as_the_settings_say_and_its_use_and_answer_are_in_the_result(site: Site) -> None:
+    words = [sys.executable, str(PLAYER), str(site.home / "peer"), json.dumps({"login": "api-key"})]
+    site.start(PROVIDER="acp", ACP_COMMAND=shlex.join(words), ACP_AUTH_METHOD="api-key")
+    said = {"sessionUpdate": "agent_message_chunk", "messageId": "m", "content": {"type": "text", "text": "42"}}
+    notice = said | {"messageId": None, "content": {"type": "text", "text": "Warning: update me"}}
+    used = {"totalTokens": 16, "inputTokens": 11, "outputTokens": 5}
+    end = {"result": {"stopReason": "end_turn", "usage": used}}
+    site.drop("one", description=json.dumps([notice, said, end]))
+    result = site.result("one", seconds=60)
+    assert (result["status"], result["stdout"], result["stderr"]) == ("completed", "42", "Warning: update me")
+    assert result["usage"] == {"input_tokens": 11, "output_tokens": 5, "session_id": "s1"}
+    failed = {"result": {"stopReason": "end_turn", "usage": None}}
+    words_of_api = notice | {"content": {"type": "text", "text": "unexpected status 400 Bad Request: no"}}
+    site.drop("two", description=json.dumps([words_of_api, failed]))
+    result = site.result("two", seconds=60)
+    assert (result["status"], result["reason"], result["attempts"]) == ("failed", "invalid_request", 1)
+    assert noted(site, "authenticate api-key")

@@ -165,6 +165,10 @@ def test_table_of_a_built_in_name_changes_it_and_its_setting_still_wins(tmp_path
             "[providers.x] protocol: must be one of acp, claude, an empty text, is 'codex'",
         ),
         (
+            '[providers.x]\ncommand = "x"\nauth_method = "api-key"',
+            '[providers.x] auth_method: needs protocol = "acp"',
+        ),
+        (
             '[providers.x]\ncommand = "x --file={prompt_file}"',
             '[providers.x] command: {prompt_file} stands for something only with prompt = "file"',
         ),

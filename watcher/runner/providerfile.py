@@ -54,6 +54,7 @@ _KEYS: Mapping[str, Kind] = {
     "version": ListOf(_WORD, 20),
     "login": ListOf(_WORD, 20),
     "protocol": Choice(PROTOCOLS),
+    "auth_method": Text(200, 1),
     "fields": Object(),
     "success": Object(),
     "variables": Object(),
@@ -138,13 +139,17 @@ class _Table:
             variables={**base.variables, **self._variables(given.get("variables", {}))},
             looks={**base.looks, **{key: tuple(given[key]) for key in ("version", "login") if key in given}},
             **{
-                key: given[key] for key in ("prompt", "prompt_flag", "model_flag", "output", "protocol") if key in given
+                key: given[key]
+                for key in ("prompt", "prompt_flag", "model_flag", "output", "protocol", "auth_method")
+                if key in given
             },
         )
         if not made.command:
             raise self._wrong("command", "is missing: the program and its arguments")
         if made.prompt != "file" and any(PROMPT_FILE in word for word in made.command):
             raise self._wrong("command", f'{PROMPT_FILE} stands for something only with prompt = "file"')
+        if made.protocol != "acp" and "auth_method" in given:
+            raise self._wrong("auth_method", 'needs protocol = "acp"')
         if made.prompt != "argument" and "prompt_flag" in given:
             raise self._wrong("prompt_flag", 'needs prompt = "argument"')
         made = self._with_reader(made, given)
