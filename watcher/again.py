@@ -25,7 +25,7 @@ from watcher.atomicfile import Folder, fsync_file, move_new, read_regular
 from watcher.errors import InvalidTask, WatcherError
 from watcher.formats import deadletter, strictjson
 from watcher.formats.result import parse_result
-from watcher.formats.task import ID_PATTERN, PAST, parse_task, refuse_to_unset
+from watcher.formats.task import ID_PATTERN, MARKS, PAST, parse_task, refuse_to_unset
 from watcher.spool.inhand import find_waiting, put_back
 from watcher.spool.places import ARCHIVE, History, Places
 from watcher.spool.visit import Visit
@@ -129,7 +129,8 @@ def _what_to_send(
     original = letter.fields.get("dlq_original")
     if original is not None:
         if "description" in changes:
-            return _bytes(_changed({}, changes), task_id, places.worker), None
+            kept = {name: letter.fields[name] for name in MARKS if name in letter.fields}
+            return _bytes(_changed(kept, changes), task_id, places.worker), None
         if not force:
             text = "its file could not be read as a task; give it a description, or send it unchanged with --force"
             raise CannotRunAgain(f"{letter.name}: {text}")

@@ -162,6 +162,42 @@ def test_every_outcome_is_told_once_through_ten_kills_and_totals_equal_a_rebuild
     assert listener.totals()[("all", "")]
 
 
+MARKS = b'"batch_id": "B", "agent_id": "lea", "metadata": {"k": 1}'
+REFUSED = {
+    "wrong-type": b'{"description": "x", "timeout": "soon", %s}',
+    "no-description": b"{%s}",
+    "not-strict": b'{"description": "x", %s, "timeout": NaN}',
+    "twice-the-key": b'{"description": "x", "description": "y", %s}',
+    "other-id": b'{"task_id": "z", "description": "x", %s}',
+    "bad name": b'{"description": "x", %s}',
+    "too-large": b'{"description": "' + b"x" * 2_000_000 + b'", %s}',
+    "first": b'{"description": "another", %s}',  # its id is taken
+}
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_a_batch_with_a_refused_member_is_not_called_completed(name: str, site: Site, listener: Listener) -> None:
+    site.start("marie", AGENT_COMMAND=STANDIN, SETTLE_SECONDS=0.1)
+    listener.start(BATCH_SETTLE_SECONDS=0.2)
+    site.drop("first", batch_id="B")
+    site.result("first")
+    (site.inbox() / f".{name}.tmp").write_bytes(REFUSED[name].replace(b"%s", MARKS))
+    (site.inbox() / f".{name}.tmp").rename(site.inbox() / f"{name}.json")
+
+    def told() -> list[Json]:
+        listener.consume()
+        return [n for n in listener.taken if n["kind"] == "batch_done" and n["counts"].get("refused") == 1]
+
+    notice = wait_for("the word about the whole batch", told)[0]
+    assert (notice["all_completed"], notice["counts"]) == (False, {"completed": 1, "refused": 1})
+    refused = next(n for n in listener.taken if n["kind"] == "task_refused")
+    assert (refused["batch_id"], refused["agent_id"]) == ("B", "lea")
+    letter = json.loads(Path(refused["dead_letter_path"]).read_text())
+    assert (letter["batch_id"], letter["agent_id"], letter["metadata"]) == ("B", "lea", {"k": 1})
+    report = json.loads(site.run("report", "--json").stdout)
+    assert report["all_time"]["batch_id"]["B"]["success_rate"] == 0.5
+
+
 def test_deleted_database_is_rebuilt_and_tells_nothing_twice_that_is_still_there(
     site: Site, listener: Listener
 ) -> None:

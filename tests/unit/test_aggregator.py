@@ -58,7 +58,8 @@ def test_percentiles_of_a_hundred_durations() -> None:
     assert Tally().percentile(50) is None
 
 
-def test_success_rate_leaves_out_what_never_was_a_task() -> None:
-    tally = Tally(counts={"completed": 3, "failed": 1, "refused": 7})
-    assert tally.as_json()["success_rate"] == 0.75
+def test_success_rate_counts_what_was_refused() -> None:
+    tally = Tally(counts={"completed": 3, "failed": 1, "refused": 8})
+    assert tally.as_json()["success_rate"] == 0.25
+    assert Tally(counts={"refused": 1}).as_json()["success_rate"] == 0.0
     assert Tally().as_json()["success_rate"] is None

@@ -492,3 +492,10 @@ def test_records_and_their_tables_have_the_same_fields() -> None:
     assert set(strictjson.loads(written()["receipt"])) == set(notice.FIELDS)
     for table, required in ((result.FIELDS, result.REQUIRED), (heartbeat.FIELDS, heartbeat.REQUIRED)):
         assert set(required) <= set(table)
+
+
+@pytest.mark.parametrize(
+    "raw", [b'{"batch_id": "B", ', b'["batch_id"]', b'{"batch_id": 7}', b'{"batch_id": "\\ud800"}', b""]
+)
+def test_what_cannot_be_read_belongs_to_no_batch(raw: bytes) -> None:
+    assert task.marks_of(raw) == {}

@@ -10,7 +10,9 @@ already passed `TASK_FILE_NAME`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -180,6 +182,33 @@ def task_from_fields(value: dict[str, Any], stem: str, worker: str) -> Task:
             f"the task is for {checked['worker']!r} and lies in the folder of {worker!r}; move it or drop the field",
         )
     return Task(sha256="", submitted=value, **checked)
+
+
+#: What a refused file keeps, if it can be read.
+MARKS = ("batch_id", "agent_id", "metadata")
+#: Read of a refused file at most: what has more members than this would keep its reader busy for seconds.
+_MOST_MEMBERS = 100_000
+
+
+def marks_of(raw: bytes) -> dict[str, Any]:
+    """What a file that is no task says of whose it is: those of MARKS that a task may have so.
+
+    Whoever waits for a batch must find its refused members in it. Reads any JSON, not only the strict kind: the file
+    may have been refused for that very reason.
+    """
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > _MOST_MEMBERS:
+        return {}
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError, MemoryError):
+        return {}
+    marks: dict[str, Any] = {}
+    for name in MARKS if isinstance(value, dict) else ():
+        with contextlib.suppress(FieldError, ValueError, TypeError, RecursionError):
+            given = strictjson.loads(strictjson.dumps(value.get(name), errors="strict"))
+            FIELDS[name].check(given)
+            marks[name] = given
+    return marks
 
 
 def schema() -> dict[str, Any]:

@@ -134,9 +134,8 @@ class Tally:
     def as_json(self) -> dict[str, Any]:
         """For people and programs."""
         ran = sum(self.durations.values())
-        ended = self.total - self.counts.get("refused", 0)
         out: dict[str, Any] = {"tasks": self.total, **{status: self.counts.get(status, 0) for status in COUNTED}}
-        out["success_rate"] = None if ended == 0 else round(self.counts.get("completed", 0) / ended, 4)
+        out["success_rate"] = None if not self.total else round(self.counts.get("completed", 0) / self.total, 4)
         out["mean_seconds"] = None if ran == 0 else round(self.duration_us / ran / 1e6, 6)
         for percent in PERCENTILES:
             seconds = self.percentile(percent)

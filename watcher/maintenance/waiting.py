@@ -135,7 +135,7 @@ class WaitingTasks:
         try:
             value = strictjson.loads(raw)
         except strictjson.NotStrictJson:
-            value = None
+            value = task_format.marks_of(raw)  # it is refused soon, and belongs to its batch all the same
         if not isinstance(value, dict):
             return Facts(inode, info.st_mtime, info.st_size)
         batch_id = _checked(value, "batch_id")

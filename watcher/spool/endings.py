@@ -5,10 +5,11 @@ Each ending is a Settlement like any other, so that refusals are as durable and 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from watcher.atomicfile import NO_FILE, Folder, move
 from watcher.clock import Clock
@@ -17,12 +18,14 @@ from watcher.events import Event, TaskDropped, TaskRefused, TaskSettled
 from watcher.formats import strictjson
 from watcher.formats.deadletter import DeadLetter
 from watcher.formats.result import Result, Status, parse_result
-from watcher.formats.task import TASK_FILE_NAME, Task, parse_task
+from watcher.formats.task import TASK_FILE_NAME, Task, marks_of, parse_task
 from watcher.spool.interface import Settlement
 from watcher.spool.places import History, Places, bad_name_handle, original_name
 from watcher.spool.reading import Reading, read_task_file
 
 _MAX_STORED_BYTES = 1 << 28
+#: So much of a file that was refused, perhaps for its size, is searched for the batch that it belongs to.
+_MAX_MARKED_BYTES = 8 << 20
 
 
 class _Options(Protocol):
@@ -119,9 +122,16 @@ class Endings:
             retry_count=0,
             detail=detail + _kind_note(info),
             original=f".originals/{original_name(self._places.mine, handle)}",
+            submitted=self._marks(handle),
         )
         event = TaskRefused(task_id, reason, detail)
         return Settlement(task_id, handle, None, None, letter.dump(), event, keep_original=True)
+
+    def _marks(self, handle: str) -> dict[str, Any]:
+        """To which batch and agent a file belongs that is no task, if that can be read at all."""
+        with contextlib.suppress(OSError):
+            return marks_of(self._places.mine.read(handle, max(self._options.max_task_bytes, _MAX_MARKED_BYTES)))
+        return {}
 
     def _same_id(self, task: Task) -> Ending:
         """A result of this id is there: the same task again is dropped, another one is a dead letter."""
