@@ -49,6 +49,7 @@ class MetricsConfig:
     metrics_host: str
     metrics_port: int
     port_was_set: bool
+    allowed_hosts: tuple[str, ...] = ()
 
 
 class _LayersSource(PydanticBaseSettingsSource):

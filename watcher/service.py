@@ -47,7 +47,7 @@ def start_endpoint(
     from watcher.telemetry.endpoint import MetricsEndpoint
 
     endpoint = MetricsEndpoint(
-        registry, wanted.metrics_host, wanted.metrics_port, wanted.port_was_set, ready=ready, alive=alive
+        registry, wanted.metrics_host, wanted.metrics_port, wanted.port_was_set, ready, alive, wanted.allowed_hosts
     )
     endpoint.start()
     if endpoint.port != wanted.metrics_port != 0:

@@ -88,6 +88,15 @@ def split_workers(value: object) -> object:
     return names
 
 
+def split_hosts(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    names = tuple(dict.fromkeys(name.strip().lower() for name in value.split(",") if name.strip()))
+    if not all(re.fullmatch(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?|[0-9a-f:]+", name) for name in names):
+        raise ValueError("must be names of hosts with commas between, without port: worker-marie,metrics.example.org")
+    return names
+
+
 def split_substitutes(value: object) -> object:
     if not isinstance(value, str):
         return value

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from watcher.formats import task
 from watcher.layered import LayeredConfig, MetricsConfig
-from watcher.settingkinds import DAY, HOST, MAX_BYTES, LogFormat, LogLevel, fold, matches
+from watcher.settingkinds import DAY, HOST, MAX_BYTES, LogFormat, LogLevel, fold, matches, split_hosts
 from watcher_config import Folders
 
 
@@ -52,6 +52,9 @@ class ServiceSettings(FolderSettings):
     enable_metrics: bool = Field(True, description="serve Prometheus metrics")
     metrics_port: int = Field(9090, ge=0, le=65_535, description="TCP port of the metrics; 0: a free one")
     metrics_host: Annotated[str, matches(HOST)] = Field("127.0.0.1", description="address that the metrics listen on")
+    metrics_allowed_hosts: Annotated[tuple[str, ...], BeforeValidator(split_hosts)] = Field(
+        (), description="names in Host that are answered besides the loopback's; empty elsewhere: every name"
+    )
     scan_interval: float = Field(5.0, ge=0.05, le=3600, description="seconds between two scans of the inbox")
     poll_interval: float = Field(
         0.2, ge=0.01, le=60, description="seconds between two scans where there are no file events"
@@ -61,7 +64,11 @@ class ServiceSettings(FolderSettings):
     def metrics(self) -> MetricsConfig:
         """What the metrics endpoint needs."""
         return MetricsConfig(
-            self.enable_metrics, self.metrics_host, self.metrics_port, "metrics_port" in self.model_fields_set
+            self.enable_metrics,
+            self.metrics_host,
+            self.metrics_port,
+            "metrics_port" in self.model_fields_set,
+            self.metrics_allowed_hosts,
         )
 
 

@@ -290,9 +290,28 @@ def test_pages_of_a_browser_cannot_give_tasks_to_a_local_endpoint(endpoint: Endp
         assert endpoint.call("GET", "/workers", None, {"Host": host})[0] in (400, 403)
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
         assert endpoint.call("POST", "/tasks", body, {"Content-Type": kind})[0] == 415
+    for path in ("/healthz", "/openapi.json", "/docs", "/events?wait=0", "/tasks/x", "/results/x"):
+        assert endpoint.call("GET", path, None, {"Host": "evil.example"})[0] == 403
+    assert endpoint.call("POST", "/tasks", body, {"Content-Type": "application/x+json"})[0] == 415
+    for headers in (
+        {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://localhost:3000"}, {"Origin": ""},
+        {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}, {"Sec-Fetch-Site": "Cross-Site"},
+        {"Sec-Fetch-Site": "same-origin", "Origin": "http://evil.example"},
+    ):  # fmt: skip
+        assert endpoint.call("POST", "/tasks", body, {**_JSON, **headers})[1]["reason"] == "cross_site"
     assert "access-control-allow-origin" not in endpoint.call("OPTIONS", "/tasks", None, {"Origin": "http://x"})[2]
     assert site.pending() == []
     assert endpoint.call("GET", "/workers", None, {"Host": f"LOCALHOST:{endpoint.port}"})[0] == 200
+    ours = {"Origin": f"http://127.0.0.1:{endpoint.port}", "Sec-Fetch-Site": "same-origin"}
+    assert endpoint.call("POST", "/tasks", body, {**_JSON, **ours})[0] == 202
+
+
+def test_a_token_speaks_for_a_post_from_wherever_and_for_every_kind_of_json(endpoint: Endpoint) -> None:
+    endpoint.start(WEBHOOK_TOKEN=TOKEN)
+    headers = {"Content-Type": "application/cloudevents+json", "Origin": "http://x", "Sec-Fetch-Site": "cross-site"}
+    headers |= {"Authorization": f"Bearer {TOKEN}", "Host": "tasks.example.org"}
+    assert endpoint.call("POST", "/tasks", {"worker": "marie", "description": "x"}, headers)[0] == 202
+    assert endpoint.call("GET", "/healthz", None, {"Host": "tasks.example.org"})[0] == 200
 
 
 @pytest.mark.parametrize("worker", ["../x", "anga", ".hidden", "", None, 7, "marie/..", "m" * 65])

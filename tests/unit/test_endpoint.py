@@ -345,3 +345,15 @@ def test_running_out_of_descriptors_does_not_spin(registry: CollectorRegistry, m
         assert failed.wait(WAIT_SECONDS)
         endpoint.stop()  # must not have to wait for the breath to end
         assert len(calls) == 1
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz", "/"])
+def test_a_page_in_a_browser_reads_nothing_under_a_name_of_its_own(endpoint: MetricsEndpoint, path: str) -> None:
+    status, _, body = ask(endpoint, path, Host="evil.example")
+    assert status == 403 and b"METRICS_ALLOWED_HOSTS" in body and b"marie" not in body
+
+
+def test_a_name_that_the_setting_allows_is_answered(registry: CollectorRegistry) -> None:
+    with serving(registry, allowed_hosts=("metrics.example.org",)) as endpoint:
+        assert ask(endpoint, "/metrics", Host="metrics.example.org:80")[0] == 200
+        assert ask(endpoint, "/metrics", Host="evil.example")[0] == 403

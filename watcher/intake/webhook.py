@@ -152,6 +152,7 @@ class Endpoint:
         kind = headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
             raise Refusal(415, "not_json", "Content-Type must be application/json")
+        access.check_sender(headers, kind, secret)
         if headers.get("Content-Encoding", "identity").lower() != "identity":
             raise Refusal(415, "encoded", "send the body as it is, without Content-Encoding")
         body = await self._bounds.read(request)
@@ -161,9 +162,11 @@ class Endpoint:
     # --- descriptions
 
     async def get_openapi(self, request: Request) -> Response:
+        self._parts.access.check_host(request.headers)
         return json_answer(200, self._schema)
 
     async def get_docs(self, request: Request) -> Response:
+        self._parts.access.check_host(request.headers)
         return HTMLResponse(
             webhook_schema.page(self._schema),
             headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"},

@@ -2,9 +2,9 @@
 
 Every comparison of a secret takes the same time whatever was sent. Without any token the endpoint listens on the
 loopback only, and then a browser is the danger: a page may send requests to 127.0.0.1 (so a post must be
-application/json, which a page may not send across origins without being asked) and may give its own name that address
-(DNS rebinding, so `Host` must be a name of the loopback). Sources: Fetch standard, CORS-safelisted request headers;
-GitHub, "Validating webhook deliveries".
+application/json, which a page may not send across origins without being asked, and may not say that it comes from
+another site) and may give its own name that address (DNS rebinding, so `Host` must be a name of the loopback).
+Sources: Fetch standard, CORS-safelisted request headers; Fetch Metadata; GitHub, "Validating webhook deliveries".
 
 Raises Refusal, which is an answer to the caller.
 """
@@ -17,10 +17,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from watcher.errors import WatcherError
+from watcher.telemetry.hosts import Hosts
 
 SIGNATURE_HEADER = "X-Hub-Signature-256"
 _PREFIX = b"sha256="
-_LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+#: On the loopback, whatever address of it: the names of the loopback.
+_LOCAL = Hosts("127.0.0.1")
 
 
 class Refusal(WatcherError):
@@ -39,7 +41,6 @@ class Access:
 
     tokens: tuple[bytes, ...] = field(repr=False)
     is_local: bool
-    port_names: frozenset[str] = field(default=_LOCAL_NAMES)
 
     def check_reader(self, headers: Mapping[str, str]) -> None:
         """For everything that has no body to sign."""
@@ -82,12 +83,26 @@ class Access:
     def _check_local(self, headers: Mapping[str, str]) -> None:
         if not self.is_local:
             raise Refusal(403, "no_token_set", "this endpoint has no token, so only signed hooks are taken here")
-        host = headers.get("Host", "")
-        name = host[: host.rfind(":")] if host.rfind(":") > host.rfind("]") else host
-        if name.lower() not in self.port_names:
+        self.check_host(headers)
+
+    def check_host(self, headers: Mapping[str, str]) -> None:
+        """For everything that anyone may see: without a token, not under a name that a page gave us."""
+        if self.is_local and not self.tokens and not _LOCAL.answers(headers.get("Host", "")):
             raise Refusal(
                 403, "wrong_host", "without a token only requests to localhost are answered; set WEBHOOK_TOKEN"
             )
+
+    def check_sender(self, headers: Mapping[str, str], kind: str, secret: bytes | None) -> None:
+        """For a post that shows nothing, what a page in a browser cannot do: send JSON, as from our own address."""
+        if secret is not None or self.tokens:
+            return
+        if kind != "application/json":
+            raise Refusal(415, "not_json", "without a token Content-Type must be application/json")
+        site, origin = headers.get("Sec-Fetch-Site", "none").lower(), headers.get("Origin")
+        host = headers.get("Host", "").lower()
+        ours = origin is None or origin.lower() in (f"http://{host}", f"https://{host}")
+        if site not in ("same-origin", "none") or not ours:
+            raise Refusal(403, "cross_site", "a page of another site may not post here; set WEBHOOK_TOKEN")
 
 
 def is_signed(body: bytes, given: str, secrets: tuple[bytes, ...]) -> bool:

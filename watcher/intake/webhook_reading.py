@@ -97,6 +97,7 @@ class Reading:
         return _EventStream(self._stream(request.headers.get("Last-Event-ID"), worker, seconds), self)
 
     async def get_health(self, request: Request) -> Response:
+        self._access.check_host(request.headers)
         return json_answer(
             503 if self._news.is_closed else 200, {"status": "stopping" if self._news.is_closed else "ok"}
         )

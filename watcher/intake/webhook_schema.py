@@ -26,7 +26,7 @@ _STRICT = {"$ref": "#/components/schemas/StrictJson"}
 _WORDS = {
     400: "The request or its JSON cannot be read.",
     401: "The token or the signature is missing or wrong.",
-    403: "This request is not taken here: no token is set, or the Host header names no loopback.",
+    403: "This request is not taken here: no token is set, Host names no loopback, or a page of another site sent it.",
     404: "There is no such thing; `reason` says what: unknown_task, unknown_worker, unknown_hook, no_result.",
     405: "This path does not know this method.",
     408: "The request came too slowly.",

@@ -110,7 +110,12 @@ class Service:
         if not wanted.enable_metrics:
             return None
         endpoint = MetricsEndpoint(
-            metrics.registry, wanted.metrics_host, wanted.metrics_port, wanted.port_was_set, ready=self._is_ready
+            metrics.registry,
+            wanted.metrics_host,
+            wanted.metrics_port,
+            wanted.port_was_set,
+            self._is_ready,
+            allowed_hosts=wanted.allowed_hosts,
         )
         endpoint.start()
         undo.callback(endpoint.stop)

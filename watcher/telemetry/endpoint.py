@@ -5,7 +5,8 @@ worker whose loop hangs still answers, and a slow client delays nobody: one read
 beyond 64 open connections the oldest is cut off. Nothing is printed about requests.
 
 Starting raises SettingError when the address cannot be listened on. There is no TLS and no password:
-METRICS_HOST is 127.0.0.1 by default, and what is told are counts and the names of workers and providers.
+METRICS_HOST is 127.0.0.1 by default, where only requests to the loopback's names (and METRICS_ALLOWED_HOSTS) are
+answered: no page in a browser shall read the counts and the names of workers and providers that are told.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from watcher.errors import SettingError
+from watcher.telemetry.hosts import Hosts
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -62,11 +64,12 @@ class MetricsEndpoint:
         port_was_set: bool,
         ready: Answer,
         alive: Answer | None = None,
+        allowed_hosts: tuple[str, ...] = (),
     ) -> None:
         self.host = host
         self.port = port
         self._port_was_set = port_was_set
-        self._app = _router(make_wsgi_app(registry), ready, alive or (lambda: (True, "ok")))
+        self._app = _router(make_wsgi_app(registry), ready, alive or (lambda: (True, "ok")), Hosts(host, allowed_hosts))
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
@@ -115,12 +118,18 @@ class MetricsEndpoint:
         )
 
 
-def _router(metrics: WSGIApplication, ready: Answer, alive: Answer) -> WSGIApplication:
+def _router(metrics: WSGIApplication, ready: Answer, alive: Answer, hosts: Hosts) -> WSGIApplication:
     probes = {"/healthz": alive, "/readyz": ready}
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
-        if path != "/metrics" and path not in probes:
+        # A request without Host (HTTP/1.0) comes from no browser.
+        if "HTTP_HOST" in environ and not hosts.answers(environ["HTTP_HOST"]):
+            status, text = (
+                "403 Forbidden",
+                "ask for localhost, or name this host in METRICS_ALLOWED_HOSTS",
+            )
+        elif path != "/metrics" and path not in probes:
             status, text = "404 Not Found", "there are /metrics, /healthz and /readyz"
         elif method != "GET" and (method != "HEAD" or path == "/metrics"):
             status, text = "405 Method Not Allowed", "use GET"
