@@ -179,13 +179,21 @@ def test_names_follow_their_pattern(name: str, good: str, bad: str) -> None:
 
 @pytest.mark.parametrize(
     ("host", "instance"),
-    [("3f2a9c01d7e4", "3f2a9c01d7e4"), ("marie-7f9c.pods.example", "marie-7f9c"), ("my_host!x", "my_host-x")],
+    [("3f2a9c01d7e4", "3f2a9c01d7e4"), ("node-1.paris.example", "node-1.paris.example"), ("my_host!x", "my_host-x")],
 )
 def test_at_hostname_gives_each_container_an_instance_of_its_own(
     host: str, instance: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: host)
     assert load(env={"WATCHER_INSTANCE": "@hostname"}).config.watcher_instance == instance
+
+
+def test_two_hosts_that_differ_late_in_a_long_name_are_two_instances(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = set()
+    for host in ("n" * 80 + ".a", "n" * 80 + ".b"):
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        found.add(load(env={"WATCHER_INSTANCE": "@hostname"}).config.watcher_instance)
+    assert len(found) == 2 and all(len(name) == 64 for name in found)
 
 
 def test_machine_without_a_usable_name_is_refused_as_an_instance(monkeypatch: pytest.MonkeyPatch) -> None:
