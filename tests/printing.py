@@ -14,6 +14,7 @@ from watcher.policy.disposition import Ending
 from watcher.runner.builtin import built_in
 from watcher.runner.judging import judge
 from watcher.runner.reading import events
+from watcher.runner.words import Printed
 
 NOW = 1_795_300_000.0  # 2026-11-21T22:26:40Z
 INIT = {"type": "system", "subtype": "init", "cwd": "/w", "session_id": "s", "apiKeySource": "none"}
@@ -78,10 +79,12 @@ LIMIT_EVENT = {
 }
 
 
-def judged(provider: str, code: int, stdout: bytes, stderr: str, printed: Any, output: str = "stream-json") -> Ending:
-    known = built_in()[provider]
+def judged(
+    provider: str, code: int, stdout: bytes, stderr: str, printed: Any, output: str = "stream-json", words: str = ""
+) -> Ending:
+    """`words` are more words of its command."""
+    known = built_in({provider: (*built_in()[provider].command, *words.split())})[provider]
     assert known.reader is not None
     fd, size = printed(stdout)
     found = None if output == "text" else known.reader(events(fd, size, output, known.mentions))
-    text = f"{stdout.decode() if found is None else found.message}\n{stderr}"
-    return judge(known, code, found, lambda: text, NOW)
+    return judge(known, code, found, lambda: Printed(stdout.decode(), stderr), NOW, size)

@@ -14,8 +14,8 @@ from typing import Any
 
 from watcher.runner.builtin import built_in
 from watcher.runner.judging import judge
-from watcher.runner.printed import printed_text
 from watcher.runner.reading import events
+from watcher.runner.words import Printed
 
 DATA = Path(__file__).parent / "data" / "providers"
 
@@ -41,7 +41,7 @@ def recorded() -> list[Recorded]:
 
 def seen_of(case: Recorded) -> dict[str, Any]:
     """What the real reader and the real judge make of a case, in the shape of its `expected`."""
-    provider = built_in()[case.provider]
+    provider = built_in({case.provider: case.fields["command"]})[case.provider]
     output = case.fields["output"]
     fd = os.open(case.folder / "stdout", os.O_RDONLY)
     try:
@@ -50,9 +50,9 @@ def seen_of(case: Recorded) -> dict[str, Any]:
         reading = None if output == "text" else provider.reader(events(fd, size, output, provider.mentions))
     finally:
         os.close(fd)
-    text = printed_text((case.folder / "stdout").read_text(), (case.folder / "stderr").read_text(), reading)
+    printed = Printed((case.folder / "stdout").read_text(), (case.folder / "stderr").read_text())
     now = float(case.fields["recorded_at"])
-    ending = judge(provider, case.fields["exit_code"], reading, lambda: text, now, size)
+    ending = judge(provider, case.fields["exit_code"], reading, lambda: printed, now, size)
     usage = None if reading is None or reading.usage is None else reading.usage.as_json()
     return {
         "class": "success" if ending.failure is None else ending.failure.value,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
+import sys
 
 import pytest
 
-from tests.acceptance.conftest import Site, read
+from tests.acceptance.conftest import REPOSITORY, Site, read
 from tests.waiting import wait_for
 
 AGENT = """
@@ -94,3 +97,30 @@ def test_mistake_in_the_file_stops_the_start_with_its_table_and_key(site: Site, 
     worker = site.launch("marie", **settings)
     assert worker.ended() == 2
     assert f"PROVIDERS_FILE={file}: [providers.ours] modle_flag: is not known here" in worker.text()
+
+
+AIDER = """
+[providers.mini]
+command = ["sh", "-c", "cat > /dev/null; echo 'litellm.AuthenticationError: invalid api key'"]
+success = { needs_answer = true }
+
+[[providers.mini.failures]]
+class = "auth"
+reason = "not_authenticated"
+pattern = "AuthenticationError|invalid api key"
+"""
+
+
+def test_rule_of_the_file_holds_for_a_plain_text_that_exits_well(site: Site) -> None:
+    (site.home / "mini.toml").write_text(AIDER)
+    settings = {"PROVIDER": "mini", "PROVIDERS_FILE": str(site.home / "mini.toml")}
+    site.start("marie", **settings)
+    site.drop("a", description="hello\n")
+    beat = site.beat_that(lambda beat: beat.get("status") == "held", what="that says held")
+    assert "not_authenticated: mini: litellm.AuthenticationError: invalid api key" in beat["reason"]
+    assert site.results() == [] and site.dead_letters() == []
+    doctor = [sys.executable, "-m", "watcher", "doctor", "--json", "--provider", "mini"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "WATCHER_ROOT": str(site.root), **settings}
+    done = subprocess.run(doctor, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["providers"][0]["state"] == "ill"

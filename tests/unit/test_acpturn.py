@@ -15,6 +15,7 @@ from watcher.runner.failures import ACP
 from watcher.runner.jsonrpc import RpcError
 from watcher.runner.judging import judge
 from watcher.runner.shapes import Reading
+from watcher.runner.words import Printed
 
 Update = dict[str, Any]
 NO_USAGE: Update = {"usage": None, "_meta": {"quota": {"token_count": None, "model_usage": []}}}
@@ -42,7 +43,7 @@ def turn(*updates: Update, prompt: str = "do it", numbers: bool = False, **resul
 
 def judged(reading: Reading) -> Ending:
     provider = replace(built_in({"acp": ("agent",)})["acp"], rules=ACP, needs_answer=True)
-    return judge(provider, 0, reading, lambda: reading.message, 1_800_000_000.0)
+    return judge(provider, 0, reading, Printed, 1_800_000_000.0)
 
 
 def ended(found: Turn) -> tuple[Failure | None, str | None]:
@@ -254,7 +255,7 @@ def test_a_description_that_the_program_takes_for_a_command_is_not_run(result: U
             Failure.PERMANENT,
             "invalid_request",
         ),
-        (RpcError(429, "You exhausted your daily quota"), Failure.LIMIT, "usage_limit"),
+        (RpcError(429, "You have exhausted your daily quota on this model."), Failure.LIMIT, "usage_limit"),
         (RpcError(429, "slow down"), Failure.TRANSIENT, "rate_limited"),
         (RpcError(-32603, "Internal error"), Failure.TRANSIENT, "agent_error"),
         (RpcError(-32603, "the test says API Error: 401"), Failure.TRANSIENT, "agent_error"),

@@ -19,6 +19,7 @@ from watcher.runner.judging import judge
 from watcher.runner.providers import Provider, Rule
 from watcher.runner.reading import events
 from watcher.runner.shapes import Reading, read_claude, read_codex, read_opencode
+from watcher.runner.words import Printed
 
 __all__ = ["printed"]
 
@@ -124,7 +125,7 @@ def test_limit_that_was_lifted_again_is_no_limit(printed: Any) -> None:
 def test_claude_that_could_not_begin_says_why_on_stderr(
     stderr: str, expected: Failure, reason: str, printed: Any
 ) -> None:
-    ending = judged("claude", 1, b"", stderr, printed)
+    ending = judged("claude", 1, b"", stderr, printed, words="--nonsense --session-id 123")
     assert (ending.failure, ending.reason) == (expected, reason)
 
 
@@ -147,11 +148,13 @@ def test_claude_that_could_not_begin_says_why_on_stderr(
         ("Rate limit reached", Failure.TRANSIENT, "exit_code", None),
     ],
 )
-def test_class_of_a_claude_failure_in_text_comes_from_how_a_line_begins(
+def test_class_of_a_claude_failure_in_text_comes_from_all_that_it_says(
     stdout: str, expected: Failure, reason: str, resets_at: float | None, printed: Any
 ) -> None:
-    ending = judged("claude", 1, f"some words\n{stdout}\n".encode(), "", printed, output="text")
+    ending = judged("claude", 1, f"{stdout}\n".encode(), "", printed, output="text")
     assert (ending.failure, ending.reason, ending.resets_at) == (expected, reason, resets_at)
+    more = judged("claude", 1, f"{stdout}\nsome words\n".encode(), stdout, printed, output="text")
+    assert (more.failure, more.reason) == (Failure.TRANSIENT, "exit_code")
     assert stdout in (ending.detail or "")
 
 
@@ -164,6 +167,9 @@ def test_exit_0_without_a_final_event_is_no_success(printed: Any) -> None:
 
 def test_exit_code_1_after_a_good_final_event_is_no_success(printed: Any) -> None:
     assert judged("claude", 1, lines(INIT, claude_result()), "", printed).failure is Failure.TRANSIENT
+
+
+REPORT = "Error when talking to Gemini API Full report available at: /tmp/x "
 
 
 def gemini_end(status: str, message: str = "") -> bytes:
@@ -190,9 +196,16 @@ def gemini_end(status: str, message: str = "") -> bytes:
             Failure.AUTH,
             "not_authenticated",
         ),
-        (1, gemini_end("error", "[API Error: x]"), "ModelNotFoundError: x", Failure.PERMANENT, "model_not_found"),
+        (
+            1,
+            gemini_end("error", "[API Error: x]"),
+            f"{REPORT}ModelNotFoundError: x",
+            Failure.PERMANENT,
+            "model_not_found",
+        ),
+        (1, gemini_end("error", "[API Error: x]"), "ModelNotFoundError: x", Failure.TRANSIENT, "exit_code"),
         (55, b"", "\x1b[31mGemini CLI is not running in a trusted directory.", Failure.PERMANENT, "untrusted_folder"),
-        (1, b"", "Unknown argument: nonsense\nUsage: gemini", Failure.PERMANENT, "bad_argument"),
+        (1, b"", "Unknown argument: skip-trust\nUsage: gemini [options]", Failure.PERMANENT, "bad_argument"),
         (42, b"", "no input", Failure.PERMANENT, "invalid_request"),
         (53, b"", "turns", Failure.PERMANENT, "max_turns"),
         (
@@ -235,16 +248,18 @@ def test_error_that_gemini_prints_as_json_is_told_in_its_own_words(printed: Any)
         ("Error: Not authenticated. Run cursor-agent login", Failure.AUTH, "not_authenticated"),
         ("Authentication required. Please run 'agent login' first", Failure.AUTH, "not_authenticated"),
         ("ActionRequiredError: You've hit your usage limit", Failure.LIMIT, "usage_limit"),
-        ("error: unknown option '--x'", Failure.PERMANENT, "bad_argument"),
-        ("Cannot use this model: x", Failure.PERMANENT, "model_not_found"),
+        ("error: unknown option '--trust'", Failure.PERMANENT, "bad_argument"),
+        ("Cannot use this model: x. Available models: auto, y", Failure.PERMANENT, "model_not_found"),
         ("Error: aborted", Failure.TRANSIENT, "exit_code"),
     ],
 )
 def test_class_of_a_cursor_failure_comes_from_its_words(
     stderr: str, expected: Failure, reason: str, printed: Any
 ) -> None:
-    ending = judged("cursor-agent", 1, lines(INIT), stderr, printed)
+    ending = judged("cursor-agent", 1, b"", stderr, printed)
     assert (ending.failure, ending.reason) == (expected, reason)
+    begun = judged("cursor-agent", 1, lines(INIT), stderr, printed)
+    assert begun.failure is (Failure.TRANSIENT if expected is Failure.PERMANENT else expected)
 
 
 def test_cursor_succeeds_with_its_final_event(printed: Any) -> None:
@@ -278,7 +293,7 @@ def test_events_decide_before_exit_codes_and_exit_codes_before_words(printed: An
     ):
         fd, size = printed(lines(claude_result(is_error=True, **event)))
         found = read_claude(events(fd, size, "stream-json"))
-        assert judge(known, code, found, lambda: "boom", NOW).reason == reason
+        assert judge(known, code, found, lambda: Printed("", "boom"), NOW).reason == reason
 
 
 @pytest.mark.parametrize(
@@ -295,17 +310,17 @@ def test_words_alone_are_weak_evidence(rule: Rule, code: int, evidence: str, pri
     known = Provider("x", ("x",), output="stream-json", reader=read_claude, rules=(rule,))
     fd, size = printed(lines(claude_result(is_error=True, api_error_status=429)))
     found = read_claude(events(fd, size, "stream-json"))
-    assert judge(known, code, found, lambda: "boom", NOW).evidence == evidence
+    assert judge(known, code, found, lambda: Printed("", "boom"), NOW).evidence == evidence
 
 
 def test_refused_tool_fails_the_task_unless_the_provider_allows_it(printed: Any) -> None:
     fd, size = printed(lines(INIT, claude_result(permission_denials=[{"tool_name": "Bash"}, {"tool_name": "Bash"}, 7])))
     known = built_in()["claude"]
     found = read_claude(events(fd, size, "stream-json"))
-    ending = judge(known, 0, found, lambda: "", NOW)
+    ending = judge(known, 0, found, Printed, NOW)
     assert (ending.failure, ending.reason) == (Failure.PERMANENT, "denied")
     assert "not allowed to use Bash, so" in (ending.detail or "")
-    assert judge(replace(known, denials_are_fine=True), 0, found, lambda: "", NOW) == Ending(None)
+    assert judge(replace(known, denials_are_fine=True), 0, found, Printed, NOW) == Ending(None)
 
 
 def test_success_without_an_answer_needs_a_tool_that_ran(printed: Any) -> None:
@@ -316,17 +331,17 @@ def test_success_without_an_answer_needs_a_tool_that_ran(printed: Any) -> None:
         (lines(tool, claude_result(result="")), None),
     ):
         fd, size = printed(printed_lines)
-        assert judge(known, 0, read_claude(events(fd, size, "stream-json")), lambda: "", NOW).reason == reason
-    assert judge(known, 0, None, lambda: "", NOW, stdout_bytes=0).reason == "no_output"
-    assert judge(Provider("x", ("x",)), 0, None, lambda: "", NOW, stdout_bytes=0) == Ending(None)
+        assert judge(known, 0, read_claude(events(fd, size, "stream-json")), Printed, NOW).reason == reason
+    assert judge(known, 0, None, Printed, NOW, stdout_bytes=0).reason == "no_output"
+    assert judge(Provider("x", ("x",)), 0, None, Printed, NOW, stdout_bytes=0) == Ending(None)
 
 
 def test_end_without_a_final_event_is_told_apart_from_silence(printed: Any) -> None:
     known = built_in()["opencode"]
     step = {"type": "step_finish", "part": {"reason": "tool-calls"}}
     fd, size = printed(lines({"type": "step_start"}, {"type": "text", "part": {"text": "x"}}, step))
-    assert judge(known, 0, read_opencode(events(fd, size, "stream-json")), lambda: "", NOW, size).reason == "no_result"
-    assert judge(known, 0, Reading(), lambda: "", NOW, stdout_bytes=0).reason == "no_output"
+    assert judge(known, 0, read_opencode(events(fd, size, "stream-json")), Printed, NOW, size).reason == "no_result"
+    assert judge(known, 0, Reading(), Printed, NOW, stdout_bytes=0).reason == "no_output"
 
 
 def test_codex_that_was_heard_after_all_has_succeeded(printed: Any) -> None:
@@ -335,7 +350,7 @@ def test_codex_that_was_heard_after_all_has_succeeded(printed: Any) -> None:
     for end, expected in (({"type": "turn.completed"}, None), ({"type": "item.started"}, Failure.TRANSIENT)):
         fd, size = printed(lines(error, said, end))
         found = read_codex(events(fd, size, "stream-json"))
-        assert judge(built_in()["codex"], 0, found, lambda: "", NOW).failure is expected
+        assert judge(built_in()["codex"], 0, found, Printed, NOW).failure is expected
 
 
 def test_success_without_its_mcp_servers_says_so(printed: Any) -> None:
@@ -350,7 +365,7 @@ def test_cure_of_a_refused_login_ends_with_the_command_that_lifts_the_hold(print
     detail = judged("claude", 1, refused, "", printed).detail
     assert detail is not None and detail.endswith("set ANTHROPIC_API_KEY, then `watcher resume --provider claude`")
     variant = replace(built_in()["claude"], name="planner")
-    detail = judge(variant, 1, None, lambda: "Not logged in", NOW).detail
+    detail = judge(variant, 1, None, lambda: Printed("Not logged in · Please run /login"), NOW).detail
     assert detail is not None and detail.endswith("then `watcher resume --provider planner`")
 
 

@@ -15,6 +15,7 @@ from watcher.runner.judging import judge
 from watcher.runner.providerfile import all_providers, read_file
 from watcher.runner.providers import Provider, environment_for
 from watcher.runner.reading import events
+from watcher.runner.words import Printed
 
 DOCS = Path(__file__).parents[2] / "docs" / "providers.md"
 MINE = """
@@ -74,7 +75,7 @@ def judged(provider: Provider, code: int, stdout: str, tmp_path: Path, stderr: s
         reading = provider.reader(events(fd, len(stdout.encode()), provider.output))
     finally:
         os.close(fd)
-    return judge(provider, code, reading, lambda: stderr, 1_000_000.0, len(stdout))
+    return judge(provider, code, reading, lambda: Printed(stdout, stderr), 1_000_000.0, len(stdout))
 
 
 def test_described_provider_is_read_by_its_paths(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from watcher.runner.reading import harmless
 from watcher.runner.starting import Place, start_failure
 from watcher.runner.warm import Start, start_of
 from watcher.runner.wire import WireBroken
+from watcher.runner.words import Printed
 
 #: An agent that takes longer to say its first words is broken.
 _START_SECONDS = 60.0
@@ -273,7 +274,7 @@ class AcpRunner(Unseen):
         reading = fault_of(answer) if isinstance(answer, RpcError) else answer.reading
         reading.message = harmless(reading.message)
         judged = replace(provider, rules=(*provider.rules, *ACP), needs_answer=True)
-        ending = judge(judged, 0, reading, lambda: reading.message, self._clock.wall())
+        ending = judge(judged, 0, reading, Printed, self._clock.wall())
         if ending.failure is None and isinstance(answer, Turn) and answer.remark:
             ending.detail = f"{provider.name}: {harmless(answer.remark)[:600]}"
         return ending

@@ -4,6 +4,9 @@ Signs, exit codes and texts were recorded from claude 2.1.330, gemini 0.61.0, co
 0.15.10 against a stub of their APIs (tests/data/providers holds what they printed); those of cursor-agent are from its
 documentation (https://cursor.com/docs/cli/headless): it is in no package registry, what is called so there is
 something else.
+
+Words are bound to the whole true line, and to the places where that CLI writes it (`words`): what its tools, hooks and
+test runs print must fit none of them. Where it gives a second sign, that is demanded.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import re
 from collections.abc import Iterable
 
 from watcher.policy.disposition import Failure
-from watcher.runner.providers import REFUSES_ROOT, Rule
+from watcher.runner.providers import REFUSES_ROOT, Rule, Where
 
 _AUTH, _LIMIT, _PERMANENT, _TRANSIENT = Failure.AUTH, Failure.LIMIT, Failure.PERMANENT, Failure.TRANSIENT
 
@@ -25,9 +28,9 @@ _BILLING = f"add credit or change the key, {_RESUME}"
 _APOSTROPHE = "['\N{RIGHT SINGLE QUOTATION MARK}]"
 
 
-def words(pattern: str) -> re.Pattern[str]:
-    """Words that must stand at the start of a line, maybe after a colour or the word Error."""
-    return re.compile(rf"^(?:\x1b\[[\d;]*m)*(?:Error: |ERROR: )?(?:\x1b\[[\d;]*m)*(?:{pattern})", re.M)
+def own(pattern: str) -> re.Pattern[str]:
+    """Words that stand at the start of a line."""
+    return re.compile(rf"^(?:{pattern})", re.M)
 
 
 def _codes(*codes: int) -> frozenset[int]:
@@ -44,25 +47,26 @@ _ENDED = Rule(_TRANSIENT, "killed_by_signal", exit_codes=_codes(129, 130, 131, 1
 # --- claude
 
 _CLAUDE_LOGIN = f"log in as the worker's user (claude, then /login) or set ANTHROPIC_API_KEY, {_RESUME}"
-_LIMIT_WORDS = words(
-    rf"You{_APOSTROPHE}ve (?:hit|reached) your .*?limit(?:.{{0,3}}resets? (?P<at>[^\n]{{3,60}}))?"
-    r"|Claude (?:AI |Code )?usage limit reached(?:\|(?P<epoch>\d{9,13}))?"
-    r"|(?!Rate )(?:[\w-]+ ){1,2}limit reached\b"
+_EVENT: tuple[Where, ...] = ("event",)
+#: Claude tells its failures in its final event; in text mode the same words are all that it prints.
+_SAID: tuple[Where, ...] = ("event", "answer")
+_LIMIT_WORDS = own(
+    rf"(?:You{_APOSTROPHE}ve (?:hit|reached) your (?:[\w-]+ ){{0,3}}limit|(?:5-hour|Weekly|Opus weekly) limit reached)"
+    r"(?: [·∙] resets? (?P<at>[^\n]{3,60})|\.?(?: Run /[\w-]+[^\n]*)?)$"
+    r"|Claude (?:AI |Code )?usage limit reached(?:\|(?P<epoch>\d{9,13}))?\.?$"
 )
-_TOO_LONG_WORDS = words("Prompt is too long")
-_MODEL_WORDS = words("There's an issue with the selected model")
-_LOGIN_WORDS = "Not logged in|Invalid API key|Failed to authenticate|Please run /login|API Error: 40[13]|OAuth token"
-_API_ERROR_WORDS = (
-    Rule(_PERMANENT, "invalid_request", pattern=words(r"API Error: 4(?:00|04|13|22)\b")),
-    Rule(_TRANSIENT, "rate_limited", pattern=words(r"API Error: (?:Request rejected \(429\)|429)")),
-    Rule(_TRANSIENT, "overloaded", pattern=words("API Error: 529")),
-    Rule(_TRANSIENT, "server_error", pattern=words(r"API Error: 5\d\d")),
+_TOO_LONG_WORDS = own(r"Prompt is too long(?: · [^\n]*)?$")
+_MODEL_WORDS = own(r"There's an issue with the selected model \([^\n]*\)\.[^\n]*$")
+_LOGIN_WORDS = own(
+    r"(?:Not logged in|OAuth token (?:revoked|has expired)|Invalid API key)"
+    r" · (?:Please run /login|Fix external API key)$"
+    r"|(?:Failed to authenticate\. |Please run /login · )API Error: 40[13]\b[^\n]*$"
 )
 _TOO_MANY = _signs(error=["rate_limit"], status=[429])
 _REFUSED = _signs(error=["invalid_request"], status=[400, 404, 405, 413, 422])
 CLAUDE = (
     Rule(_LIMIT, "usage_limit", signs=_signs(limit=["rejected"])),
-    Rule(_LIMIT, "usage_limit", signs=_TOO_MANY, pattern=_LIMIT_WORDS),
+    Rule(_LIMIT, "usage_limit", signs=_TOO_MANY, pattern=_LIMIT_WORDS, where=_EVENT),
     Rule(_AUTH, "billing", _BILLING, signs=_signs(error=["billing_error"], status=[402])),
     Rule(
         _AUTH,
@@ -71,9 +75,9 @@ CLAUDE = (
         signs=_signs(error=["authentication_failed", "oauth_org_not_allowed"], status=[401, 403]),
     ),
     Rule(_PERMANENT, "context_overflow", _SHORTER, signs=_signs(terminal=["prompt_too_long"])),
-    Rule(_PERMANENT, "context_overflow", _SHORTER, signs=_REFUSED, pattern=_TOO_LONG_WORDS),
+    Rule(_PERMANENT, "context_overflow", _SHORTER, signs=_REFUSED, pattern=_TOO_LONG_WORDS, where=_EVENT),
     Rule(_PERMANENT, "model_not_found", _OTHER_MODEL, signs=_signs(error=["model_not_found"])),
-    Rule(_PERMANENT, "model_not_found", _OTHER_MODEL, signs=_REFUSED, pattern=_MODEL_WORDS),
+    Rule(_PERMANENT, "model_not_found", _OTHER_MODEL, signs=_REFUSED, pattern=_MODEL_WORDS, where=_EVENT),
     Rule(_PERMANENT, "max_turns", "allow more in the command", signs=_signs(subtype=["error_max_turns"])),
     Rule(
         _PERMANENT,
@@ -90,39 +94,80 @@ CLAUDE = (
         _AUTH,
         "refuses_root",
         REFUSES_ROOT,
-        pattern=re.compile(r"--dangerously-skip-permissions cannot be used with root"),
+        pattern=own(r"(?P<argument>--[\w-]+) cannot be used with root/sudo privileges for security reasons$"),
+        where=("start",),
     ),
     Rule(
         _PERMANENT,
         "bad_argument",
         _FIX_COMMAND,
-        pattern=re.compile(r"^error: (?:unknown option|option|missing|too many arguments)", re.M),
+        pattern=own(
+            r"error: (?:unknown option|option) '(?P<argument>--?[\w-]+)[^\n]*$"
+            r"|Error: When using --print, --output-format=stream-json requires --verbose$"
+        ),
+        where=("start",),
     ),
-    Rule(_PERMANENT, "bad_argument", _FIX_COMMAND, pattern=words(r"When using --print, --output-format")),
-    Rule(_PERMANENT, "bad_session", pattern=words(r"Session ID .* already in use|No conversation found")),
-    Rule(_LIMIT, "usage_limit", pattern=_LIMIT_WORDS),
-    Rule(_PERMANENT, "context_overflow", _SHORTER, pattern=_TOO_LONG_WORDS),
-    Rule(_PERMANENT, "model_not_found", _OTHER_MODEL, pattern=_MODEL_WORDS),
-    Rule(_AUTH, "billing", _BILLING, pattern=words("Credit balance is too low")),
-    Rule(_AUTH, "not_authenticated", _CLAUDE_LOGIN, pattern=words(_LOGIN_WORDS)),
-    *_API_ERROR_WORDS,
+    Rule(
+        _PERMANENT,
+        "bad_session",
+        pattern=own(
+            r"(?:Error: Session ID|No conversation found with session ID:) (?P<argument>[\w-]+)"
+            r"(?: is already in use\.)?$"
+        ),
+        where=("start",),
+    ),
+    Rule(_LIMIT, "usage_limit", pattern=_LIMIT_WORDS, where=_SAID),
+    Rule(_PERMANENT, "context_overflow", _SHORTER, pattern=_TOO_LONG_WORDS, where=_SAID),
+    Rule(_PERMANENT, "model_not_found", _OTHER_MODEL, pattern=_MODEL_WORDS, where=_SAID),
+    Rule(_AUTH, "billing", _BILLING, pattern=own("Credit balance is too low$"), where=_SAID),
+    Rule(_AUTH, "not_authenticated", _CLAUDE_LOGIN, pattern=_LOGIN_WORDS, where=_SAID),
+    Rule(_PERMANENT, "invalid_request", pattern=own(r"API Error: 4(?:00|04|13|22) [^\n]*$"), where=_SAID),
+    Rule(
+        _TRANSIENT,
+        "rate_limited",
+        pattern=own(r"API Error: (?:Request rejected \(429\)|429\b)[^\n]*$"),
+        where=_SAID,
+    ),
+    Rule(_TRANSIENT, "overloaded", pattern=own(r"API Error: 529\b[^\n]*$"), where=_SAID),
+    Rule(_TRANSIENT, "server_error", pattern=own(r"API Error: 5\d\d\b[^\n]*$"), where=_SAID),
 )
 
 # --- gemini: the exit code of a failed API call is the HTTP status modulo 256
 
 _GEMINI_LOGIN = f"log in as the worker's user (gemini) or set GEMINI_API_KEY, {_RESUME}"
 _GEMINI_SLOW = "gemini tries again for minutes first; general.maxAttempts in its settings.json says how often"
-_BAD_KEY_WORDS = re.compile("API key not valid|API_KEY_INVALID")
-_QUOTA_AFTER = re.compile(r"quota will reset after (?P<after>[\d.]+[dhms](?:[\d.]+[dhms])*)")
-_QUOTA_OF_DAY = re.compile("exhausted your daily quota|PerDay")
-_GEMINI_LONG = re.compile("exceeds the maximum number of tokens")
-_NO_MODEL_WORDS = re.compile(r"\bModelNotFoundError\b")
+_REPORTED = r"Error when talking to Gemini API Full report available at: \S+ "
+#: What stands before its own words: in an event, on stderr, in the JSON object that `-o json` writes there.
+_GEMINI_SAYS = rf'(?:\[API Error: |{_REPORTED}\w+: |\s*"message": ")?'
+_SAID_BY_GEMINI: tuple[Where, ...] = ("event", "stderr")
+_BAD_KEY_WORDS = own(_GEMINI_SAYS + r"API key not valid\. Please pass a valid API key\.")
+_QUOTA_WORDS = own(
+    _GEMINI_SAYS + r"You have exhausted your (?:daily quota|capacity) on this model\."
+    r"(?: Your quota will reset after (?P<after>[\d.]+[dhms](?:[\d.]+[dhms])*)\b)?"
+)
+_NO_MODEL_WORDS = own(_REPORTED + "ModelNotFoundError: ")
+_GEMINI_LONG = own(
+    _GEMINI_SAYS + r"The input token count(?: \(\d+\))? exceeds the maximum number of tokens allowed(?: \(\d+\))?\."
+)
+_FAILED_CALL = _signs(error=["api"])
 GEMINI = (
-    Rule(_LIMIT, "usage_limit", exit_codes=_codes(429 % 256), pattern=_QUOTA_AFTER),
-    Rule(_LIMIT, "usage_limit", exit_codes=_codes(429 % 256), pattern=_QUOTA_OF_DAY),
+    Rule(
+        _LIMIT,
+        "usage_limit",
+        exit_codes=_codes(429 % 256),
+        pattern=_QUOTA_WORDS,
+        where=_SAID_BY_GEMINI,
+    ),
     Rule(_TRANSIENT, "rate_limited", _GEMINI_SLOW, exit_codes=_codes(429 % 256)),
     Rule(_AUTH, "not_authenticated", _GEMINI_LOGIN, exit_codes=_codes(41, 401 % 256, 403 % 256)),
-    Rule(_AUTH, "not_authenticated", _GEMINI_LOGIN, exit_codes=_codes(400 % 256), pattern=_BAD_KEY_WORDS),
+    Rule(
+        _AUTH,
+        "not_authenticated",
+        _GEMINI_LOGIN,
+        exit_codes=_codes(400 % 256),
+        pattern=_BAD_KEY_WORDS,
+        where=_SAID_BY_GEMINI,
+    ),
     Rule(
         _PERMANENT,
         "untrusted_folder",
@@ -132,33 +177,55 @@ GEMINI = (
     Rule(_PERMANENT, "max_turns", "allow more turns in gemini's settings", exit_codes=_codes(53)),
     Rule(_PERMANENT, "bad_settings", "gemini cannot use its settings or sandbox", exit_codes=_codes(44, 52)),
     Rule(_PERMANENT, "model_not_found", _OTHER_MODEL, exit_codes=_codes(404 % 256)),
-    Rule(_PERMANENT, "context_overflow", _SHORTER, exit_codes=_codes(400 % 256), pattern=_GEMINI_LONG),
+    Rule(
+        _PERMANENT,
+        "model_not_found",
+        _OTHER_MODEL,
+        signs=_FAILED_CALL,
+        pattern=_NO_MODEL_WORDS,
+        where=("stderr",),
+    ),
+    Rule(
+        _PERMANENT,
+        "context_overflow",
+        _SHORTER,
+        exit_codes=_codes(400 % 256),
+        pattern=_GEMINI_LONG,
+        where=_SAID_BY_GEMINI,
+    ),
     Rule(_PERMANENT, "invalid_request", exit_codes=_codes(42, 400 % 256)),
     Rule(_TRANSIENT, "overloaded", exit_codes=_codes(503 % 256, 529 % 256)),
     Rule(_TRANSIENT, "server_error", exit_codes=_codes(500 % 256, 502 % 256, 504 % 256)),
-    Rule(_LIMIT, "usage_limit", pattern=_QUOTA_AFTER),
-    Rule(_LIMIT, "usage_limit", pattern=_QUOTA_OF_DAY),
+    Rule(_LIMIT, "usage_limit", pattern=_QUOTA_WORDS, where=_EVENT),
+    # In text mode a failed call may exit with 1, and only its report on stderr tells which.
+    Rule(_LIMIT, "usage_limit", pattern=own(f"{_REPORTED}TerminalQuotaError: "), where=("stderr",)),
     Rule(
         _AUTH,
         "not_authenticated",
         _GEMINI_LOGIN,
-        pattern=re.compile(
-            f"{_BAD_KEY_WORDS.pattern}|Please set an Auth method|Invalid auth method"
-            r'|ApiError: \{"error":\{"code":40[13]\b'
-        ),
+        pattern=own(_REPORTED + r'_?ApiError: \{"error":\{"code":40[13]\b'),
+        where=("stderr",),
     ),
-    Rule(_PERMANENT, "model_not_found", _OTHER_MODEL, pattern=_NO_MODEL_WORDS),
-    Rule(_PERMANENT, "model_not_found", _OTHER_MODEL, pattern=_MODEL_WORDS),
-    Rule(_PERMANENT, "context_overflow", _SHORTER, pattern=_GEMINI_LONG),
-    Rule(_PERMANENT, "context_overflow", _SHORTER, pattern=_TOO_LONG_WORDS),
-    Rule(_PERMANENT, "bad_argument", _FIX_COMMAND, pattern=words(r"Unknown arguments?:|Not enough arguments")),
-    Rule(_TRANSIENT, "no_output", pattern=words("The model returned an empty response")),
-    Rule(_TRANSIENT, "stream_cut", pattern=words("Model stream ended without a finish reason")),
+    Rule(_AUTH, "not_authenticated", _GEMINI_LOGIN, pattern=_BAD_KEY_WORDS, where=_EVENT),
+    Rule(_PERMANENT, "model_not_found", _OTHER_MODEL, pattern=_NO_MODEL_WORDS, where=("stderr",)),
+    Rule(_PERMANENT, "context_overflow", _SHORTER, pattern=_GEMINI_LONG, where=_EVENT),
+    Rule(
+        _PERMANENT,
+        "bad_argument",
+        _FIX_COMMAND,
+        pattern=own(r"Unknown arguments?: (?P<argument>[\w-]+)[^\n]*\nUsage: gemini \[options\]"),
+        where=("start",),
+    ),
+    Rule(_TRANSIENT, "no_output", pattern=own("The model returned an empty response"), where=_EVENT),
+    Rule(_TRANSIENT, "stream_cut", pattern=own("Model stream ended without a finish reason"), where=_EVENT),
 )
 
 # --- codex
 
 _CODEX_LOGIN = f"log in as the worker's user (codex login) or set CODEX_API_KEY, {_RESUME}"
+#: What stands before its own words as plain text, the last line of its stderr then.
+_CODEX_SAYS = "(?:ERROR: )?"
+_SAID_BY_CODEX: tuple[Where, ...] = ("event", "last")
 CODEX = (
     Rule(_AUTH, "billing", _BILLING, signs=_signs(status=[402])),
     Rule(_AUTH, "not_authenticated", _CODEX_LOGIN, signs=_signs(status=[401, 403])),
@@ -166,33 +233,79 @@ CODEX = (
     Rule(_TRANSIENT, "server_error", signs=_signs(status=range(500, 600))),
     Rule(_PERMANENT, "model_not_found", _OTHER_MODEL, signs=_signs(status=[404])),
     Rule(_PERMANENT, "invalid_request", signs=_signs(error=["invalid_request"], status=[400, 413, 422])),
-    Rule(_PERMANENT, "bad_argument", _FIX_COMMAND, exit_codes=_codes(2), pattern=re.compile("^error: .*", re.M)),
-    Rule(_PERMANENT, "bad_argument", _FIX_COMMAND, exit_codes=_codes(2)),
+    Rule(
+        _PERMANENT,
+        "bad_argument",
+        _FIX_COMMAND,
+        exit_codes=_codes(2),
+        pattern=own(r"error: [^\n]+$(?=(?s:.)*^Usage: codex )"),
+        where=("start",),
+    ),
     _ENDED,
     Rule(
         _LIMIT,
         "usage_limit",
-        pattern=words(rf"You{_APOSTROPHE}ve (?:hit|reached) your .*?limit(?:[^\n]*? at (?P<at>[^\n]{{3,60}}))?"),
+        pattern=own(
+            _CODEX_SAYS + rf"You{_APOSTROPHE}ve (?:hit|reached) your (?:[\w-]+ ){{0,3}}limit(?: for [\w .-]+)?\."
+            r"(?:[^\n]*?\b[Tt]ry again (?:at (?P<at>[^\n]{3,60})|later\.?)|[^\n]*)$"
+        ),
+        where=_SAID_BY_CODEX,
     ),
-    Rule(_AUTH, "billing", _BILLING, pattern=words("Quota exceeded")),
-    Rule(_AUTH, "not_authenticated", _CODEX_LOGIN, pattern=words(r"unexpected status 40[13]\b|Not logged in")),
-    Rule(_PERMANENT, "context_overflow", _SHORTER, pattern=words("Codex ran out of room in the model")),
+    Rule(
+        _AUTH,
+        "billing",
+        _BILLING,
+        pattern=own(_CODEX_SAYS + r"Quota exceeded\. Check your plan and billing details\.$"),
+        where=_SAID_BY_CODEX,
+    ),
+    Rule(
+        _AUTH,
+        "not_authenticated",
+        _CODEX_LOGIN,
+        pattern=own(_CODEX_SAYS + r"unexpected status 40[13] [^\n]*, url: [^\n]+$"),
+        where=_SAID_BY_CODEX,
+    ),
+    Rule(
+        _PERMANENT,
+        "context_overflow",
+        _SHORTER,
+        pattern=own(r"Codex ran out of room in the model's context window\."),
+        where=_EVENT,
+    ),
     Rule(
         _PERMANENT,
         "model_not_found",
         _OTHER_MODEL,
-        pattern=words("The model .* does not exist|The .* model is not supported"),
+        pattern=own(r"The model \S+ does not exist\b|The \S+ model is not supported\b"),
+        where=_EVENT,
     ),
     Rule(
         _PERMANENT,
         "untrusted_folder",
         "leave --skip-git-repo-check in the command",
-        pattern=words("Not inside a trusted directory"),
+        pattern=own(r"Not inside a trusted directory and --skip-git-repo-check was not specified\.$"),
+        where=("start",),
     ),
-    Rule(_PERMANENT, "bad_settings", "correct codex's config.toml", pattern=words("Error loading config")),
-    Rule(_TRANSIENT, "rate_limited", pattern=words("exceeded retry limit, last status: 429")),
-    Rule(_TRANSIENT, "overloaded", pattern=words(rf"We{_APOSTROPHE}re currently experiencing high demand")),
-    Rule(_TRANSIENT, "stream_cut", pattern=words("stream disconnected")),
+    Rule(
+        _PERMANENT,
+        "bad_settings",
+        "correct codex's config.toml",
+        pattern=own(r"Error loading config(?:uration|\.toml): [^\n]+$"),
+        where=("start",),
+    ),
+    Rule(
+        _TRANSIENT,
+        "rate_limited",
+        pattern=own(_CODEX_SAYS + "exceeded retry limit, last status: 429"),
+        where=_SAID_BY_CODEX,
+    ),
+    Rule(
+        _TRANSIENT,
+        "overloaded",
+        pattern=own(_CODEX_SAYS + rf"We{_APOSTROPHE}re currently experiencing high demand"),
+        where=_SAID_BY_CODEX,
+    ),
+    Rule(_TRANSIENT, "stream_cut", pattern=own(_CODEX_SAYS + "stream disconnected"), where=_SAID_BY_CODEX),
 )
 
 # --- opencode and qwen: many model vendors, so many ways to say the same
@@ -206,13 +319,13 @@ _VENDOR_LIMIT = re.compile(r"usage limit|(?:daily|weekly|monthly) limit|[Ff]ree 
 OPENCODE = (
     Rule(_PERMANENT, "context_overflow", _SHORTER, signs=_signs(error=["ContextOverflowError"])),
     Rule(_AUTH, "billing", _BILLING, signs=_signs(status=[402])),
-    Rule(_AUTH, "billing", _BILLING, signs=_signs(status=[429, 403]), pattern=_NO_CREDIT),
+    Rule(_AUTH, "billing", _BILLING, signs=_signs(status=[429, 403]), pattern=_NO_CREDIT, where=_EVENT),
     Rule(_AUTH, "not_authenticated", _OWN_LOGIN, signs=_signs(error=["ProviderAuthError"], status=[401, 403])),
-    Rule(_LIMIT, "usage_limit", signs=_signs(status=[429]), pattern=_VENDOR_LIMIT),
+    Rule(_LIMIT, "usage_limit", signs=_signs(status=[429]), pattern=_VENDOR_LIMIT, where=_EVENT),
     Rule(_TRANSIENT, "rate_limited", signs=_signs(status=[429])),
     Rule(_TRANSIENT, "overloaded", signs=_signs(status=[503, 529])),
     Rule(_TRANSIENT, "server_error", signs=_signs(status=range(500, 600))),
-    Rule(_PERMANENT, "context_overflow", _SHORTER, signs=_signs(status=[400, 413]), pattern=_VENDOR_LONG),
+    Rule(_PERMANENT, "context_overflow", _SHORTER, signs=_signs(status=[400, 413]), pattern=_VENDOR_LONG, where=_EVENT),
     Rule(
         _PERMANENT,
         "model_not_found",
@@ -221,14 +334,12 @@ OPENCODE = (
     ),
     Rule(_PERMANENT, "invalid_request", signs=_signs(status=[400, 405, 413, 422])),
     _ENDED,
-    Rule(_PERMANENT, "model_not_found", _OTHER_MODEL, pattern=words("(?:Provider)?ModelNotFoundError|Model not found")),
-    Rule(_PERMANENT, "bad_argument", _FIX_COMMAND, pattern=re.compile(r"^opencode run \[message", re.M)),
-    Rule(_PERMANENT, "bad_session", pattern=words("Session not found")),
     Rule(
-        _AUTH,
-        "not_authenticated",
-        _OWN_LOGIN,
-        pattern=words(r"(?:Invalid|Incorrect|Missing) API key|Unauthorized|.{0,40}API key is missing"),
+        _PERMANENT,
+        "bad_argument",
+        _FIX_COMMAND,
+        pattern=re.compile(r"\Aopencode run \[message\.\.\]\n\nrun opencode with a message$", re.M),
+        where=("start",),
     ),
 )
 
@@ -237,23 +348,37 @@ _QWEN_LOGIN = (
 )
 QWEN = (
     Rule(_AUTH, "billing", _BILLING, signs=_signs(status=[402])),
-    Rule(_AUTH, "billing", _BILLING, signs=_signs(status=[429, 403]), pattern=_NO_CREDIT),
+    Rule(_AUTH, "billing", _BILLING, signs=_signs(status=[429, 403]), pattern=_NO_CREDIT, where=_EVENT),
     Rule(_AUTH, "not_authenticated", _QWEN_LOGIN, signs=_signs(status=[401, 403])),
-    Rule(_LIMIT, "usage_limit", signs=_signs(status=[429]), pattern=_VENDOR_LIMIT),
+    Rule(_LIMIT, "usage_limit", signs=_signs(status=[429]), pattern=_VENDOR_LIMIT, where=_EVENT),
     Rule(_TRANSIENT, "rate_limited", signs=_signs(status=[429])),
     Rule(_TRANSIENT, "overloaded", signs=_signs(status=[503, 529])),
     Rule(_TRANSIENT, "server_error", signs=_signs(status=range(500, 600))),
-    Rule(_PERMANENT, "context_overflow", _SHORTER, signs=_signs(status=[400, 413]), pattern=_VENDOR_LONG),
+    Rule(_PERMANENT, "context_overflow", _SHORTER, signs=_signs(status=[400, 413]), pattern=_VENDOR_LONG, where=_EVENT),
     Rule(_PERMANENT, "model_not_found", _OTHER_MODEL, signs=_signs(status=[404])),
     Rule(_PERMANENT, "invalid_request", signs=_signs(status=[400, 405, 413, 422])),
     Rule(_PERMANENT, "max_turns", "allow more in the command", exit_codes=_codes(53)),
     Rule(_PERMANENT, "max_time", "allow more in the command", exit_codes=_codes(55)),
     _ENDED,
-    Rule(_AUTH, "not_authenticated", _QWEN_LOGIN, pattern=words(r"No auth type is selected|\[API Error: 40[13]\b")),
-    Rule(_AUTH, "not_authenticated", _QWEN_LOGIN, pattern=words("Missing API key|.{0,60}API key is required")),
-    Rule(_PERMANENT, "bad_argument", _FIX_COMMAND, pattern=words(r"Unknown arguments?:|Not enough arguments")),
-    Rule(_TRANSIENT, "no_output", pattern=words("Model stream ended with empty response")),
-    Rule(_TRANSIENT, "stream_cut", pattern=words("Model stream ended without a finish reason")),
+    Rule(
+        _AUTH,
+        "not_authenticated",
+        _QWEN_LOGIN,
+        pattern=own(
+            r"No auth type is selected\. Please configure an auth type\b[^\n]*$|\[API Error: 40[13] [^\n]*\]$"
+            r"|Missing API key for [^\n]{1,60} auth\.[^\n]*$"
+        ),
+        where=("event", "last"),
+    ),
+    Rule(
+        _PERMANENT,
+        "bad_argument",
+        _FIX_COMMAND,
+        pattern=own(r"Unknown arguments?: (?P<argument>[\w-]+)[^\n]*\nUsage: qwen \[options\]"),
+        where=("start",),
+    ),
+    Rule(_TRANSIENT, "no_output", pattern=own("Model stream ended with empty response"), where=_EVENT),
+    Rule(_TRANSIENT, "stream_cut", pattern=own("Model stream ended without a finish reason"), where=_EVENT),
 )
 
 # --- cursor-agent: only a success has a final event; everything else is text on stderr
@@ -265,48 +390,56 @@ CURSOR = (
         _AUTH,
         "not_authenticated",
         _CURSOR_LOGIN,
-        pattern=re.compile(
-            r"^.{0,40}?(?:Not authenticated|Authentication (?:required|failed)|Not logged in|Invalid API key"
-            r"|Unauthorized|API key is invalid)",
-            re.M | re.I,
+        pattern=own(
+            r"(?:Error: )?(?:Authentication required|Not authenticated|Not logged in)\. "
+            r"[^\n]*\b(?:cursor-)?agent login\b"
+            r"|(?:\S )?(?:Error|Warning): The provided API key is invalid\."
         ),
+        where=("last",),
     ),
     Rule(
         _LIMIT,
         "usage_limit",
-        pattern=re.compile(rf"^.{{0,40}}?(?:You{_APOSTROPHE}ve (?:hit|reached) your .*limit)", re.M | re.I),
+        pattern=own(
+            rf"(?:(?:ActionRequiredError|Error|\w): )?You{_APOSTROPHE}ve hit your usage limit"
+            r"(?: for [\w .-]+)?(?:\. [^\n]*|\.?)$"
+        ),
+        where=("last",),
     ),
     Rule(
         _PERMANENT,
         "untrusted_folder",
         "leave --trust in the command",
-        pattern=re.compile(r"^.{0,40}?Workspace trust", re.M | re.I),
+        pattern=own(r"Workspace Trust Required\b[^\n]*--trust\b"),
+        where=("start",),
     ),
-    Rule(_PERMANENT, "bad_argument", _FIX_COMMAND, pattern=re.compile(r"^error: unknown option", re.M)),
+    Rule(
+        _PERMANENT,
+        "bad_argument",
+        _FIX_COMMAND,
+        pattern=own(r"error: unknown option '(?P<argument>--?[\w-]+)[^\n]*$"),
+        where=("start",),
+    ),
     Rule(
         _PERMANENT,
         "model_not_found",
         _OTHER_MODEL,
-        pattern=words(r"Cannot use this model|There's an issue with the selected model"),
+        pattern=own(r"Cannot use this model: \S+\. Available models: "),
+        where=("start",),
     ),
-    Rule(_PERMANENT, "context_overflow", _SHORTER, pattern=_TOO_LONG_WORDS),
-    *_API_ERROR_WORDS,
 )
 
 # --- agents of the Agent Client Protocol: each has its own way to tell (`acpfaults`), some give their API's words
 
 _ACP_LOGIN = f"log in with the agent's own program, {_RESUME}"
 _ACP_TOLD = _signs(told=["error", "turn"])
-_ACP_LIMIT = words(
-    rf"You{_APOSTROPHE}ve (?:hit|reached) your .*?limit(?:[^\n]*?(?: at|resets?) (?P<at>[^\n]{{3,60}}))?"
-)
+_ACP_LIMIT = own(rf"You{_APOSTROPHE}ve (?:hit|reached) your .*?limit(?:[^\n]*?(?: at|resets?) (?P<at>[^\n]{{3,60}}))?")
 ACP = (
     Rule(_LIMIT, "usage_limit", signs=_ACP_TOLD, pattern=_ACP_LIMIT),
-    Rule(_LIMIT, "usage_limit", signs=_signs(status=[429]), pattern=_QUOTA_AFTER),
-    Rule(_LIMIT, "usage_limit", signs=_signs(status=[429]), pattern=_QUOTA_OF_DAY),
+    Rule(_LIMIT, "usage_limit", signs=_signs(status=[429]), pattern=_QUOTA_WORDS),
     Rule(_LIMIT, "usage_limit", signs=_signs(error=["usageLimitExceeded"])),
     Rule(_AUTH, "billing", _BILLING, signs=_signs(status=[429, 403]), pattern=_NO_CREDIT),
-    Rule(_AUTH, "billing", _BILLING, signs=_ACP_TOLD, pattern=words("Credit balance is too low|Quota exceeded")),
+    Rule(_AUTH, "billing", _BILLING, signs=_ACP_TOLD, pattern=own("Credit balance is too low|Quota exceeded")),
     Rule(
         _AUTH,
         "billing",
@@ -366,5 +499,5 @@ ACP = (
         signs=_signs(status=[400, 404, 405, 413, 422], error=["invalid_request", "badRequest", "not_found"]),
     ),
     Rule(_TRANSIENT, "server_error", signs=_signs(error=["api", "server"])),
-    Rule(_TRANSIENT, "stream_cut", signs=_ACP_TOLD, pattern=words("stream disconnected")),
+    Rule(_TRANSIENT, "stream_cut", signs=_ACP_TOLD, pattern=own("stream disconnected")),
 )

@@ -5,8 +5,10 @@ without an error flag, no tool that was refused, and an answer unless some tool 
 killed by our TERM exits 0, and qwen tells a refused key as a success.
 
 A failure is classed by the first rule that fits, and rules are tried in the order of their evidence: facts from events,
-then exit codes, then words; within each, as they stand. Words are only looked for at the start of a line, so that an
-agent that writes about a failure does not cause one. What no rule knows is transient.
+then exit codes, then words; within each, as they stand. Words count only where the CLI itself speaks (`words`), so
+that an agent or a test run that writes about a failure does not cause one. What no rule knows is transient.
+
+Rules that people give for a command with plain text hold at exit 0 too: some CLIs have no other sign of a failure.
 
 Pure: no file, no clock.
 """
@@ -17,14 +19,14 @@ import contextlib
 import json
 import re
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from watcher.policy.disposition import Ending, Evidence, Failure
 from watcher.runner.providers import Provider, Rule
 from watcher.runner.reading import harmless
 from watcher.runner.resets import told_time
 from watcher.runner.shapes import Reading
+from watcher.runner.words import Printed, Words, find_words
 
 #: What people read of a failure; the whole of it is in the result's output.
 _MESSAGE_CHARACTERS = 600
@@ -43,11 +45,11 @@ def judge(
     provider: Provider,
     exit_code: int,
     reading: Reading | None,
-    printed: Callable[[], str],
+    printed: Callable[[], Printed],
     now: float,
     stdout_bytes: int = 1,
 ) -> Ending:
-    """What an attempt came to that ended by itself. `printed` gives the text to look for words in, when needed.
+    """What an attempt came to that ended by itself. `printed` gives what words are looked for in, when needed.
 
     `reading` is None where the output is plain text. A success may have a `detail` that people should read.
     """
@@ -55,12 +57,13 @@ def judge(
         return _killed(provider, -exit_code)
     is_good_exit = exit_code in provider.good_exit_codes
     if is_good_exit and (reading is None or (reading.is_finished and not reading.is_error)):
-        return _lacking(provider, reading, stdout_bytes) or Ending(None, detail=_remark(provider, reading))
+        ending = _told_in_text(provider, exit_code, printed, now) if reading is None else None
+        ending = ending or _lacking(provider, reading, stdout_bytes)
+        return ending or Ending(None, detail=_remark(provider, reading))
     text = printed()
-    for rule in sorted(provider.rules, key=_evidence):
-        fit = _fit(rule, exit_code, reading, text)
-        if fit is not None:
-            return _ending(provider, rule, fit, exit_code, reading, text, now)
+    ending = _by_rules(provider, provider.rules, exit_code, reading, text, now)
+    if ending is not None:
+        return ending
     message = _message(reading, text)
     if is_good_exit:
         return _unfinished(provider, reading, message, stdout_bytes)
@@ -112,59 +115,66 @@ def _evidence(rule: Rule) -> int:
     return 0 if rule.signs else 1 if rule.exit_codes else 2
 
 
-@dataclass(slots=True)
-class _Fit:
-    """That a rule fits, and by which words."""
+def _told_in_text(provider: Provider, exit_code: int, printed: Callable[[], Printed], now: float) -> Ending | None:
+    """What the rules that people gave say of a plain text whose exit code is good."""
+    rules = [rule for rule in provider.rules if rule.pattern is not None and not rule.where]
+    return _by_rules(provider, rules, exit_code, None, printed(), now) if rules else None
 
-    words: re.Match[str] | None
+
+def _by_rules(
+    provider: Provider, rules: Sequence[Rule], exit_code: int, reading: Reading | None, printed: Printed, now: float
+) -> Ending | None:
+    for rule in sorted(rules, key=_evidence):
+        if _fits(rule, exit_code, reading):
+            words = None if rule.pattern is None else find_words(provider, rule, printed, reading)
+            if rule.pattern is None or words is not None:
+                return _ending(provider, rule, words, exit_code, reading, printed, now)
+    return None
 
 
-def _fit(rule: Rule, exit_code: int, reading: Reading | None, text: str) -> _Fit | None:
+def _fits(rule: Rule, exit_code: int, reading: Reading | None) -> bool:
+    """Whether all but its words fit."""
     if rule.exit_codes and exit_code not in rule.exit_codes:
-        return None
-    if rule.signs:
-        signs = {} if reading is None else reading.signs
-        if not any(f"{kind}:{value}" in rule.signs for kind, value in signs.items()):
-            return None
-    if rule.pattern is None:
-        return _Fit(None)
-    words = rule.pattern.search(text)
-    return None if words is None else _Fit(words)
+        return False
+    signs = {} if reading is None else reading.signs
+    return not rule.signs or any(f"{kind}:{value}" in rule.signs for kind, value in signs.items())
 
 
 def _ending(
-    provider: Provider, rule: Rule, fit: _Fit, exit_code: int, reading: Reading | None, text: str, now: float
+    provider: Provider,
+    rule: Rule,
+    words: Words | None,
+    exit_code: int,
+    reading: Reading | None,
+    printed: Printed,
+    now: float,
 ) -> Ending:
-    message = _message(reading, text) or f"exit code {exit_code}"
+    message = _message(reading, printed) or f"exit code {exit_code}"
     resets_at = None if reading is None else reading.resets_at
-    if fit.words is not None:
-        message = message if reading is not None and reading.message else _line_around(text, fit.words.start())
-        resets_at = told_time(fit.words, now) if resets_at is None else resets_at
+    if words is not None:
+        message = message if reading is not None and reading.message else words.line
+        resets_at = told_time(words.match, now) if resets_at is None else resets_at
     is_told = rule.failure is Failure.LIMIT and resets_at is not None
     if not is_told or not now - 86_400 < (resets_at or 0.0) < now + _LONGEST_LIMIT_SECONDS:
         resets_at = None
     cure = rule.cure.replace("{provider}", provider.name)
-    is_sure = rule.signs or (rule.exit_codes and exit_code != _COMMON_EXIT_CODE)
+    is_own_code = bool(rule.exit_codes) and exit_code != _COMMON_EXIT_CODE
+    is_sure = rule.signs or is_own_code or (words is not None and words.is_of_event)
     evidence: Evidence = "strong" if is_sure else "weak"
     return Ending(rule.failure, rule.reason, _detail(provider, message, cure), resets_at=resets_at, evidence=evidence)
 
 
-def _message(reading: Reading | None, text: str) -> str:
+def _message(reading: Reading | None, printed: Printed) -> str:
     """The provider's own words, else the last line of what was printed, else what a JSON object there says."""
     if reading is not None and reading.message:
         return reading.message.strip()
-    end = text.rstrip()[-_MESSAGE_CHARACTERS * 4 :]
+    end = printed.everything(reading).rstrip()[-_MESSAGE_CHARACTERS * 4 :]
     last = end[end.rfind("\n") + 1 :].strip()
     if last in ("}", "]"):
         said = re.findall(r'"message"\s*:\s*("(?:[^"\\]|\\.)*")', end)
         with contextlib.suppress(ValueError):
             return str(json.loads(said[-1])) if said else last
     return last
-
-
-def _line_around(text: str, place: int) -> str:
-    end = text.find("\n", place)
-    return text[text.rfind("\n", 0, place) + 1 : len(text) if end < 0 else end].strip()
 
 
 def _detail(provider: Provider, *parts: str) -> str:

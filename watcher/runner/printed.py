@@ -17,6 +17,7 @@ from watcher.runner.judging import judge
 from watcher.runner.providers import OutputFormat, Provider
 from watcher.runner.reading import bounded_text, events, shortened
 from watcher.runner.shapes import Reading
+from watcher.runner.words import Printed
 
 #: Where words of a failure are looked for: they stand near an end of what was printed.
 _PRINTED_BYTES = 64 << 10
@@ -43,17 +44,9 @@ def outcome_of(ended: Ended, slot: Slot, at_most_bytes: int, now: float) -> Outc
     elif is_unknown:
         ending = Ending(Failure.TRANSIENT, "exit_unknown", f"{provider.name}: something else took its exit code")
     else:
-        ending = judge(provider, code, reading, lambda: _printed(slot, reading), now, stdout.size_bytes)
+        ending = judge(provider, code, reading, lambda: _printed(slot), now, stdout.size_bytes)
     usage = None if reading is None else reading.usage
     return Outcome(ending, None if is_unknown else code, stdout, stderr, 0.0, 0.0, usage, reading=reading)
-
-
-def printed_text(stdout: str, stderr: str, reading: Reading | None) -> str:
-    """What the words of a failure are looked for in. Not in events: there an agent quotes whatever it has read."""
-    if reading is None:
-        return f"{stdout}\n{stderr}"
-    lines = [line for line in stdout.split("\n") if not line.lstrip().startswith(("{", "[", '"', "}", "]"))]
-    return "\n".join((reading.message, *lines, stderr))
 
 
 def _collect(ended: Ended, slot: Slot, at_most_bytes: int) -> tuple[Output, Output, Reading | None]:
@@ -70,7 +63,7 @@ def _collect(ended: Ended, slot: Slot, at_most_bytes: int) -> tuple[Output, Outp
     return stdout, slot.stderr.output(slot.stderr.size(), at_most_bytes), reading
 
 
-def _printed(slot: Slot, reading: Reading | None) -> str:
+def _printed(slot: Slot) -> Printed:
     stdout, _ = bounded_text(slot.stdout.fd, slot.stdout.size(), _PRINTED_BYTES)
     stderr, _ = bounded_text(slot.stderr.fd, slot.stderr.size(), _PRINTED_BYTES)
-    return printed_text(stdout, stderr, reading)
+    return Printed(stdout, stderr)

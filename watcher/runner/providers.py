@@ -23,6 +23,8 @@ from watcher.runner.shapes import Reader
 
 Prompt = Literal["stdin", "argument", "file"]
 OutputFormat = Literal["text", "json", "stream-json"]
+#: Where a CLI itself speaks: see `words`.
+Where = Literal["event", "answer", "start", "last", "stderr"]
 #: The words of an output flag; a CLI with other words has a table of its own.
 OUTPUTS: Mapping[str, OutputFormat] = {"text": "text", "json": "json", "stream-json": "stream-json"}
 
@@ -46,7 +48,9 @@ REFUSES_ROOT = "run the worker as another user or, in a container made for it, s
 class Rule:
     """One way to fail. It fits when each condition that it has fits: one of `signs` (`kind:value`), one of
     `exit_codes`, `pattern` somewhere in what was printed. The pattern's groups `epoch`, `after` (`8h44m7s`) or `at`
-    (`Nov 25, 5:13am (UTC)`) give the time when a limit ends.
+    (`Nov 25, 5:13am (UTC)`) give the time when a limit ends; `argument` must be one of the command.
+
+    `where` names the places in which the pattern counts (see `words`), the first that has it first; none: anywhere.
     """
 
     failure: Failure
@@ -55,6 +59,7 @@ class Rule:
     signs: frozenset[str] = frozenset()
     exit_codes: frozenset[int] = frozenset()
     pattern: re.Pattern[str] | None = None
+    where: tuple[Where, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,6 +154,8 @@ def _read_gemini_error(out: Reading) -> None:
     status = re.search(r'"code":\s*(\d{3})\b', out.message)
     if status is not None:
         out.signs["status"] = status.group(1)
+    if out.message.startswith("[API Error: "):
+        out.signs["error"] = "api"
     framed = re.fullmatch(r"\[API Error: (\{.*\})\].*", out.message, re.S)
     if framed is not None:
         out.message = _error_message(_object(framed.group(1))) or out.message
