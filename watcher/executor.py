@@ -27,6 +27,7 @@ from watcher.events import (
 from watcher.gates import Gates
 from watcher.policy.ahead import ClaimingAhead
 from watcher.policy.disposition import Disposition, Ending, Failure, HoldProvider, Retry, Settle, decide
+from watcher.policy.printed import FULL_BYTES, OUTPUT_TOO_LARGE
 from watcher.policy.retry import RetryDelays
 from watcher.runner.interface import Attempt, Live, Outcome, Runner, without_output
 from watcher.settlement import Signature, settlement
@@ -38,8 +39,6 @@ from watcher.wayout import WayOut
 #: Finished attempts that may wait for the disk before nothing new is started.
 _MAX_UNSTORED = LARGEST_BATCH
 _SPACE_CHECK_SECONDS = 1.0
-#: With less room than this a disk is full, whatever MIN_FREE_BYTES says.
-_FULL_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,8 +338,9 @@ class Executor:
         return Ending(Failure.CANCELLED, "cancelled", detail)
 
     def _blame_the_disk(self, ending: Ending) -> Ending:
-        """A command that fails while the disk is full has most likely failed by that: it costs no attempt."""
-        if ending.failure is not Failure.TRANSIENT or ending.timed_out:
+        """A command that fails while the disk is full has most likely failed by that: it costs no attempt, unless its
+        own output has filled it."""
+        if ending.failure is not Failure.TRANSIENT or ending.timed_out or ending.reason == OUTPUT_TOO_LARGE:
             return ending
         try:
             self._check_space()
@@ -431,4 +431,4 @@ class Executor:
         return True
 
     def _check_space(self) -> None:
-        self._spool.check_space(max(self._options.min_free_bytes, _FULL_BYTES))
+        self._spool.check_space(max(self._options.min_free_bytes, FULL_BYTES))

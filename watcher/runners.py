@@ -69,6 +69,8 @@ class Runners:
                 allowed_cwd=config.allowed_cwd,
                 stall_timeout_seconds=config.stall_timeout,
                 prespawn=self._ahead(incarnation) if config.warm_agents else None,
+                max_attempt_output_bytes=config.max_attempt_output_bytes,
+                min_free_bytes=config.min_free_bytes,
             ),
             self._clock,
         )
@@ -100,6 +102,7 @@ class Runners:
             pass_fds=(incarnation.busy_fd,),
             grace_seconds=config.kill_grace,
             max_output_bytes=config.max_output_bytes,
+            max_attempt_output_bytes=config.max_attempt_output_bytes,
             allowed_cwd=config.allowed_cwd,
             auth_method=config.acp_auth_method,
         )
@@ -131,6 +134,7 @@ class Runners:
             max_age_seconds=config.handler_max_age,
             max_memory_bytes=config.handler_max_memory,
             max_waiting=config.max_concurrent_tasks,
+            max_printed_bytes=config.max_attempt_output_bytes,
         )
         warm = PoolRunner(
             lambda tell: HandlerPool(config.handler_pool_size, settings, self._clock, tell),

@@ -153,6 +153,12 @@ class WatcherConfig(TeamSettings, TakingSettings):
     max_prompt_bytes: int = Field(
         8 << 20, ge=64, le=MAX_BYTES, description="bytes of a prompt with the texts of its dependencies filled in"
     )
+    max_attempt_output_bytes: int = Field(
+        256 << 20,
+        ge=64,
+        le=1 << 50,
+        description="bytes that one attempt may print, stdout and stderr together; beyond them it is ended",
+    )
     dependency_timeout: float = Field(
         3600.0, ge=0, le=31 * DAY, description="seconds to wait for a dependency that nobody submitted"
     )

@@ -6,14 +6,18 @@ Pure: it fills in records and writes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from watcher.events import TaskSettled
 from watcher.formats.deadletter import DeadLetter
 from watcher.formats.result import Result
 from watcher.policy.disposition import Settle
-from watcher.runner.interface import Outcome
+from watcher.runner.interface import Outcome, Output
+from watcher.runner.reading import shortened
 from watcher.spool.interface import Claim, Settlement
+
+#: Of each output, when the disk is so full that its whole cannot be kept: four of these fit where little is free.
+_LIGHT_BYTES = 8 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,28 @@ def settlement(claim: Claim, outcome: Outcome, what: Settle, by: Signature, fini
     result = _result(claim, outcome, what, by, finished_at)
     letter = _dead_letter(claim, result) if what.dead_letter else None
     event = _event(claim, outcome, what, result)
-    return Settlement(claim.task.task_id, claim.handle, claim.lane, result.dump(), letter, event, kept)
+
+    def lighter() -> tuple[bytes, bytes | None]:
+        light = replace(outcome, stdout=_light(outcome.stdout), stderr=_light(outcome.stderr))
+        short = _result(claim, light, what, by, finished_at)
+        return short.dump(), _dead_letter(claim, short) if what.dead_letter else None
+
+    return Settlement(
+        claim.task.task_id,
+        claim.handle,
+        claim.lane,
+        result.dump(),
+        letter,
+        event,
+        kept,
+        lighter=lighter if kept else None,
+    )
+
+
+def _light(output: Output) -> Output:
+    """What is stored of an output for which the disk has no room."""
+    text, is_shorter = shortened(output.text, _LIGHT_BYTES)
+    return replace(output, text=text, truncated=output.truncated or is_shorter or output.kept is not None, kept=None)
 
 
 def _result(claim: Claim, outcome: Outcome, what: Settle, by: Signature, finished_at: float) -> Result:

@@ -4,6 +4,7 @@
      sleep MS       do nothing for so long
      fail N         exit 1 in the end while the attempt's number is at most N
      say BYTES      print so many bytes
+     stubborn       try again and again to print what cannot be written
      escape         leave a process in a session of its own behind, which would live for ten minutes
      deaf           ignore TERM
      gate NAME      wait until the file LOCKS/NAME is there
@@ -28,7 +29,7 @@
 #include <unistd.h>
 
 static const char *task, *attempt, *mark, *locks;
-static int log_fd;
+static int log_fd, stubborn;
 
 static long long now(void)
 {
@@ -61,9 +62,9 @@ static int say(long bytes)
     memset(block, 'x', sizeof block);
     while (bytes > 0) {
         ssize_t n = write(1, block, bytes < (long)sizeof block ? (size_t)bytes : sizeof block);
-        if (n <= 0)
+        if (n <= 0 && !stubborn)
             return 1;
-        bytes -= n;
+        bytes -= n > 0 ? n : 0;
     }
     return 0;
 }
@@ -128,6 +129,8 @@ int main(int argc, char **argv)
             code = code || atoi(attempt) <= atoi(strtok(NULL, " \n"));
         else if (!strcmp(word, "say"))
             code = say(atol(strtok(NULL, " \n"))) || code;
+        else if (!strcmp(word, "stubborn"))
+            stubborn = 1;
         else if (!strcmp(word, "escape"))
             escape();
         else if (!strcmp(word, "deaf"))

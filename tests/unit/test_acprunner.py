@@ -279,3 +279,12 @@ def test_a_description_that_is_a_command_of_the_program_is_not_run(player: Calla
     unused = {"result": {"stopReason": "end_turn", "usage": None}}
     outcome = player({"steps": [chunk("Commands: /help"), unused]}).do("/help")
     assert reason(outcome) == (Failure.PERMANENT, "not_run")
+
+
+def test_agent_that_prints_too_much_for_one_task_is_ended_and_the_attempt_counts(tmp_path: Path) -> None:
+    peers = Peers(tmp_path, max_attempt_output_bytes=100_000)
+    try:
+        assert reason(peers.do("flood")) == (Failure.TRANSIENT, "output_too_large")
+        assert reason(peers.do("say well")) == (None, None)
+    finally:
+        peers.runner.close()

@@ -20,6 +20,7 @@ from pathlib import Path
 from watcher.clock import Clock
 from watcher.formats.result import Usage
 from watcher.policy.disposition import Ending, Failure
+from watcher.policy.printed import OUTPUT_TOO_LARGE
 from watcher.runner.acp import AUTH_REQUIRED, AcpProcess
 from watcher.runner.acpfaults import fault_of
 from watcher.runner.acpturn import Turn
@@ -27,7 +28,7 @@ from watcher.runner.cwd import checked_cwd
 from watcher.runner.failures import ACP
 from watcher.runner.files import kept_text, output_of
 from watcher.runner.guarding import Guarding
-from watcher.runner.interface import Attempt, Outcome, Output, Runner, Unseen, without_output
+from watcher.runner.interface import MAX_ATTEMPT_OUTPUT_BYTES, Attempt, Outcome, Output, Runner, Unseen, without_output
 from watcher.runner.jsonrpc import RpcError
 from watcher.runner.judging import judge
 from watcher.runner.providers import Provider, environment_for
@@ -46,6 +47,7 @@ _AUTH_SETTING = "ACP_AUTH_METHOD (or auth_method in PROVIDERS_FILE)"
 _BROKEN = {
     "handler_crashed": "agent_crashed",
     "handler_answer_too_long": "answer_too_long",
+    OUTPUT_TOO_LARGE: OUTPUT_TOO_LARGE,
 }
 
 
@@ -63,6 +65,7 @@ class AcpSettings:
     pass_fds: tuple[int, ...] = ()
     grace_seconds: float = 5.0
     max_output_bytes: int = 1 << 20
+    max_attempt_output_bytes: int = MAX_ATTEMPT_OUTPUT_BYTES
     allowed_cwd: tuple[Path, ...] = ()
     max_requests: int = 50
     max_age_seconds: float = 3600.0
@@ -194,6 +197,7 @@ class AcpRunner(Unseen):
             run.agent = agent
             if run.failure is not None:
                 raise WireBroken("stopped", "ended on request")
+        agent.process.wire.allow(self._settings.max_attempt_output_bytes, agent.process.tail)
 
     def _after(self, key: tuple[str, ...], run: _Run, agent: AcpProcess, began: int, is_good: bool) -> None:
         process = agent.process

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from watcher.errors import is_trouble
+from watcher.policy.printed import FULL_BYTES
 from watcher.runner.interface import Output
 from watcher.runner.reading import bounded_text, harmless, shortened
 
@@ -42,6 +43,23 @@ class Slot:
     def remove(self) -> None:
         self.stdout.remove()
         self.stderr.remove()
+
+    def printed_bytes(self) -> int:
+        return self.stdout.size() + self.stderr.size()
+
+    def free_bytes(self) -> int:
+        """What is free on the disk that both are on."""
+        space = os.fstatvfs(self.stdout.fd)
+        return space.f_bavail * space.f_frsize
+
+    def has_room(self, needed_bytes: int) -> bool:
+        return self.free_bytes() >= max(needed_bytes, FULL_BYTES)
+
+    def cut(self, at_most_bytes: int) -> None:
+        """Drop the ends of what was printed until no more than so much is left of both together."""
+        out, err = self.stdout.size(), self.stderr.size()
+        self.stdout.cut(max(at_most_bytes - err, at_most_bytes // 2))
+        self.stderr.cut(max(at_most_bytes - out, at_most_bytes // 2))
 
     def _ready(self, capture: Capture, is_clean: bool) -> Capture:
         if is_clean and not capture.is_kept:
@@ -101,6 +119,10 @@ class Capture:
 
     def size(self) -> int:
         return os.fstat(self.fd).st_size
+
+    def cut(self, at_most_bytes: int) -> None:
+        if self.size() > at_most_bytes:
+            os.ftruncate(self.fd, at_most_bytes)
 
     def changed_at(self) -> float | None:
         """Wall seconds of the last output, or None when there is none."""

@@ -16,6 +16,9 @@ from watcher.policy.disposition import Ending, Failure
 from watcher.runner.live import Live
 from watcher.runner.shapes import Reading
 
+#: What one attempt may print, both streams together, unless a setting says otherwise.
+MAX_ATTEMPT_OUTPUT_BYTES = 256 << 20
+
 
 @dataclass(slots=True)
 class Attempt:

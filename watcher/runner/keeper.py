@@ -170,8 +170,12 @@ class Keeper:
                 os.read(fd, 4096)
         elif fd in self._probes:
             self._hear(self._probes[fd])
-        elif fd in self._tails and not self._tails[fd].tail.drain():
-            self._ended_by_itself(self._tails[fd])
+        elif fd in self._tails:
+            process = self._tails[fd]
+            if not process.tail.drain():
+                self._ended_by_itself(process)
+            elif process.wire.has_too_much():
+                process.abort()  # whoever waits for its answer sees why
 
     # --- starting
 

@@ -26,8 +26,9 @@ from pathlib import Path
 from watcher import childproc
 from watcher.clock import Clock
 from watcher.policy.disposition import Ending, Failure
+from watcher.policy.printed import FULL_BYTES, OUTPUT_TOO_LARGE, PrintWatch, has_filled_disk
 from watcher.runner.files import Slot, Slots, remove, unnamed_file, write_file
-from watcher.runner.interface import Attempt, Outcome, without_output
+from watcher.runner.interface import MAX_ATTEMPT_OUTPUT_BYTES, Attempt, Outcome, without_output
 from watcher.runner.live import Live, Look
 from watcher.runner.planning import Plan, Planner, waiting_key
 from watcher.runner.prespawn import Prespawn, PrespawnSettings
@@ -35,6 +36,9 @@ from watcher.runner.printed import Ended, outcome_of
 from watcher.runner.providers import Provider
 from watcher.runner.stall import StallWatch
 from watcher.runner.starting import trouble
+
+#: One that prints too much gets no longer to end by itself: in a second it may print a gigabyte more.
+_FLOOD_GRACE_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,8 @@ class OneShotSettings:
     inherits. Of `environ` (the worker's own) a command sees what its provider and `more_environment` (globs) allow.
     `stall_timeout_seconds`: a command that prints nothing for so long is ended; 0 lets it be.
     `prespawn`: processes of providers that can are started before their tasks.
+    `max_attempt_output_bytes`: what one attempt may print, both streams together; a disk with less free than
+    `min_free_bytes` is full.
     """
 
     folder: Path
@@ -57,6 +63,8 @@ class OneShotSettings:
     default_cwd: Path | None = None
     stall_timeout_seconds: float = 0.0
     prespawn: PrespawnSettings | None = None
+    max_attempt_output_bytes: int = MAX_ATTEMPT_OUTPUT_BYTES
+    min_free_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -72,7 +80,13 @@ class _Run:
     stopped_late: tuple[Failure, str | None] | None = None
     timed_out: bool = False
     stalled: bool = False
+    too_much: str | None = None
     look: Look | None = None
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether the runner itself has begun to end it."""
+        return self.timed_out or self.stalled or self.too_much is not None
 
 
 class OneShotRunner:
@@ -116,7 +130,7 @@ class OneShotRunner:
         """End the attempt early; its `run` then returns. One that has just ended by itself keeps its outcome."""
         with self._lock:
             run = self._running.get(mark)
-            if run is None or run.timed_out or run.stalled:
+            if run is None or run.is_cut_short:
                 return
             if run.stopped is not None and run.child is not None and run.child.was_told_to_end:
                 return  # a command that tidies up on the first TERM may take a second one for haste
@@ -270,47 +284,79 @@ class OneShotRunner:
 
     def _finish(self, attempt: Attempt, plan: Plan, run: _Run, child: childproc.Child) -> Outcome:
         prepared, settings = plan.prepared, self._settings
+        watch = PrintWatch(settings.max_attempt_output_bytes, run.slot.free_bytes(), time.monotonic())
         try:
-            code = self._wait(run, child, prepared.is_silent, attempt.timeout_seconds)
+            code = self._wait(run, child, prepared.is_silent, attempt.timeout_seconds, watch)
         finally:
             leftovers = childproc.attempt_over(child, run.mark)
+        self._give_room(run, code, watch)
         cut_short = _cut_short(run, prepared.provider.name, attempt.timeout_seconds, settings.stall_timeout_seconds)
         ended = Ended(prepared.provider, prepared.output, code, cut_short)
         outcome = outcome_of(ended, run.slot, settings.max_output_bytes, self._clock.wall())
         outcome.leftovers_killed = leftovers
         return outcome
 
-    def _wait(self, run: _Run, child: childproc.Child, is_silent: bool, timeout_seconds: float) -> int:
-        stall = self._settings.stall_timeout_seconds
+    def _wait(
+        self, run: _Run, child: childproc.Child, is_silent: bool, timeout_seconds: float, prints: PrintWatch
+    ) -> int:
+        settings = self._settings
+        stall = settings.stall_timeout_seconds
         watch = StallWatch(stall) if stall and not is_silent else None
         ends_at = time.monotonic() + timeout_seconds
-        code = child.wait(timeout_seconds) if watch is None else _wait_watching(child, run, watch, ends_at)
+        code, too_much = _wait_watching(child, run, watch, prints, ends_at)
         if code is None:
+            grace = settings.kill_grace_seconds
             with self._lock:
-                if run.stopped is None and child.end(self._settings.kill_grace_seconds):
-                    run.stalled = time.monotonic() < ends_at
-                    run.timed_out = not run.stalled
+                if run.stopped is None and child.end(min(grace, _FLOOD_GRACE_SECONDS) if too_much else grace):
+                    run.too_much = too_much
+                    run.stalled = too_much is None and time.monotonic() < ends_at
+                    run.timed_out = too_much is None and not run.stalled
             code = child.wait()
         return childproc.EXIT_UNKNOWN if code is None else code
 
+    def _give_room(self, run: _Run, code: int, watch: PrintWatch) -> None:
+        """What printed too much keeps as much as it might have printed, and what filled the disk no more than a
+        result holds: so its outcome can be stored, and everybody else goes on."""
+        settings, slot = self._settings, run.slot
+        if code and run.stopped is None and not run.is_cut_short and not slot.has_room(settings.min_free_bytes):
+            needed, printed = max(settings.min_free_bytes, FULL_BYTES), slot.printed_bytes()
+            if has_filled_disk(printed, watch.free_before, slot.free_bytes(), needed):
+                run.too_much = f"its output, {printed} bytes, filled the disk; it ended with exit code {code}"
+        if run.too_much is not None:
+            slot.cut(watch.limit_bytes if slot.has_room(settings.min_free_bytes) else settings.max_output_bytes)
 
-def _wait_watching(child: childproc.Child, run: _Run, watch: StallWatch, ends_at: float) -> int | None:
-    """Wait for the end; None when the time is over or the command has printed nothing for too long."""
+
+def _wait_watching(
+    child: childproc.Child, run: _Run, stall: StallWatch | None, prints: PrintWatch, ends_at: float
+) -> tuple[int | None, str | None]:
+    """Wait for the end; no code when the time is over or the command has printed nothing for too long, or, with the
+    reason, too much."""
+
+    def is_stalled() -> bool:
+        return stall is not None and stall.is_stalled(
+            (run.slot.stdout.state(), run.slot.stderr.state()), time.monotonic()
+        )
+
+    is_stalled()
     while True:
-        now = time.monotonic()
-        printed = (run.slot.stdout.state(), run.slot.stderr.state())
-        if now >= ends_at or run.stopped is not None or watch.is_stalled(printed, now):
-            # Whoever stopped it has begun to end it: then only the end is waited for.
-            return child.wait() if run.stopped is not None else None
-        code = child.wait(min(ends_at - now, watch.pause_seconds))
+        pause = prints.pause_seconds if stall is None else min(prints.pause_seconds, stall.pause_seconds)
+        code = child.wait(max(0.0, min(ends_at - time.monotonic(), pause)))
         if code is not None:
-            return code
+            return code, None
+        if run.stopped is not None:  # whoever stopped it has begun to end it: then only the end is waited for
+            return child.wait(), None
+        now = time.monotonic()
+        too_much = prints.too_much(run.slot.printed_bytes(), run.slot.free_bytes(), now)
+        if too_much is not None or now >= ends_at or is_stalled():
+            return None, too_much
 
 
 def _cut_short(run: _Run, provider: str, timeout_seconds: float, stall_seconds: float) -> Ending | None:
     """The ending of a command that we have ended ourselves; None when it ended by itself."""
     if run.stopped is not None:
         return Ending(run.stopped, run.why, f"{provider}: ended on request")
+    if run.too_much is not None:
+        return Ending(Failure.TRANSIENT, OUTPUT_TOO_LARGE, f"{provider}: {run.too_much}")
     if run.stalled:
         detail = f"{provider}: ended after no output for {stall_seconds:g} s (STALL_TIMEOUT)"
         return Ending(Failure.TRANSIENT, "stalled", detail)
@@ -322,5 +368,5 @@ def _cut_short(run: _Run, provider: str, timeout_seconds: float, stall_seconds: 
 
 def _did_nothing(run: _Run, outcome: Outcome) -> bool:
     """Whether a process ended by itself before the first event of a task, which comes before any call of a model."""
-    is_ended_by_us = run.stopped is not None or run.timed_out or run.stalled
+    is_ended_by_us = run.stopped is not None or run.is_cut_short
     return not is_ended_by_us and outcome.stdout.size_bytes == 0 and outcome.stderr.kept is None

@@ -41,8 +41,8 @@ _EXIT_SECONDS = 1.0
 
 class HandlerFault(WatcherError):
     """A request ended without an answer. `reason` is `timeout`, `stopped`, `handler_crashed`, `handler_bad_answer`,
-    `handler_answer_too_long`, `handler_too_large` or `handler_not_started`; `stderr` is what the handler wrote
-    meanwhile."""
+    `handler_answer_too_long`, `handler_too_large`, `output_too_large` or `handler_not_started`; `stderr` is what it
+    wrote meanwhile."""
 
     def __init__(self, reason: str, detail: str, exit_code: int | None = None, stderr: str = "", left: int = 0) -> None:
         super().__init__(detail)
@@ -113,6 +113,7 @@ class HandlerPool:
             process = self._shelf.take(ticket)
         except WireBroken as broken:
             raise HandlerFault(broken.reason, broken.detail) from None
+        process.wire.allow(self._settings.max_printed_bytes, process.tail)
         began = process.tail.position()
         try:
             answer = self._call(process, {"handler_name": handler_name, "event": dict(event)}, limit)
@@ -121,6 +122,7 @@ class HandlerPool:
         except BaseException as error:
             self._failed(process, ticket, WireBroken("handler_bad_answer", repr(error)), began, limit)
             raise
+        process.wire.allow_all()
         process.tail.drain()
         reply = Reply(answer, process.tail.since(began), process.pid)
         self._shelf.give_back(process, ticket)

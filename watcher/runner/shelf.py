@@ -18,6 +18,7 @@ from watcher.clock import Clock
 from watcher.errors import WatcherError
 from watcher.policy.disposition import Failure
 from watcher.policy.poolsize import PoolLimits, restart_delay, size_after_request
+from watcher.runner.interface import MAX_ATTEMPT_OUTPUT_BYTES
 from watcher.runner.warm import Start, WarmProcess
 from watcher.runner.wire import WireBroken
 
@@ -39,7 +40,7 @@ class PoolSettings:
     """What a pool needs to know. Seconds and bytes; 0 turns a limit on age, requests or memory off.
 
     `mark_prefix` begins the mark of every handler and must be nobody else's; `busy_lock` is the path of the lock whose
-    descriptor handlers inherit.
+    descriptor handlers inherit; `max_printed_bytes` is what a handler may print for one request, both streams together.
     """
 
     start: Start
@@ -57,6 +58,7 @@ class PoolSettings:
     max_age_seconds: float = 3600.0
     max_memory_bytes: int = 1 << 30
     max_waiting: int = 1000
+    max_printed_bytes: int = MAX_ATTEMPT_OUTPUT_BYTES
     backoff_seconds: tuple[float, float] = (0.5, 30.0)
     cold_seconds: tuple[float, float] = (60.0, 3600.0)
 

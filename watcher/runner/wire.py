@@ -4,7 +4,8 @@ A Wire is used by one thread at a time; only `wake` may be called by any. It nev
 whatever the other side does: not reading, not writing, flooding, half a line. What it has read is kept to
 `max_line_bytes`. A Tail is drained by whoever comes by, so that no handler ever blocks on its stderr.
 
-Raises WireBroken with a reason: `handler_crashed`, `handler_answer_too_long`, `timeout` or `stopped`. It ends no
+Raises WireBroken with a reason: `handler_crashed`, `handler_answer_too_long`, `output_too_large`,
+`timeout` or `stopped`. It ends no
 process.
 """
 
@@ -16,6 +17,7 @@ import select
 import threading
 import time
 
+from watcher.policy.printed import OUTPUT_TOO_LARGE
 from watcher.runner.reading import harmless
 
 #: What is kept of a handler's stderr: its last words.
@@ -46,6 +48,8 @@ class Wire:
         self._wake_fd, self._woken_by = os.pipe()
         self._is_stopped = False
         self._tail: Tail | None = None
+        self._total = 0
+        self._allowed: tuple[int, int, Tail] | None = None
         os.set_blocking(stdin_fd, False)
         os.set_blocking(stdout_fd, False)
         self._reading = select.poll()
@@ -56,6 +60,22 @@ class Wire:
         """Whoever waits here keeps this stderr empty; for a process that nobody else looks after."""
         self._tail = tail
         self._reading.register(tail.fd, select.POLLIN)
+
+    def allow(self, most_bytes: int, tail: Tail) -> None:
+        """From now on the other side may print so much, here and to this stderr, until the next call or `allow_all`."""
+        self._allowed = (self._total + tail.position(), most_bytes, tail)
+
+    def allow_all(self) -> None:
+        """Nobody asks it anything, so nobody counts."""
+        self._allowed = None
+
+    def has_too_much(self) -> bool:
+        """Any thread: whether it has printed more than that."""
+        allowed = self._allowed
+        if allowed is None:
+            return False
+        began, most, tail = allowed
+        return self._total + tail.position() - began > most
 
     def wake(self) -> None:
         """Any thread: whoever waits here, now or later, gets WireBroken `stopped`."""
@@ -113,6 +133,8 @@ class Wire:
         if not chunk:
             raise WireBroken("handler_crashed", "it closed its standard output")
         self._held += chunk
+        self._total += len(chunk)
+        self._refuse_too_much()
         held = len(self._held)
         if held > self._max and (held > 2 * self._max or self._held.find(b"\n", self._looked) < 0):
             raise WireBroken("handler_answer_too_long", f"its answer is longer than {self._max} bytes")
@@ -139,12 +161,19 @@ class Wire:
         if self.stdout_fd in self._wait(poller, deadline):
             self.fill()
 
+    def _refuse_too_much(self) -> None:
+        if self._allowed is not None and self.has_too_much():
+            most = self._allowed[1]
+            detail = f"it printed more than {most} bytes for one task (MAX_ATTEMPT_OUTPUT_BYTES)"
+            raise WireBroken(OUTPUT_TOO_LARGE, detail)
+
     def _wait(self, poller: select.poll, deadline: float | None) -> list[int]:
         while True:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise WireBroken("timeout", "no answer in time")
             ready = [fd for fd, _ in poller.poll(None if left is None else min(left, 86_400.0) * 1000 + 1)]
+            self._refuse_too_much()
             if self._is_stopped:
                 raise WireBroken("stopped", "ended on request")
             if self._tail is not None and self._tail.fd in ready:
@@ -153,6 +182,7 @@ class Wire:
                     for one in {poller, self._reading}:
                         one.unregister(self._tail.fd)
                     self._tail = None
+                self._refuse_too_much()
             if ready:
                 return ready
 

@@ -10,7 +10,7 @@ machine come as WorkerTrouble, which never costs a task an attempt.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -48,7 +48,8 @@ class Settlement:
 
     `result` and `dead_letter` are finished files; either may be missing. `kept` maps `stdout` / `stderr` to output
     files in the claim folder that go beside the result. `keep_original` stores the claimed file itself beside the
-    dead letter. `event` is emitted once everything is durable.
+    dead letter. `event` is emitted once everything is durable. `lighter` gives `result` and `dead_letter` anew for a
+    disk that is too full for the kept files: without them, and with short texts.
     """
 
     task_id: str
@@ -59,6 +60,7 @@ class Settlement:
     event: Event
     kept: dict[str, str] = field(default_factory=dict)
     keep_original: bool = False
+    lighter: Callable[[], tuple[bytes, bytes | None]] | None = None
 
 
 @dataclass(slots=True)

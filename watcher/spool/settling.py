@@ -5,7 +5,8 @@ without replacing; names durable; only then the claims are removed. A crash befo
 result exists, which a rescuer finishes without running anything.
 
 Runs on the committing thread and touches only folders, never the bookkeeping of the loop. Errors of the machine leave
-the claim and everything in memory as they were, to be tried again with new temporary files.
+the claim and everything in memory as they were, to be tried again with new temporary files. On a full disk an outcome
+gives up its own whole outputs first: the result counts for more.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from watcher.spool.interface import Settlement
 from watcher.spool.places import Places, original_name
 
 _SUFFIX_LIMIT = 10_000
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(slots=True)
@@ -67,9 +69,13 @@ class Settler:
                 work.event = work.event or work.settlement.event
         except OSError as caught:
             error = caught
-            for work in works:
-                if work.event is None:
-                    self._clean(work)
+            undone = [work for work in works if work.event is None]
+            for work in undone:
+                self._clean(work)
+            if caught.errno in _NO_ROOM and any(self._make_lighter(work.settlement) for work in undone):
+                events, error = self.settle([work.settlement for work in undone])
+                for work, event in zip(undone, events, strict=True):
+                    work.event = event
         return [work.event for work in works], error
 
     def _still_ours(self, work: _Work) -> bool:
@@ -125,6 +131,23 @@ class Settler:
         """Whether the result that is there is this very one: an earlier try of ours got that far."""
         there = self._places.results.read(f"{settlement.task_id}.json", 1 << 28)
         return there == settlement.result
+
+    def _make_lighter(self, settlement: Settlement) -> bool:
+        """Give up the whole outputs of an outcome for which the disk has no room; returns whether it had any.
+
+        Not once its result is there, which tells where they are.
+        """
+        p = self._places
+        if settlement.lighter is None or not p.mine.has(settlement.handle):
+            return False
+        if p.results.has(f"{settlement.task_id}.json"):
+            return False
+        for stream, name in settlement.kept.items():
+            p.mine.remove(name)
+            p.output.remove(f"{settlement.task_id}.{stream}")
+        settlement.result, settlement.dead_letter = settlement.lighter()
+        settlement.kept, settlement.lighter = {}, None
+        return True
 
     def _clean(self, work: _Work) -> None:
         temporary = f"{work.number}.{self._places.incarnation}"
