@@ -264,6 +264,7 @@ class Service:
             probe_seconds=config.circuit_breaker_timeout,
             min_free_bytes=config.min_free_bytes,
             model=config.model or None,
+            max_given_back=config.max_given_back,
         )
 
     def _worker_options(self, places: Places) -> WorkerOptions:
