@@ -26,11 +26,12 @@ from watcher.clock import SystemClock
 from watcher.condition import Parts
 from watcher.control import ControlDesk, ControlOptions
 from watcher.errors import LockLost, SettingError, WorkerTrouble, is_trouble
-from watcher.events import Bus
+from watcher.events import Bus, Event, TaskSettled
 from watcher.executor import Executor, ExecutorOptions
 from watcher.formats.task import WORKER_PATTERN
 from watcher.gates import Gates
 from watcher.holdfiles import FOLDER as HOLDS
+from watcher.policy.restart import Losses
 from watcher.policy.retry import RetryDelays
 from watcher.runner.providerfile import all_providers
 from watcher.runners import Runners
@@ -51,9 +52,6 @@ if TYPE_CHECKING:
     from watcher.telemetry.metrics import WorkerMetrics
     from watcher.telemetry.push import StatisticsPush
     from watcher_config import Loaded, WatcherConfig
-
-#: A folder that is taken away this often in a row is not coming back by itself.
-_MAX_INCARNATIONS = 10
 
 #: A probe counts until three beats of its worker have failed to come; a busy machine may delay short ones so long.
 _SHORTEST_LEASE_SECONDS = 5.0
@@ -82,11 +80,13 @@ class Service:
         self.bus = Bus()
         self.log = configure_logging(self.config.log_level, self.config.log_format, name)
         self.bus.join(EventLog(self.log))
+        self.bus.join(self._note)
         self.worker: Worker | None = None
         self.metrics: WorkerMetrics | None = None
         self.endpoint: MetricsEndpoint | None = None
         self.push: StatisticsPush | None = None
         self.stopping = False
+        self.has_settled = False
         self.zones: ZonesThread | None = None
 
     def run(self) -> int:
@@ -105,7 +105,9 @@ class Service:
                 self.zones.close()
 
     def _serve_again_and_again(self) -> int:
-        for _ in range(_MAX_INCARNATIONS):
+        losses = Losses()
+        while True:
+            self.has_settled, began = False, self.clock.monotonic()
             try:
                 asyncio.run(self._serve())
                 return 0
@@ -114,7 +116,12 @@ class Service:
                 self.log.error("%s", lost, extra={"event": "worker.lock_lost"})  # noqa: TRY400
                 if self.stopping:
                     return 0
-        return 4
+                if not losses.may_go_on(self.clock.monotonic() - began, self.has_settled):
+                    return 4
+
+    def _note(self, event: Event) -> None:
+        if isinstance(event, TaskSettled):
+            self.has_settled = True
 
     def _make_zones(self) -> None:
         """The drop zones of ZONES_FILE, checked; they start with the first incarnation."""

@@ -436,3 +436,13 @@ def test_lock_that_is_deleted_while_it_is_held_makes_no_second_run_at_once(
 
     site.wait_for(all_ended, "an outcome of every task")
     site.finish()
+
+
+def test_worker_whose_claims_are_taken_away_for_years_serves_on_while_it_gets_on(site: Site) -> None:
+    process = site.start(SCAN_INTERVAL=0.1)
+    for number in range(12):
+        delete(site.inbox() / ".claims" / process.incarnations()[-1])
+        site.wait_for(lambda number=number: len(process.incarnations()) == number + 2, "a fresh incarnation")
+        site.drop(f"t{number}", "say 1")
+        site.wait_until_all_ended()
+    site.finish()

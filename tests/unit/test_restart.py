@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from watcher.policy.restart import RestartRules, Restarts, Verdict
+from watcher.policy.restart import Losses, RestartRules, Restarts, Verdict
 
 
 def record(**rules: float) -> Restarts:
@@ -82,3 +82,16 @@ def test_fresh_start_by_a_person_forgets_everything() -> None:
 )
 def test_reason_says_how_it_ended(code: int, words: str) -> None:
     assert words in record().ended(code, 0.0).reason
+
+
+def test_folders_that_are_taken_away_ten_times_in_a_row_end_a_worker() -> None:
+    losses = Losses()
+    assert [losses.may_go_on(1.0, False) for _ in range(10)] == [True] * 9 + [False]
+
+
+@pytest.mark.parametrize(("lived", "has_settled"), [(60.0, False), (0.1, True)], ids=["a minute", "a task"])
+def test_worker_that_got_on_in_between_may_lose_its_folders_again_and_again(lived: float, has_settled: bool) -> None:
+    losses = Losses()
+    for _ in range(20):
+        assert all(losses.may_go_on(1.0, False) for _ in range(8))
+        assert losses.may_go_on(lived, has_settled)

@@ -98,6 +98,22 @@ class Restarts:
         return Decision(Verdict.RESTART, words_of(code), self.rules.delay(self.crashes))
 
 
+@dataclass(slots=True)
+class Losses:
+    """How often in a row a process has lost its folders; one that got on in between begins anew."""
+
+    limit: int = 10
+    well_after_seconds: float = 60.0
+    in_a_row: int = 0
+
+    def may_go_on(self, lived_seconds: float, has_settled: bool) -> bool:
+        """They were lost again, after so long or after a task that was settled: may it start once more?"""
+        if has_settled or lived_seconds >= self.well_after_seconds:
+            self.in_a_row = 0
+        self.in_a_row += 1
+        return self.in_a_row < self.limit
+
+
 def words_of(code: int) -> str:
     """An exit code for people."""
     if code < 0:
