@@ -7,6 +7,7 @@ never one of these.
 from __future__ import annotations
 
 import errno as _errno
+import os as _os
 
 #: The system is short of something that a person or time gives back. Such an error is never the task's fault.
 TROUBLE_ERRNOS = frozenset(
@@ -22,6 +23,9 @@ TROUBLE_ERRNOS = frozenset(
         _errno.ESTALE,
     }
 )
+
+#: What SQLite calls them (https://sqlite.org/rescode.html).
+_SQLITE_SHORTAGES = {"SQLITE_FULL": _errno.ENOSPC, "SQLITE_NOMEM": _errno.ENOMEM, "SQLITE_IOERR": _errno.EIO}
 
 
 class WatcherError(Exception):
@@ -69,3 +73,37 @@ class WorkerTrouble(WatcherError):
 def is_trouble(error: OSError) -> bool:
     """Whether this error means that the machine is short of something, not that the call was wrong."""
     return error.errno in TROUBLE_ERRNOS
+
+
+def shortage_behind(error: BaseException) -> OSError | None:
+    """The error of the machine that this one rests on, or None: that a folder cannot be made on a full disk, or a file
+    not be opened without a descriptor, is no wrong setting.
+
+    A lock that somebody holds (EAGAIN) and a file system that is read-only (EROFS) are none: a person must act.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.errno in TROUBLE_ERRNOS - {_errno.EAGAIN, _errno.EROFS}:
+            return found
+        name = "_".join(str(getattr(found, "sqlite_errorname", "")).split("_")[:2])
+        if name in _SQLITE_SHORTAGES:
+            return OSError(_SQLITE_SHORTAGES[name], str(found))
+        if name == "SQLITE_CANTOPEN" and (shortage := _shortage_of_descriptors()) is not None:
+            return shortage
+        found = found.__cause__ or found.__context__
+    return None
+
+
+def _shortage_of_descriptors() -> OSError | None:
+    """SQLite does not tell why it cannot open its three files."""
+    held: list[int] = []
+    try:
+        for _ in range(4):
+            held.append(_os.open(_os.devnull, _os.O_RDONLY | _os.O_CLOEXEC))
+    except OSError as error:
+        error.filename = None
+        return error if is_trouble(error) else None
+    finally:
+        for fd in held:
+            _os.close(fd)
+    return None

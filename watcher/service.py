@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from watcher.errors import NameTaken, SettingError, WorkerTrouble
+from watcher.errors import NameTaken, SettingError, WorkerTrouble, shortage_behind
 from watcher.terminal import clean
 
 if TYPE_CHECKING:
@@ -32,12 +32,18 @@ def run(program: str, body: Callable[[], int]) -> int:
     """The exit code of `body`, or that of the error which it raised and which is told here."""
     try:
         return body()
-    except SettingError as error:
-        return _tell(program, str(error), 2)
     except NameTaken as error:
         return _tell(program, str(error), 3)
     except WorkerTrouble as trouble:
-        return _tell(program, f"{trouble}; nothing is lost; start it again when the machine has what was missing", 5)
+        return _refused(program, trouble)
+    except (SettingError, OSError) as error:
+        shortage = shortage_behind(error)
+        if shortage is not None:
+            where = "" if shortage.filename is None else f" at {shortage.filename}"
+            return _refused(program, WorkerTrouble(f"start{where}", shortage))
+        if isinstance(error, OSError):
+            raise
+        return _tell(program, str(error), 2)
 
 
 def start_endpoint(
@@ -54,6 +60,10 @@ def start_endpoint(
         text = "port %d is taken; metrics are on port %d"
         log.warning(text, wanted.metrics_port, endpoint.port, extra={"event": "metrics.port_moved"})
     return endpoint
+
+
+def _refused(program: str, trouble: WorkerTrouble) -> int:
+    return _tell(program, f"{trouble}; nothing is lost; start it again when the machine has what was missing", 5)
 
 
 def _tell(program: str, text: str, code: int) -> int:

@@ -7,7 +7,8 @@ SIGTERM or Ctrl-C drains the workers and then ends the listener; a second time: 
 other. `--count 3` runs three instances of each worker, `--min 1 --max 5` as many as the tasks need and the machine
 bears. Settings come from the environment and .env, as for the workers.
 
-Exit codes: 0 stopped, and all went well; 1 something failed for good or ended badly; 2 a setting is wrong.
+Exit codes: 0 stopped, and all went well; 1 something failed for good or ended badly; 2 a setting is wrong; 5 the
+machine refused something at the start.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from watcher import __version__
+from watcher import __version__, service
 from watcher.childproc import become_subreaper
 from watcher.clock import SystemClock
 from watcher.errors import SettingError
@@ -76,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    return asyncio.run(_Assembly(options).supervisor().run())
+    return service.run("watcher up", lambda: asyncio.run(_Assembly(options).supervisor().run()))
 
 
 class _Assembly:

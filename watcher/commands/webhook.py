@@ -11,6 +11,7 @@ import argparse
 import asyncio
 from pathlib import Path
 
+from watcher import service
 from watcher.commands import shared
 from watcher.errors import SettingError
 from watcher.websettings import load_webhook_config
@@ -37,6 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    return service.run("watcher webhook", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
     pairs = ((name, getattr(options, flag)) for flag, (name, _, _) in _FLAGS.items())
     loaded = load_webhook_config({name: value for name, value in pairs if value is not None})
     if options.print_config:

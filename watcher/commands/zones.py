@@ -4,7 +4,8 @@ The tasks go to the workers that the zones name; their processes run them. Every
 say where the files are. SIGHUP reads the file again; when that is wrong, the zones stay as they were. SIGTERM or Ctrl-C
 ends it: files whose task is under way are finished by the next start. docs/zones.md describes the file.
 
-Exit codes: 0 ended, or the file is good; 1 with --once: there were errors; 2 the file or a setting is wrong.
+Exit codes: 0 ended, or the file is good; 1 with --once: there were errors; 2 the file or a setting is wrong; 5 the
+machine refused something at the start (a full disk, no descriptors).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import asyncio
 import signal
 from pathlib import Path
 
+from watcher import service
 from watcher.clock import SystemClock
 from watcher.commands import shared
 from watcher.intake.dropzone import Counts, DropZones, ZoneOptions
@@ -36,6 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    return service.run("watcher zones", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
     given = {"LOG_LEVEL": options.log_level, "LOG_FORMAT": options.log_format}
     config = load_watcher_config({name: value for name, value in given.items() if value is not None}).config
     path, wanted = Path(options.file), zone_options(config)

@@ -15,7 +15,7 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
-from watcher.errors import SettingError
+from watcher.errors import SettingError, shortage_behind
 
 FILE_NAME = "webhook.db"
 VERSION = 1
@@ -50,7 +50,8 @@ class Memory:
             folder.mkdir(parents=True, exist_ok=True)
             self._db = self._open()
         except (OSError, sqlite3.Error) as error:
-            raise SettingError(f"STATE_DIR: cannot use {self.path}: {error}; make the folder writable") from error
+            why = shortage_behind(error) or error  # asked here: later more descriptors may be free
+            raise SettingError(f"STATE_DIR: cannot use {self.path}: {error}; make the folder writable") from why
 
     def find(self, identity: str) -> Delivery | None:
         """The delivery of this identity, if it is remembered."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from watcher.errors import SettingError
+from watcher.errors import SettingError, shortage_behind
 from watcher.maintenance.aggregator import Outcome, Tally, Totals
 
 FILE_NAME = "orchestrator.db"
@@ -83,7 +83,8 @@ class Ledger:
             folder.mkdir(parents=True, exist_ok=True)
             self._db = self._open(silent_before)
         except (OSError, sqlite3.Error) as error:
-            raise SettingError(f"STATE_DIR: cannot use {self.path}: {error}; make the folder writable") from error
+            why = shortage_behind(error) or error  # asked here: later more descriptors may be free
+            raise SettingError(f"STATE_DIR: cannot use {self.path}: {error}; make the folder writable") from why
         self.silent_before = float(self._value("silent_before"))
 
     def close(self) -> None:
