@@ -28,6 +28,7 @@ from watcher.control import ControlDesk, ControlOptions
 from watcher.errors import LockLost, SettingError, WorkerTrouble, is_trouble
 from watcher.events import Bus, Event, TaskSettled
 from watcher.executor import Executor, ExecutorOptions
+from watcher.fence import fence
 from watcher.formats.task import WORKER_PATTERN
 from watcher.gates import Gates
 from watcher.holdfiles import FOLDER as HOLDS
@@ -93,6 +94,8 @@ class Service:
         """Serve until told to stop; returns the exit code."""
         ignore_lease_breaks()
         become_subreaper()
+        if self.config.agent_sudo:
+            fence.leave_open()
         self._make_zones()
         self._start_metrics()
         self._start_push()

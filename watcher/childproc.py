@@ -1,6 +1,8 @@
 """Start commands, wait for them, and end them: by their own group here, what escapes it in `leftovers`.
 
-A command leads its own session and process group. It is waited for through a pidfd, so waiting and timeouts cost no
+A command leads its own session and process group. Each is started by a thread that ends with the start: what a command
+shall inherit and this process shall not have (the fence of an agent, a signal mask) is that thread's alone. The command
+then counts as the main thread's child. It is waited for through a pidfd, so waiting and timeouts cost no
 thread and no polling, and it is reaped only under a lock, so no signal can hit a recycled pid. Where there are no
 pidfds, waiting falls back to short sleeps.
 
@@ -10,7 +12,9 @@ as `subprocess.Popen` does. It decides nothing: what an exit code means is the r
 
 from __future__ import annotations
 
+import _thread
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -21,6 +25,7 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 
 from watcher import procfs
+from watcher.fence import fence
 from watcher.leftovers import (
     attempt_began,
     attempt_over,
@@ -45,6 +50,8 @@ MARK = procfs.MARK
 #: `Child.wait` gives this when somebody else reaped the command, so that nobody knows how it ended.
 EXIT_UNKNOWN = -255
 _A_DAY_MS = 86_400_000
+#: What this process was started with, before `signals` blocked any: commands start with the same.
+_SIGNAL_MASK = signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def spawn(
@@ -56,28 +63,53 @@ def spawn(
     stderr_fd: int,
     pass_fds: Collection[int] = (),
     executable: str | None = None,
+    *,
+    is_agent: bool = True,
 ) -> Child:
     """Start a command as the leader of a new session, without a shell and without `preexec_fn`, so that vfork is used.
 
-    `executable` is the program's absolute path: without it the search of PATH in `env` swaps the warning filters,
-    which two threads must not do at once. `stdin_fd` None gives an empty stdin. Every descriptor but the standard ones
-    and `pass_fds` is closed in the child.
+    An agent starts behind the fence. `executable` is the program's absolute path: without it the search of PATH in
+    `env` swaps the warning filters, which two threads must not do at once. `stdin_fd` None gives an empty stdin. Every
+    descriptor but the standard ones and `pass_fds` is closed in the child.
     """
-    process = subprocess.Popen(
-        argv,
-        executable=executable,
-        env=env,
-        cwd=cwd,
-        stdin=subprocess.DEVNULL if stdin_fd is None else stdin_fd,
-        stdout=stdout_fd,
-        stderr=stderr_fd,
-        pass_fds=pass_fds,
-        close_fds=True,
-        start_new_session=True,
-    )
-    process.returncode = 0  # the reaping is ours; so Popen neither waits for it nor warns about it
-    note_started(process.pid, pass_fds)
-    return Child(process.pid)
+    begun: list[int | BaseException] = []
+    done = _thread.allocate_lock()
+    done.acquire()
+
+    def start() -> None:
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, _SIGNAL_MASK)
+            if is_agent:
+                fence.enter()
+            process = subprocess.Popen(
+                argv,
+                executable=executable,
+                env=env,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL if stdin_fd is None else stdin_fd,
+                stdout=stdout_fd,
+                stderr=stderr_fd,
+                pass_fds=pass_fds,
+                close_fds=True,
+                start_new_session=True,
+            )
+            process.returncode = 0  # the reaping is ours; so Popen neither waits for it nor warns about it
+            note_started(process.pid, pass_fds)  # while it is this thread's child, and so in no list of adopted ones
+            begun.append(process.pid)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it is the caller's
+            begun.append(error)
+        finally:
+            done.release()
+
+    try:
+        _thread.start_new_thread(start, ())  # `threading` would wait for it twice
+    except RuntimeError:
+        raise OSError(errno.EAGAIN, "cannot start a thread") from None
+    done.acquire()
+    found = begun[0]
+    if isinstance(found, BaseException):
+        raise found
+    return Child(found)
 
 
 class Child:

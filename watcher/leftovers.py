@@ -151,10 +151,10 @@ def kill_holders(lock_path: str | os.PathLike[str], inherited_only: bool = False
 class _Family:
     """What this process started and what it adopted. There is one, because a process has one set of children.
 
-    The kernel gives an orphan to the first living thread of the subreaper, which is the main one, while a child stays
-    with the thread that started it (`find_new_reaper` in kernel/exit.c). So the main thread's list in /proc holds the
-    adopted ones alone when commands are started by other threads. Those that the main thread starts, or inherits from
-    a slot's thread that ended, are told apart by `started` and by their session.
+    The kernel gives an orphan to the first living thread of the subreaper, which is the main one, and so it does with
+    the children of a thread that ends (`find_new_reaper` in kernel/exit.c). So the main thread's list in /proc holds
+    what we adopted and what `childproc` started; the latter are told apart by `started`, where each stands before its
+    starting thread ends, and others by their session.
     """
 
     def __init__(self) -> None:
@@ -182,11 +182,7 @@ class _Family:
 
     def has_adopted(self) -> bool:
         """The cheap question, asked after every attempt."""
-        if not self.is_adopting:
-            return False
-        if self._children_fd is None:
-            return bool(self._list_children())
-        return bool(os.pread(self._children_fd, 1, 0))
+        return self.is_adopting and any(pid not in self.started for pid in self._list_children())
 
     def reap_and_list(self) -> list[int]:
         """Adopted processes that live; the dead ones are reaped.

@@ -106,6 +106,9 @@ class WatcherConfig(TeamSettings, TakingSettings):
     agent_env: Annotated[tuple[str, ...], BeforeValidator(split_variables)] = Field(
         (), description="more variables that commands may see: names or globs, commas between"
     )
+    agent_sudo: bool = Field(
+        False, description="let agents use sudo and other setuid programs; then they can also signal this worker"
+    )
     allowed_cwd: Annotated[tuple[Path, ...], BeforeValidator(split_folders)] = Field(
         (), description=f"folders that a task's cwd must lie in, {os.pathsep!r} between; empty allows all"
     )

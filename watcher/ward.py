@@ -172,7 +172,7 @@ class Ward:
         try:
             os.set_blocking(out, False)
             environment = {os.fsencode(name): os.fsencode(text) for name, text in self.charge.environment.items()}
-            child = spawn(self.charge.argv, environment, None, None, into, into)
+            child = spawn(self.charge.argv, environment, None, None, into, into, is_agent=False)
         except BaseException:
             os.close(out)
             raise

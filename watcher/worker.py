@@ -20,6 +20,7 @@ from watcher.condition import Parts, Standing, pulse
 from watcher.errors import LockLost, WorkerTrouble
 from watcher.events import (
     Emit,
+    FenceMissing,
     HintFailed,
     LeftoversKilled,
     StallNotWatched,
@@ -30,6 +31,7 @@ from watcher.events import (
     WorkerStarted,
     WorkerStopped,
 )
+from watcher.fence import IN_FORCE, fence
 from watcher.formats.heartbeat import HeartbeatStatus
 from watcher.policy import scanning
 from watcher.telemetry.heartbeat import Pulse
@@ -99,6 +101,8 @@ class Worker:
         parts.control.on_drain(self.drain)
         try:
             self._emit(WorkerStarted(parts.incarnation.id, os.getpid(), self._options.about))
+            if fence.state() != IN_FORCE:
+                self._emit(FenceMissing(fence.state()))
             self._try_to_look_around()
             self._watch_inbox()
             await self._scan()

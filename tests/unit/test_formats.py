@@ -110,7 +110,7 @@ def test_every_format_has_a_file_of_version_1_that_shows_all_its_fields() -> Non
     }  # fmt: skip
     for schema, names in shown.items():
         fields = set().union(*(strictjson.loads(example(name)) for name in names))
-        assert set(all_schemas()[schema]["properties"]) - fields <= {"stderr_path"}, schema
+        assert set(all_schemas()[schema]["properties"]) - fields <= {"stderr_path", "fence"}, schema
 
 
 def test_published_schemas_are_those_of_the_code() -> None:

@@ -26,6 +26,7 @@ from watcher.clock import SystemClock
 from watcher.commands import shared
 from watcher.doctor import Doctor, Finding, Ward
 from watcher.errors import SettingError
+from watcher.fence import IN_FORCE, fence
 from watcher.runner.providerfile import all_providers
 from watcher.runner.providers import Provider, environment_for, find_program
 from watcher.whereabouts import on_their_way, workers
@@ -52,14 +53,23 @@ def run(options: argparse.Namespace) -> int:
         environ, config.agent_env, config.model or None, options.timeout, config.kill_grace, calls=not options.no_call
     )
     become_subreaper()
+    if config.agent_sudo:
+        fence.leave_open()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing stays behind
     _tell_ignored(config.folders)
     findings = _examine(Doctor(ward, SystemClock()), wanted, is_quiet=options.json or not sys.stderr.isatty())
     is_well = all(finding.state != "ill" for finding in findings)
     if options.json:
-        shared.say(json.dumps({"is_well": is_well, "providers": [finding.as_json() for finding in findings]}, indent=2))
+        told = {
+            "is_well": is_well,
+            "fence": fence.state(),
+            "providers": [finding.as_json() for finding in findings],
+        }
+        shared.say(json.dumps(told, indent=2))
     else:
         shared.say(render(findings, called=not options.no_call))
+        if fence.state() != IN_FORCE:
+            shared.say(f"fence         WARNING  {fence.state()}")
     return 0 if is_well else 1
 
 

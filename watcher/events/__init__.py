@@ -80,6 +80,7 @@ from watcher.events.webhook import (
 from watcher.events.worker import (
     CommandDone,
     CommandRefused,
+    FenceMissing,
     TroubleBegan,
     TroubleEnded,
     WakeDegraded,
@@ -109,6 +110,7 @@ __all__ = [
     "CommandRefused",
     "Emit",
     "Event",
+    "FenceMissing",
     "FileIgnored",
     "FilesPruned",
     "FolderFound",

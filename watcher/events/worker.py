@@ -19,6 +19,15 @@ class WorkerStarted(Event):
 
 
 @dataclass(slots=True)
+class FenceMissing(Event):
+    """Commands run without the fence that keeps them from signalling this worker; `detail` says why and what to do."""
+
+    name: ClassVar[str] = "fence.missing"
+    level: ClassVar[str] = "warning"
+    detail: str
+
+
+@dataclass(slots=True)
 class WorkerDraining(Event):
     """It claims nothing more; what runs may end."""
 

@@ -46,6 +46,7 @@ FIELDS: dict[str, Kind] = {
     "held_until": Optional(Text(40)),
     "metrics_port": Optional(_COUNT),
     "wake": Text(64),
+    "fence": Text(512),
     "oldest_pending_age_seconds": Optional(Number(0, 1e12)),
     "active": ListOf(Object(_ACTIVE), 100_000),
 }
@@ -120,6 +121,7 @@ class Heartbeat:
     held_until: float | None = None
     metrics_port: int | None = None
     wake: str = "events"
+    fence: str = ""
     oldest_pending_age_seconds: float | None = None
     active: list[ActiveTask] = field(default_factory=list)
 
@@ -144,6 +146,7 @@ class Heartbeat:
                 "held_until": None if self.held_until is None else rfc3339(self.held_until),
                 "metrics_port": self.metrics_port,
                 "wake": self.wake,
+                "fence": self.fence,
                 "oldest_pending_age_seconds": self.oldest_pending_age_seconds,
                 "active": [task.as_json() for task in self.active],
             }

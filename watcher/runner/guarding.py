@@ -34,7 +34,9 @@ class Guarding:
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             argv = [sys.executable, "-I", "-S", guard.__file__, *self._arguments]
-            self._child = childproc.spawn(argv, {}, "/", reading, nothing, nothing, executable=sys.executable)
+            self._child = childproc.spawn(
+                argv, {}, "/", reading, nothing, nothing, executable=sys.executable, is_agent=False
+            )
         finally:
             os.close(reading)
             os.close(nothing)

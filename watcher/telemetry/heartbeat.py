@@ -15,6 +15,7 @@ from pathlib import Path
 from watcher.atomicfile import Folder, replace
 from watcher.clock import Clock
 from watcher.events import Event, TaskRefused, TaskRetryScheduled, TaskSettled
+from watcher.fence import fence
 from watcher.formats.heartbeat import ActiveTask, Heartbeat, HeartbeatStatus, Stats
 
 
@@ -96,6 +97,7 @@ class Beats:
             held_until=pulse.held_until,
             metrics_port=self._metrics_port(),
             wake=pulse.wake,
+            fence=fence.state(),
             oldest_pending_age_seconds=pulse.oldest_pending_age_seconds,
             active=pulse.active,
         )

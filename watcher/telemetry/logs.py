@@ -96,6 +96,7 @@ class _Plan:
 #: What happened, for people; reason and detail are added behind it.
 _SENTENCES: dict[type[events.Event], str] = {
     events.WorkerStarted: "worker started, pid {pid}",
+    events.FenceMissing: "commands can signal this worker",
     events.WorkerDraining: "worker is draining, tasks running: {active_tasks}",
     events.WorkerStopped: "worker stopped, tasks given back: {released_tasks}",
     events.TaskClaimed: "{task_id} claimed for {provider} after {latency_seconds:.3f} s",
