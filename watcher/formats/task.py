@@ -146,7 +146,7 @@ def refuse_to_unset(submitted: dict[str, Any], changes: dict[str, Any]) -> None:
 def parse_task(raw: bytes, stem: str, worker: str) -> Task:
     """Read the bytes of `tasks/<worker>/<stem>.json`. Raises InvalidTask."""
     try:
-        value = strictjson.loads(raw)
+        value = strictjson.loads(raw, is_bounded=True)
     except strictjson.NotStrictJson as error:
         raise InvalidTask("invalid_json", str(error)) from None
     if not isinstance(value, dict):

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -46,6 +46,9 @@ FULL_RETRY_SECONDS = 5
 TROUBLE_RETRY_SECONDS = 10
 #: Refusals are logged at most so often; the rest is counted.
 _REFUSALS_LOGGED_PER_SECOND = 5.0
+#: Reading a body of this size may take a millisecond.
+_LARGE_BODY_BYTES = 32 << 10
+_T = TypeVar("_T")
 _STATUS = {"accepted": 202, "copy": 200}
 _ALWAYS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 
@@ -106,8 +109,10 @@ class Endpoint:
         body = await self._signed_body(request, None, SIGNATURE_HEADER)
         with self._bounds.slot():
             key = request.headers.get(webhook_submissions.KEY_HEADER)
-            fields = webhook_submissions.parse(body)
-            submission = webhook_submissions.from_task(fields, key, self._parts.config.max_task_bytes)
+            limit = self._parts.config.max_task_bytes
+            submission = await _understood(
+                body, lambda: webhook_submissions.from_task(webhook_submissions.parse(body), key, limit)
+            )
             return await self._accept(submission, "tasks")
 
     async def post_hook(self, request: Request) -> Response:
@@ -116,13 +121,15 @@ class Endpoint:
             raise Refusal(404, "unknown_hook", "no hook of this name is in WEBHOOK_HOOKS_FILE")
         body = await self._signed_body(request, hook.secret, hook.signature_header)
         with self._bounds.slot():
-            payload = webhook_submissions.parse(body)
+            payload = await _understood(body, lambda: webhook_submissions.parse(body))
             why = hook.ignores(payload, request.headers.get("X-GitHub-Event"))
             if why is not None:
                 self._parts.metrics.judged(hook.name, "ignored")
                 return json_answer(200, {"status": "ignored", "detail": why})
             limit = self._parts.config.max_task_bytes
-            submission = webhook_submissions.from_hook(hook, payload, body, request.headers, limit)
+            submission = await _understood(
+                body, lambda: webhook_submissions.from_hook(hook, payload, body, request.headers, limit)
+            )
             return await self._accept(submission, hook.name)
 
     async def _accept(self, submission: Submission, source: str) -> Response:
@@ -188,6 +195,11 @@ class Endpoint:
         _log.error("%s", trouble, extra={"event": "webhook.trouble"})
         text = "the machine cannot store tasks now; nothing was accepted, try again later"
         return problem(503, "trouble", text, {"Retry-After": str(TROUBLE_RETRY_SECONDS)})
+
+
+async def _understood(body: bytes, step: Callable[[], _T]) -> _T:
+    """What a step makes of a body; a large one is read on a thread, so that others are answered meanwhile."""
+    return await asyncio.to_thread(step) if len(body) > _LARGE_BODY_BYTES else step()
 
 
 class _Bounds:

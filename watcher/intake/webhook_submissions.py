@@ -29,7 +29,7 @@ KEY_PATTERN = r"[!-~](?:[ -~]{0,253}[!-~])?"
 def parse(body: bytes) -> Any:
     """The body as strict JSON."""
     try:
-        return strictjson.loads(body)
+        return strictjson.loads(body, is_bounded=True)
     except strictjson.NotStrictJson as error:
         raise Refusal(400, "invalid_json", str(error)) from None
 
