@@ -274,7 +274,7 @@ class Service:
             probe_seconds=config.circuit_breaker_timeout,
             min_free_bytes=config.min_free_bytes,
             model=config.model or None,
-            max_given_back=config.max_given_back,
+            max_worker_deaths=config.max_worker_deaths,
         )
 
     def _worker_options(self, places: Places) -> WorkerOptions:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from watcher.atomicfile import Folder, move_new, replace
 from watcher.clock import Clock
-from watcher.errors import InvalidTask, is_trouble
+from watcher.errors import InvalidTask, LockLost, is_trouble
 from watcher.events import CommandDone, CommandRefused, Emit, FileIgnored, HintFailed, WorkerPaused, WorkerResumed
 from watcher.executor import Executor
 from watcher.formats import strictjson
@@ -184,6 +184,10 @@ class ControlDesk:
             return
         except OSError as error:
             what = _Later(None if is_trouble(error) else f"{error.strerror or error}")
+        except LockLost:
+            raise
+        except Exception as error:  # noqa: BLE001 - one command's trouble, never the loop's end
+            what = _Later(f"the worker failed over it: {type(error).__name__}: {error}")
         if isinstance(what, _Later):
             self._wait_for(name, entry or _Open(now, now), what, now)
             return

@@ -19,27 +19,26 @@ from dataclasses import dataclass
 
 from watcher.clock import Clock
 from watcher.errors import InvalidTask, WorkerTrouble
-from watcher.events import Event
+from watcher.events import Event, TaskNotUnderstood
 from watcher.policy.disposition import Ending, Failure
 from watcher.runner.interface import Attempt, Outcome, Runner, without_output
 from watcher.spool.interface import Claim, Settlement, Spool
 
-#: Why an attempt is given back that was not begun, for its provider has been held meanwhile.
-NOT_BEGUN = "provider_held"
 #: Outcomes that are stored in one go, at most.
 LARGEST_BATCH = 256
+#: How often storing one outcome may fail by a defect.
+_TRIES = 3
 
 
 @dataclass(slots=True)
 class Running:
     """A task that is being run now. `has_the_days_money`: it may cost what is left of the day, not what it may cost
-    in all. `is_alone`: nothing else has run at any time since it began."""
+    in all."""
 
     claim: Claim
     attempt: Attempt
     started_at: float
     has_the_days_money: bool = False
-    is_alone: bool = False
 
 
 @dataclass(slots=True)
@@ -74,6 +73,7 @@ class Crew:
         self._arrived: deque[tuple[Callable[..., None], tuple[object, ...]]] = deque()
         self._is_waking = False
         self._refused: set[str] = set()
+        self._defects: dict[str, int] = {}
         #: Moves whenever a slot begins something; only its change means anything.
         self.begun = 0
 
@@ -144,7 +144,7 @@ class Crew:
         while (running := self._starts.get()) is not None:
             self.begun += 1
             if not self._callbacks.may_start(running):
-                ending = Ending(Failure.STOPPED, NOT_BEGUN, "held since it was claimed")
+                ending = Ending(Failure.STOPPED, "provider_held", "held since it was claimed")
                 outcome = without_output(ending, self._clock.wall())
                 self._hand_over(self._callbacks.ended, running, outcome)
                 continue
@@ -188,7 +188,20 @@ class Crew:
         try:
             return self._spool.settle(batch)
         except Exception as error:  # noqa: BLE001 - a silent end of this thread would keep every outcome for ever
-            return [None] * len(batch), OSError(errno.EIO, f"defect while storing: {type(error).__name__}: {error}")
+            if len(batch) == 1:
+                return self._unstorable(batch[0], f"{type(error).__name__}: {error}")
+        each = [self._settle([settlement]) for settlement in batch]
+        return [events[0] for events, _ in each], next((error for _, error in each if error is not None), None)
+
+    def _unstorable(self, settlement: Settlement, why: str) -> tuple[list[Event | None], OSError | None]:
+        """One outcome over which storing fails: after three times its claim is left to the next process, so that the
+        others can be stored."""
+        times = self._defects[settlement.task_id] = self._defects.get(settlement.task_id, 0) + 1
+        if times < _TRIES:
+            return [None], OSError(errno.EIO, f"defect while storing {settlement.task_id}: {why}")
+        del self._defects[settlement.task_id]
+        text = f"its outcome cannot be stored: {why}; it is run again by the next process"
+        return [TaskNotUnderstood(settlement.task_id, text)], None
 
     def _hand_over(self, callback: Callable[..., None], *args: object) -> None:
         """From a thread to the loop. Many that come together cost one wake-up: the second finds the flag set."""

@@ -2,8 +2,7 @@
 
 Here is what is claimed next, what runs, and what follows from how it ended. Everything here is the loop thread's; the
 crew runs attempts and stores outcomes on threads of its own and tells the loop. Promise: whatever an attempt does, its
-claim ends in exactly one of settle, retry or release, through `wayout`. A release costs no attempt, and each kind of it
-is bounded: what blames the account or the machine by `blame`, a stop by who stops, a budget by the money.
+claim ends in exactly one of settle, retry or release, through `wayout`; trouble of the machine burns no attempt.
 """
 
 from __future__ import annotations
@@ -13,10 +12,9 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from watcher.blame import Blame
 from watcher.budgets import Budgets
 from watcher.clock import Clock
-from watcher.crew import LARGEST_BATCH, NOT_BEGUN, Callbacks, Crew, Running
+from watcher.crew import LARGEST_BATCH, Callbacks, Crew, Running
 from watcher.errors import WorkerTrouble
 from watcher.events import (
     AttemptEnded,
@@ -25,12 +23,11 @@ from watcher.events import (
     HintFailed,
     LeftoversKilled,
     TaskClaimed,
+    TaskNotUnderstood,
 )
 from watcher.gates import Gates
 from watcher.policy.ahead import ClaimingAhead
 from watcher.policy.disposition import Disposition, Ending, Failure, HoldProvider, Retry, Settle, decide
-from watcher.policy.givenback import GaveBack, weigh
-from watcher.policy.order import doubted, undoubted
 from watcher.policy.printed import FULL_BYTES, OUTPUT_TOO_LARGE
 from watcher.policy.retry import RetryDelays
 from watcher.runner.interface import Attempt, Live, Outcome, Runner, without_output
@@ -59,7 +56,7 @@ class ExecutorOptions:
     probe_seconds: float
     min_free_bytes: int
     model: str | None = None
-    max_given_back: int = 3
+    max_worker_deaths: int = 3
 
 
 @dataclass(slots=True)
@@ -71,7 +68,6 @@ class _Books:
     draining: bool = False
     paused: bool = False
     cancelling: dict[str, str] = field(default_factory=dict)
-    stopping: set[str] = field(default_factory=set)
 
 
 class Executor:
@@ -99,11 +95,12 @@ class Executor:
         self._idle.set()
         self._crew = Crew(spool, runner, options.max_concurrent, clock)
         self._trouble = Trouble(clock, emit)
-        self._blame = Blame(gates, options.worker, options.probe_seconds)
         self._out = WayOut(spool, self._crew.store, self._budgets, options.delays, self._trouble, emit)
         self._ahead = ClaimingAhead()
         self._signature = Signature(options.worker, options.incarnation, spool.output_path)
         self._marks = itertools.count(1)
+        self._is_cut = False
+        self._alone_next = False
         self._on_change: Callable[[], None] = lambda: None
 
     # --- the loop thread's calls
@@ -111,11 +108,12 @@ class Executor:
     def start(self, loop: asyncio.AbstractEventLoop, on_change: Callable[[], None]) -> None:
         """Begin to work; `on_change` is called on the loop after attempts and outcomes: `retry_in` may be another."""
         self._on_change = on_change
-        callbacks = Callbacks(self._unannounced, self._ended, self._out.stored, self._turn, self._may_start)
+        callbacks = Callbacks(self._unannounced, self._ended_or_failed, self._out.stored, self._turn, self._may_start)
         self._crew.start(loop, callbacks)
 
     def fill(self) -> None:
-        """Claim and start as much as the limits allow."""
+        """Claim and start as much as the limits and a slice of time allow; `retry_in` is 0 while there is more."""
+        self._is_cut = False
         self._look_ahead()
         if not self._is_well() or self._books.draining:
             return
@@ -131,10 +129,7 @@ class Executor:
     def _claim(self) -> None:
         try:
             while (room := self._room()) > 0:
-                excluded, probing = self._gates.closed_to(self._spool.has_undoubted)
-                if self._trouble.is_on:  # who met it before is not the one to tell whether it is over
-                    others = self._spool.has_ready({*excluded, doubted()})
-                    excluded.add(doubted() if others else undoubted())
+                excluded, probing = self._gates.closed_to()
                 if not self._spool.has_ready(excluded):
                     break
                 if probing:
@@ -143,8 +138,9 @@ class Executor:
                 for ending in taken.endings:
                     self._store(ending)
                 for claim in taken.claims:
-                    self._begin_or_end(claim)
-                if not taken.claims and not taken.endings:
+                    self._try_to_begin(claim)
+                self._is_cut = taken.is_cut
+                if taken.is_cut or (not taken.claims and not taken.endings):
                     break
             if self._trouble.is_on and not self._trouble.is_tried and not self._out.unstored and self._room() > 0:
                 self._end_trouble()  # nothing is there to try it with
@@ -169,18 +165,22 @@ class Executor:
     def look(self, running: Running) -> Live | None:
         """What a running task does just now. Its costs are counted, and when they are too much it is ended."""
         mark = running.attempt.mark
-        live = self._runner.live(mark)
+        try:
+            live = self._runner.live(mark)
+        except Exception:  # noqa: BLE001 - what an agent prints must not end the loop; its attempt goes on
+            live = None
         if live is not None:
             if live.is_answered:
                 self._gates.answered(running.claim.provider, mark)
             why = self._budgets.heed(running, live)
             if why is not None:
-                self._books.stopping.add(mark)
                 self._runner.stop(mark, *why)
         return live
 
     def retry_in(self) -> float | None:
         """Seconds until `fill` should be called again although nothing happens; None when that is not needed."""
+        if self._is_cut and not self._trouble.is_on:
+            return 0.0
         times = [t for t in (self._trouble.retry_at, self._ahead.due_at) if t is not None]
         return max(0.0, min(times) - self._clock.monotonic()) if times else None
 
@@ -220,7 +220,6 @@ class Executor:
         """
         running = self.running()
         for one in running:
-            self._books.stopping.add(one.attempt.mark)
             self._runner.stop(one.attempt.mark, Failure.STOPPED)
         return len(running)
 
@@ -255,7 +254,8 @@ class Executor:
 
     def _room(self) -> int:
         books = self._books
-        if self._out.unstored >= _MAX_UNSTORED:
+        self._alone_next = self._alone_next and bool(books.running)
+        if self._out.unstored >= _MAX_UNSTORED or self._alone_next or self._runs_alone():
             return 0
         if self._trouble.is_on:
             # One task tries whether the machine is well again, also beside one that has run for hours.
@@ -268,6 +268,27 @@ class Executor:
         """Only while none fails and no money is counted: what is claimed ahead would still run, and burn, when the
         breaker opens or the budget is spent."""
         return self._ahead.is_worth_it() and not self._budgets.are_set() and not self._gates.are_failures_pending()
+
+    def _try_to_begin(self, claim: Claim) -> None:
+        if self._must_wait_alone(claim):
+            self._alone_next = True
+            self._out.release(claim, "runs_alone")
+            return
+        try:
+            self._begin_or_end(claim)
+        except Exception as error:  # noqa: BLE001 - one task's trouble, never the loop's end
+            self._fail_inside(claim, None, error)
+
+    def _must_wait_alone(self, claim: Claim) -> bool:
+        """A task on whose next death it would be `worker_died` runs with no other beside it: the blame is its own then,
+        and those who only ran beside another are not blamed."""
+        return bool(self._books.running) and (self._is_last_chance(claim) or self._runs_alone())
+
+    def _runs_alone(self) -> bool:
+        return any(self._is_last_chance(running.claim) for running in self._books.running.values())
+
+    def _is_last_chance(self, claim: Claim) -> bool:
+        return 0 < self._options.max_worker_deaths - 1 <= claim.deaths
 
     def _begin_or_end(self, claim: Claim) -> None:
         """Begin it, unless its attempts have cost what they may: then it is over."""
@@ -296,12 +317,8 @@ class Executor:
         allowance = self._budgets.allowance(task.task_id)
         attempt.max_cost_usd = None if allowance is None else allowance.usd
         running = Running(claim, attempt, self._clock.wall(), allowance is not None and allowance.is_the_days)
-        for other in self._books.running.values():
-            other.is_alone = False
-        running.is_alone = not self._books.running
         self._books.running[attempt.mark] = running
         self._trouble.task_started()
-        self._blame.began(attempt.mark)
         self._idle.clear()
         self._gates.started(claim.provider, attempt.mark)
         self._crew.run(running, len(self._books.running))
@@ -312,23 +329,50 @@ class Executor:
         task_id = running.claim.task.task_id
         self._emit(HintFailed(task_id, f"receipt of {task_id}: {error.strerror or error}"))
 
+    def _ended_or_failed(self, running: Running, outcome: Outcome) -> None:
+        try:
+            self._ended(running, outcome)
+        except Exception as error:  # noqa: BLE001 - one task's trouble, never the loop's end
+            self._fail_inside(running.claim, running.attempt.mark, error)
+
+    def _fail_inside(self, claim: Claim, mark: str | None, error: Exception) -> None:
+        """This program failed over one task: a counted failure; when even that cannot be written, its file goes to the
+        dead letters as it is."""
+        detail = f"{type(error).__name__}: {error}".rstrip(": ")
+        self._emit(TaskNotUnderstood(claim.task.task_id, detail))
+        try:
+            if mark is not None:
+                self._books.running.pop(mark, None)
+                self._gates.told_nothing(claim.provider, mark)
+            outcome = without_output(Ending(Failure.TRANSIENT, "worker_defect", detail), self._clock.wall())
+            what = decide(
+                outcome.ending, claim.attempt, self._retries(claim), self._options.delays.after(claim.attempt)
+            )
+            if isinstance(what, Retry):
+                self._out.retry(claim, what)
+            elif isinstance(what, Settle):
+                self._settle(claim, outcome, what)
+        except Exception:  # noqa: BLE001 - see above
+            self._store(self._spool.set_aside(claim, detail))
+
+    def _retries(self, claim: Claim) -> int:
+        return claim.task.max_retries if claim.task.max_retries is not None else self._options.max_retries
+
     def _ended(self, running: Running, outcome: Outcome) -> None:
         """An attempt is over: decide and act."""
         claim = running.claim
         del self._books.running[running.attempt.mark]
-        outcome.ending = self._blame_the_disk(self._asked_to_end(running.attempt.mark, outcome.ending))
+        outcome.ending = self._asked_to_end(running.attempt.mark, self._blame_the_disk(outcome.ending))
         self._ahead.attempt_took(outcome.duration_seconds)
         self._budgets.count(running, outcome)
         self._tell(claim, outcome)
         if outcome.ending.failure is not Failure.TROUBLE:
             self._end_trouble()
-        retries = claim.task.max_retries if claim.task.max_retries is not None else self._options.max_retries
-        delay = self._options.delays.after(claim.attempt)
+        retries, delay = self._retries(claim), self._options.delays.after(claim.attempt)
         what = self._budgets.within(claim, decide(outcome.ending, claim.attempt, retries, delay))
-        self._carry_out(what, running, outcome)
+        self._carry_out(what, claim, running.attempt.mark, outcome)
 
-    def _carry_out(self, what: Disposition, running: Running, outcome: Outcome) -> None:
-        claim, mark = running.claim, running.attempt.mark
+    def _carry_out(self, what: Disposition, claim: Claim, mark: str, outcome: Outcome) -> None:
         if isinstance(what, Settle):
             self._tell_gate(claim.provider, mark, outcome.ending)
             self._settle(claim, outcome, what)
@@ -337,47 +381,22 @@ class Executor:
             self._drop_outputs(outcome)
             self._out.retry(claim, what)
         elif isinstance(what, HoldProvider):
-            self._give_back(claim, outcome, self._blame.account(claim, mark, what))
+            self._drop_outputs(outcome)
+            self._gates.hold(claim.provider, what.reason, what.detail, what.until, self._options.probe_seconds, mark)
+            self._out.release(claim, what.reason)
         else:
+            self._drop_outputs(outcome)
             self._gates.told_nothing(claim.provider, mark)
             if what.trouble:
                 self._trouble.begin(f"{what.reason}: {outcome.ending.detail or ''}".rstrip(": "))
-                self._give_back(claim, outcome, self._blame.machine(running, what, outcome.ending.detail))
-            else:
-                self._drop_outputs(outcome)
-                self._out.release(claim, what.reason)
-
-    def _give_back(self, claim: Claim, outcome: Outcome, gave: GaveBack) -> None:
-        """Give it back with a note of that, unless it counts after all."""
-        retries = claim.task.max_retries if claim.task.max_retries is not None else self._options.max_retries
-        given, what = weigh(
-            claim.given, gave, attempt=claim.attempt, max_retries=retries,
-            delay_seconds=self._options.delays.after(claim.attempt), at_most=self._options.max_given_back,
-        )  # fmt: skip
-        claim = replace(claim, given=given)
-        what = None if what is None else self._budgets.within(claim, what)
-        if isinstance(what, Settle):
-            self._settle(claim, outcome, what)
-            return
-        self._drop_outputs(outcome)
-        if isinstance(what, Retry):
-            self._out.retry(claim, what)
-        else:
-            self._out.release(claim, gave.reason)
+            self._out.release(claim, what.reason)
 
     def _asked_to_end(self, mark: str, ending: Ending) -> Ending:
-        """Whoever was cancelled and did not complete is cancelled, whatever it died of: it must not run again.
-
-        One that was stopped though nobody asked for that has failed: it would be stopped again, and never counted.
-        """
+        """Whoever was cancelled and did not complete is cancelled, whatever it died of: it must not run again."""
         detail = self._books.cancelling.pop(mark, None)
-        was_asked = mark in self._books.stopping or ending.reason == NOT_BEGUN
-        self._books.stopping.discard(mark)
-        if detail is not None and ending.failure is not None:
-            return Ending(Failure.CANCELLED, "cancelled", detail)
-        if ending.failure is Failure.STOPPED and not was_asked:
-            return Ending(Failure.TRANSIENT, "ended_unasked", ending.detail)
-        return ending
+        if detail is None or ending.failure is None:
+            return ending
+        return Ending(Failure.CANCELLED, "cancelled", detail)
 
     def _blame_the_disk(self, ending: Ending) -> Ending:
         """A command that fails while the disk is full has most likely failed by that: it costs no attempt, unless its
@@ -412,7 +431,6 @@ class Executor:
     def _tell_gate(self, provider: str, mark: str, ending: Ending) -> None:
         """Successes and failures that say something about the provider; a bad task of ours does not."""
         if ending.failure is None:
-            self._blame.succeeded(provider, mark)
             self._gates.succeeded(provider, mark)
         elif ending.failure is Failure.TRANSIENT:
             self._gates.failed(provider, mark)
@@ -432,7 +450,6 @@ class Executor:
                     self._emit(HintFailed("", f"remove {output.kept}: {error.strerror or error}"))
 
     def _settle(self, claim: Claim, outcome: Outcome, what: Settle) -> None:
-        self._blame.settled(claim.task.task_id)
         self._store(settlement(claim, outcome, what, self._signature, self._clock.wall()))
 
     def _store(self, ending: Settlement) -> None:

@@ -96,7 +96,7 @@ class Orchestrator:
         self._metrics = metrics
         self._waker: Waker | None = None
         self._stop_reason: str | None = None
-        self._began = clock.monotonic()
+        self._began = self._turned_at = clock.monotonic()
         self._last_scan = float("-inf")
         self._scan_due = self._beat_due = self._look_due = self._prune_due = self._status_due = 0.0
         self._next_look = 0.0
@@ -146,8 +146,8 @@ class Orchestrator:
         return (True, "ready") if self._trouble is None else (False, self._trouble[0])
 
     def is_alive(self) -> tuple[bool, str]:
-        late = self.last_scan_age()
-        return scanning.is_alive(late, self._interval()), f"last scan {late:.0f} s ago"
+        late = self._clock.monotonic() - self._turned_at
+        return scanning.is_alive(late), f"last turn {late:.0f} s ago"
 
     def last_scan_age(self) -> float:
         return self._clock.monotonic() - max(self._last_scan, self._began)
@@ -192,7 +192,7 @@ class Orchestrator:
         self._show()
 
     def _beats(self) -> None:
-        now = self._clock.monotonic()
+        now = self._turned_at = self._clock.monotonic()
         if now < self._beat_due:
             return
         roster = self._s.roster
@@ -361,7 +361,7 @@ class Orchestrator:
         assert self._waker is not None
         flag = self._waker.flag
         if not flag.is_set():
-            timer = asyncio.get_running_loop().call_later(seconds, flag.set)
+            timer = asyncio.get_running_loop().call_later(min(seconds, scanning.TURN_SECONDS), flag.set)
             await flag.wait()
             timer.cancel()
 

@@ -1,7 +1,8 @@
 """One worker: waits for files, has them run, says how it is, and leaves nothing behind when it stops.
 
 The loop has one flag. Events, finished attempts and timers set it; the loop then looks at what was named, scans when
-a scan is due, lets the executor fill its slots, and beats. Everything that decides is elsewhere.
+a scan is due, lets the executor fill its slots, and beats. Everything that decides is elsewhere. Whatever may take long
+(a scan, many files at once) is done in slices, one a turn, so that the worker beats and obeys however much there is.
 
 Raises LockLost when the worker's folder or its locks were taken away; the caller starts a fresh incarnation.
 """
@@ -11,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +49,8 @@ _CONTROL = "/control"
 _SCAN_SHARE = 0.05
 #: A scan or beat that is due this soon is made now: one wake-up instead of two.
 _TOGETHER_SECONDS = 0.3
+#: A scan has so long in one turn.
+_SLICE_SECONDS = 0.03
 #: While it drains, a worker looks this often for commands and signals.
 _OBEY_SECONDS = 0.5
 
@@ -85,6 +90,9 @@ class Worker:
         self._scan_due = 0.0
         self._wakes_at = float("-inf")
         self._last_scan = float("-inf")
+        self._scanning: Iterator[None] | None = None
+        self._scan_spent = 0.0
+        self._scan_pause = 0.0
         self._turned_at = float("-inf")
         self._began = clock.monotonic()
         self._oldest: float | None = None
@@ -105,12 +113,12 @@ class Worker:
                 self._emit(FenceMissing(fence.state()))
             self._try_to_look_around()
             self._watch_inbox()
-            await self._scan()
+            self._begin_scan()
             self._obey()
             while not self._stops:
                 self._step()
                 await self._wait(self._pause())
-                await self._look()
+                self._look()
             await self._drain()
         except LockLost:
             # Others may own our claims by now: end what runs, store nothing more, give nothing back.
@@ -154,14 +162,14 @@ class Worker:
         if self._last_scan == float("-inf"):
             return False, "first scan under way"
         late = self.last_scan_age()
-        if not scanning.is_ready(late, self._interval()):
+        if not scanning.is_ready(late, max(self._interval(), self._scan_pause)):
             return False, f"last scan {late:.0f} s ago"
         return True, "ready"
 
     def is_alive(self) -> tuple[bool, str]:
         """For a probe: the loop still turns."""
-        late = self._clock.monotonic() - max(self._last_scan, self._turned_at, self._began)
-        return scanning.is_alive(late, self._interval()), f"last turn {late:.0f} s ago"
+        late = self._clock.monotonic() - max(self._turned_at, self._began)
+        return scanning.is_alive(late), f"last turn {late:.0f} s ago"
 
     def last_scan_age(self) -> float:
         """Seconds since the last finished scan (since the start, before the first one). Any thread."""
@@ -176,9 +184,11 @@ class Worker:
 
     def _step(self) -> None:
         """Time alone may have made something due; then start what can be started."""
-        self._filled_at = self._clock.monotonic()
+        self._filled_at = self._turned_at = self._clock.monotonic()
         self._parts.spool.tick()
-        self._parts.executor.fill()
+        self._go_on_scanning()
+        if self._last_scan != float("-inf"):  # else what is first in line is not known yet
+            self._parts.executor.fill()
         now = self._clock.monotonic()
         if now >= self._beat_due:
             self._beat()
@@ -187,7 +197,8 @@ class Worker:
     async def _wait(self, seconds: float) -> None:
         assert self._waker is not None  # set before the first turn
         flag = self._waker.flag
-        if flag.is_set():
+        if flag.is_set() or seconds <= 0:
+            await asyncio.sleep(0)  # signals and finished attempts have their turn
             return
         self._wakes_at = self._clock.monotonic() + seconds
         timer = asyncio.get_running_loop().call_later(seconds, flag.set)
@@ -200,7 +211,7 @@ class Worker:
         if self._waker is not None and self._clock.monotonic() + self._pause() < self._wakes_at:
             self._waker.flag.set()
 
-    async def _look(self) -> None:
+    def _look(self) -> None:
         """What events named, and the scan when it is due."""
         assert self._waker is not None
         names, lost = self._waker.take()
@@ -218,9 +229,11 @@ class Worker:
             self._watch_results()
         if lost:
             self._emit(WakeDegraded("events were lost; scanning"))
-        if lost or self._clock.monotonic() >= self._scan_due - _TOGETHER_SECONDS:
-            await self._scan()
+        if self._scanning is None and (lost or self._clock.monotonic() >= self._scan_due - _TOGETHER_SECONDS):
+            self._begin_scan()
             told = True
+        elif lost:
+            self._scan_due = 0.0  # the one that is under way may have passed it
         if told or self._parts.control.next_due_in() == 0.0:
             self._obey()
 
@@ -232,21 +245,35 @@ class Worker:
             control.wants_beat = False
             self._beat_due = 0.0
 
-    async def _scan(self) -> None:
-        """Compare folders and index; check that we are still who we think we are."""
-        began = self._clock.monotonic()
+    def _begin_scan(self) -> None:
+        """Compare folders and index, a slice a turn; check that we are still who we think we are."""
+        self._parts.incarnation.check()
+        self._scan_spent = 0.0
+        self._scan_due = float("inf")  # until it has ended, unless something is lost meanwhile
+        self._scanning = iter(self._parts.spool.scan())
+
+    def _go_on_scanning(self) -> None:
+        if self._scanning is None:
+            return
+        began = time.monotonic()
         try:
-            self._parts.incarnation.check()
-            for _ in self._parts.spool.scan():
-                await asyncio.sleep(0)
+            for _ in self._scanning:
+                if time.monotonic() - began >= _SLICE_SECONDS:
+                    self._scan_spent += time.monotonic() - began
+                    return
             self._tell_scan_trouble(None)
         except (WorkerTrouble, OSError) as trouble:
             self._tell_scan_trouble(_words_of(trouble))
-        self._keep_watching()
-        now = self._clock.monotonic()
-        self._last_scan = now
+        self._scan_spent += time.monotonic() - began
+        self._end_scan()
+
+    def _end_scan(self) -> None:
+        self._scanning = None
+        now = self._last_scan = self._clock.monotonic()
         self._oldest = self._parts.spool.oldest_arrival()
-        self._scan_due = now + max(self._interval(), (now - began) / _SCAN_SHARE)
+        self._scan_pause = max(self._interval(), self._scan_spent / _SCAN_SHARE)
+        self._scan_due = min(self._scan_due, now + self._scan_pause)
+        self._keep_watching()
 
     def _tell_scan_trouble(self, detail: str | None) -> None:
         if detail is not None and self._scan_trouble is None:
@@ -268,7 +295,9 @@ class Worker:
         for wait in dues:
             if wait is not None:
                 waits.append(wait)
-        return max(0.001, min(waits))
+        if self._scanning is not None:
+            return 0.0
+        return max(0.0, min(*waits, scanning.TURN_SECONDS))
 
     def _gate_due_in(self) -> float | None:
         """A gate matters only while tasks wait behind it; an idle worker sleeps on."""
@@ -303,7 +332,7 @@ class Worker:
             if not self._waker.is_watching(worker) and path.is_dir():
                 new = self._waker.watch(worker, path) or new
         if new:
-            self._parts.spool.look_at_blocked()
+            self._scan_due = 0.0
 
     # --- how it is
 
@@ -400,6 +429,7 @@ class Worker:
         end = None if seconds is None else self._clock.monotonic() + seconds
         stops, is_patient = self._stops, self._is_patient
         while not executor.is_idle() and (stops, is_patient) == (self._stops, self._is_patient):
+            self._turned_at = self._clock.monotonic()
             executor.fill()
             self._parts.control.look()
             if self._is_ending:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.acceptance.conftest import Site
 
 
@@ -18,4 +20,47 @@ def test_prompt_that_would_be_gigabytes_costs_its_own_task_and_no_other(site: Si
     letter = site.dead_letter("poison")
     assert letter["dlq_reason"] == "prompt_too_large" and "MAX_PROMPT_BYTES" in letter["dlq_detail"]
     assert site.result("after")["status"] == "completed"
+    assert worker.stop() == 0
+
+
+#: Raises where the worker handles the task `poison`, in the place that the setting INJECT names.
+_INJECTION = """
+import importlib, os, sys
+place, _, kind = os.environ.get("WATCHER_TEST_INJECT", "").partition("=")
+if place and os.path.basename(sys.argv[0]) == "worker_watcher.py":
+    import builtins
+    module_name, _, name = place.rpartition(":")
+    module = importlib.import_module(module_name)
+    owner, _, attribute = name.rpartition(".")
+    target = getattr(module, owner) if owner else module
+    true = getattr(target, attribute)
+    def wrapped(*args, **named):
+        if any("poison" in str(getattr(a, "task_id", a))[:300] for a in (*args, *named.values())):
+            raise getattr(builtins, kind)("injected")
+        return true(*args, **named)
+    setattr(target, attribute, wrapped)
+"""
+
+PLACES = [
+    "watcher.spool.lookout:parse_task", "watcher.spool.directory:parse_task", "watcher.spool.lookout:read_task_file",
+    "watcher.spool.directory:read_task_file", "watcher.spool.directory:DirectorySpool._claim",
+    "watcher.spool.directory:unfilled", "watcher.executor:Executor._begin", "watcher.executor:settlement",
+    "watcher.spool.directory:fill", "watcher.spool.blocked:Blocked.add",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", ["MemoryError", "RecursionError", "KeyError"])
+def test_defect_over_one_task_ends_that_task_and_lets_the_others_run(site: Site, place: str, kind: str) -> None:
+    (site.home / "sitecustomize.py").write_text(_INJECTION)
+    inject = {"PYTHONPATH": str(site.home), "WATCHER_TEST_INJECT": f"{place}={kind}"}
+    site.drop("base")
+    site.drop("poison", dependencies=["base"], description="poison {{base.stdout}}", agent_id="L")
+    worker = site.start(AGENT_COMMAND="cat", MAX_RETRIES=1, MAX_CONCURRENT_TASKS=2, **inject)
+    for number in range(5):
+        site.drop(f"good-{number}", agent_id="L")
+        assert site.result(f"good-{number}")["status"] == "completed"
+    letter = site.dead_letter("poison")
+    assert "injected" in letter["dlq_detail"]
+    site.pass_beats(2)
     assert worker.stop() == 0

@@ -174,6 +174,16 @@ class OutcomeDiscarded(Event):
 
 
 @dataclass(slots=True)
+class TaskNotUnderstood(Event):
+    """Something went wrong inside this program over one task or file; the others go on."""
+
+    name: ClassVar[str] = "task.not_understood"
+    level: ClassVar[str] = "error"
+    task_id: str
+    detail: str
+
+
+@dataclass(slots=True)
 class HintFailed(Event):
     """A receipt or another hint could not be written; the outcome is not touched by that."""
 

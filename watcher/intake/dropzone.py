@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from watcher.clock import Clock
-from watcher.errors import WorkerTrouble
+from watcher.errors import WatcherError, WorkerTrouble
 from watcher.intake.arrivals import Arrival, Arrivals, Signature
 from watcher.intake.claiming import Claimer, Not, Refused
 from watcher.intake.fates import Fate, Fates
@@ -43,6 +43,8 @@ _BATCH = 8
 _TROUBLE_SECONDS = 2.0
 #: A file at which the machine was in trouble is offered again after so long.
 _POSTPONED_SECONDS = 5.0
+#: How often the zones may fail over one file until it is refused.
+_TRIES = 3
 #: A scan may take this share of the time at most.
 _SCAN_SHARE = 0.1
 _PRUNE_SECONDS = 60.0
@@ -110,6 +112,7 @@ class DropZones:
         self._queue: dict[str, Arrival] = {}
         self._open: dict[str, _UnderWay] = {}
         self._busy: dict[str, str] = {}
+        self._defects: dict[str, int] = {}
         self._seen = self._completed = self._errors = 0
         self._is_stopping = self._is_draining = self._has_more = self._is_full = False
         self._scan_due = self._prune_due = self._no_claims_before = 0.0
@@ -315,7 +318,7 @@ class DropZones:
             return
         try:
             for under_way in [one for one in self._open.values() if not one.record.is_submitted]:
-                self._submit(under_way)
+                self._try_to_submit(under_way)
             if not self._is_draining:
                 self._fill_places()
             self._trouble = ""
@@ -329,8 +332,38 @@ class DropZones:
         first = heapq.nsmallest(free + len(self._busy), self._queue.values(), key=lambda one: one.rank)
         ready = [arrival for arrival in first if arrival.path not in self._busy][:free]
         for arrival in ready[:_BATCH]:
-            self._take(arrival)
+            self._try_to_take(arrival)
         self._has_more = len(ready) > _BATCH
+
+    def _try_to_take(self, arrival: Arrival) -> None:
+        """Whatever goes wrong over one file is that file's trouble: it is tried again later, and refused in the end."""
+        try:
+            self._take(arrival)
+            self._defects.pop(arrival.path, None)
+        except (OSError, WatcherError):
+            raise
+        except Exception as error:
+            log.exception("%s: the zones failed over it", arrival.path, extra={"event": "zones.trouble"})
+            times = self._defects[arrival.path] = self._defects.get(arrival.path, 0) + 1
+            if arrival.path not in self._queue:
+                return  # its record is there by now
+            if times < _TRIES:
+                self._leave_queue(arrival.path)
+                self._arrivals.postpone(arrival, _POSTPONED_SECONDS)
+                return
+            del self._defects[arrival.path]
+            why = Refused("not_understood", f"the zones failed over it: {type(error).__name__}: {error}")
+            self._refuse(arrival, why, self._tenancy[arrival.zone.slug])
+
+    def _try_to_submit(self, under_way: _UnderWay) -> None:
+        """The same for a file that has its record: it ends as refused."""
+        try:
+            self._submit(under_way)
+        except (OSError, WatcherError):
+            raise
+        except Exception as error:
+            log.exception("%s: the zones failed over it", under_way.record.path, extra={"event": "zones.trouble"})
+            self._finish(under_way, Fate("refused", "not_understood", f"{type(error).__name__}: {error}"))
 
     def _take(self, arrival: Arrival) -> None:
         memory = self._tenancy[arrival.zone.slug]
@@ -343,7 +376,7 @@ class DropZones:
             raise
         if isinstance(found, Record):
             del self._queue[arrival.path]
-            self._submit(self._begin(found, memory))
+            self._try_to_submit(self._begin(found, memory))
         elif isinstance(found, Refused):
             self._refuse(arrival, found, memory)
         elif found is Not.SETTLED:

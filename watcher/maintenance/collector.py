@@ -125,6 +125,10 @@ class Collector:
                 if error.errno in _SHORTAGES:
                     raise WorkerTrouble(f"read {key[1]}/{key[0]}/{key[2]}", error) from error
                 inode = self._report(key, (0, 0), "unreadable", error.strerror or str(error), news)
+            except WorkerTrouble:
+                raise
+            except Exception as error:  # noqa: BLE001 - one file's trouble, never the loop's end
+                inode = self._report(key, (0, 0), "not_understood", f"{type(error).__name__}: {error}", news)
             done.append((key, inode))
         return news, done
 

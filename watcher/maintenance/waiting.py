@@ -136,6 +136,8 @@ class WaitingTasks:
             value = strictjson.loads(raw)
         except strictjson.NotStrictJson:
             value = task_format.marks_of(raw)  # it is refused soon, and belongs to its batch all the same
+        except Exception:  # noqa: BLE001 - more than there is memory for: one file's trouble
+            value = None
         if not isinstance(value, dict):
             return Facts(inode, info.st_mtime, info.st_size)
         batch_id = _checked(value, "batch_id")

@@ -1,10 +1,13 @@
 """How often folders are scanned, and how late a scan may be before a probe says so. Seconds everywhere.
 
-A machine that is busy scans late, so both probes are generous: one that is not ready gets no new work, one that is not
-alive is restarted.
+A machine that is busy scans late, so both probes are generous: one that is not ready gets no new work, one whose loop
+does not turn is restarted.
 """
 
 from __future__ import annotations
+
+#: A loop turns at least so often, also when nothing happens: its work comes in slices, and no sleep is longer.
+TURN_SECONDS = 10.0
 
 
 def interval(has_events: bool, scan_interval: float, poll_interval: float) -> float:
@@ -17,6 +20,6 @@ def is_ready(age: float, every: float) -> bool:
     return age <= every * 3 + 5.0
 
 
-def is_alive(age: float, every: float) -> bool:
-    """The same for what must be restarted otherwise; a scan of a huge folder may take long."""
-    return age < every * 10 + 120.0
+def is_alive(age: float) -> bool:
+    """Whether a loop whose last turn is so long ago still turns; what does not is restarted."""
+    return age < TURN_SECONDS * 3 + 10.0

@@ -14,7 +14,7 @@ import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,8 +25,6 @@ from watcher.formats.result import parse_result, stored_status
 _REFERENCE = re.compile(r"\{\{\s*((?:[A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*)\.stdout\s*\}\}")
 #: A result holds more than the stdout that is wanted, and escapes make that longer; this much and four prompts fit.
 _REST_OF_A_RESULT_BYTES = 4 << 20
-#: A graph larger than this is not searched to its end; a cycle in it then ends by DEPENDENCY_TIMEOUT.
-_MAX_VISITED = 50_000
 
 
 @dataclass(slots=True)
@@ -34,10 +32,9 @@ class Needs:
     """A blocked task: what it still waits for, since when (monotonic seconds), when it came (wall seconds)."""
 
     name: str
-    missing: set[str]
+    missing: dict[str, None]
     since: float
     arrived_at: float
-    broken: str | None = None
 
 
 @dataclass(slots=True)
@@ -47,23 +44,30 @@ class Results:
     root: Path
     worker: str
     _listings: dict[str, set[str]] = field(default_factory=dict)
+    _workers: list[str] | None = None
+    _statuses: dict[Path, tuple[tuple[int, int], str]] = field(default_factory=dict)
 
     def refresh(self) -> None:
         """Forget the listings; the next question reads the folders again."""
         self._listings.clear()
+        self._statuses.clear()
+        self._workers = None
 
     def note(self, worker: str, name: str) -> None:
         """A result has appeared; known listings learn it without being read again."""
+        if self._workers is not None and worker not in self._workers:
+            self._workers = None
         if worker in self._listings:
             self._listings[worker].add(name)
 
     def workers(self) -> list[str]:
         """All workers that have a results folder, our own first."""
-        try:
-            names = sorted(n for n in os.listdir(self.root) if not n.startswith("."))
-        except OSError:
-            names = []
-        return [self.worker, *(n for n in names if n != self.worker)]
+        if self._workers is None:
+            names: list[str] = []
+            with contextlib.suppress(OSError):
+                names = sorted(n for n in os.listdir(self.root) if not n.startswith("."))
+            self._workers = [self.worker, *(n for n in names if n != self.worker)]
+        return self._workers
 
     def find(self, dependency: str) -> Path | None:
         """The result file that answers a dependency, or None."""
@@ -76,7 +80,19 @@ class Results:
     def status(self, dependency: str) -> str | None:
         """The status of a dependency's result; None while there is none (or it cannot be read now)."""
         path = self.find(dependency)
-        return None if path is None else stored_status(path)
+        if path is None:
+            return None
+        try:
+            found = os.stat(path, follow_symlinks=False)
+        except OSError:
+            return None
+        known = self._statuses.get(path)
+        if known is not None and known[0] == (found.st_ino, found.st_mtime_ns):
+            return known[1]
+        status = stored_status(path)
+        if status is not None:
+            self._statuses[path] = ((found.st_ino, found.st_mtime_ns), status)
+        return status
 
     def _listing(self, worker: str) -> set[str]:
         found = self._listings.get(worker)
@@ -88,51 +104,16 @@ class Results:
         return found
 
 
-def look(results: Results, dependencies: Iterable[str]) -> tuple[set[str], str | None]:
+def look(results: Results, dependencies: Iterable[str]) -> tuple[dict[str, None], str | None]:
     """Which dependencies are still missing, and a broken one (`id is failed`) if there is any."""
-    missing: set[str] = set()
+    missing: dict[str, None] = {}
     for dependency in dependencies:
         status = results.status(dependency)
         if status is None:
-            missing.add(dependency)
+            missing[dependency] = None
         elif status != "completed":
             return missing, f"{dependency} is {status}"
     return missing, None
-
-
-def find_cycle(
-    worker: str, task_id: str, missing: Iterable[str], pending: Callable[[str, str], list[str] | None]
-) -> list[str] | None:
-    """A chain of waiting tasks that leads back to this one, or None.
-
-    `pending(worker, id)` gives the dependencies of a waiting task, None when no such task waits. Names without a
-    worker are looked for in the asking task's own worker.
-    """
-    start = f"{worker}/{task_id}"
-    trail: dict[str, str] = {}
-    stack = [(_qualified(worker, d), start) for d in missing]
-    while stack and len(trail) < _MAX_VISITED:
-        here, parent = stack.pop()
-        if here == start:
-            return _chain(trail, start, parent)
-        if here in trail:
-            continue
-        trail[here] = parent
-        owner, _, stem = here.partition("/")
-        stack.extend((_qualified(owner, d), here) for d in pending(owner, stem) or ())
-    return None
-
-
-def _chain(trail: dict[str, str], start: str, last: str) -> list[str]:
-    chain = [start]
-    while last != start:
-        chain.append(last)
-        last = trail[last]
-    return [start, *reversed(chain)]
-
-
-def _qualified(worker: str, dependency: str) -> str:
-    return dependency if "/" in dependency else f"{worker}/{dependency}"
 
 
 def sources(description: str, dependencies: Iterable[str], results: Results) -> dict[str, Path]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import replace as replaced
 from typing import Any, Literal
@@ -25,9 +26,9 @@ from watcher.formats.task import Task, parse_task
 from watcher.policy.order import Waiting
 from watcher.spool import inhand
 from watcher.spool.dependencies import fill, sources, unfilled
-from watcher.spool.endings import Ending, Endings
+from watcher.spool.endings import NOT_UNDERSTOOD, Ending, Endings
 from watcher.spool.interface import Claim, Claimed, Settlement
-from watcher.spool.lookout import Lookout, SpoolOptions
+from watcher.spool.lookout import SLICE_SECONDS, Lookout, SpoolOptions
 from watcher.spool.places import History, Places
 from watcher.spool.reading import FileState, Reading, file_state, read_task_file
 from watcher.spool.rescue import rescue
@@ -55,7 +56,6 @@ class DirectorySpool:
         self._endings = Endings(places, options, clock)
         self._settler = Settler(places)
         self._active: dict[str, str] = {}
-        self._turns = 0
         self._claims_seen: tuple[int, list[str]] = (-1, [])
         self._held_seen: tuple[int, list[str]] = (-1, [])
 
@@ -84,10 +84,6 @@ class DirectorySpool:
         """How many tasks wait for dependencies."""
         return self._lookout.blocked()
 
-    def look_at_blocked(self) -> None:
-        """Ask the folders again what tasks wait for."""
-        self._lookout.look_at_blocked()
-
     def watched_results(self) -> list[str]:
         """Workers whose results some task here waits for."""
         return self._lookout.watched_results()
@@ -103,8 +99,8 @@ class DirectorySpool:
     def has_ready(self, excluded: Collection[str]) -> bool:
         return self._lookout.has_ready(excluded)
 
-    def has_undoubted(self, provider: str) -> bool:
-        return self._lookout.has_undoubted(provider)
+    def is_ready(self, provider: str | None, *, is_doubted: bool) -> bool:
+        return self._lookout.is_ready(provider, is_doubted=is_doubted)
 
     def next_due_in(self) -> float | None:
         return self._lookout.next_due_in()
@@ -113,10 +109,11 @@ class DirectorySpool:
 
     def claim(self, limit: int, excluded: Collection[str]) -> Claimed:
         out = Claimed()
+        end = time.monotonic() + SLICE_SECONDS
         try:
-            while self._lookout.endings:
+            while self._lookout.endings and not self._is_cut(out, end):
                 self._end_next(out)
-            while len(out.claims) < limit:
+            while len(out.claims) < limit and not self._is_cut(out, end):
                 waiting = self._lineup.take(self._clock.monotonic(), excluded)
                 if waiting is None:
                     break
@@ -125,6 +122,10 @@ class DirectorySpool:
             if not out.claims and not out.endings:
                 raise
         return out
+
+    def _is_cut(self, out: Claimed, end: float) -> bool:
+        out.is_cut = time.monotonic() >= end
+        return out.is_cut
 
     def release(self, claim: Claim, reason: str) -> None:
         """Back to the inbox under its own name, or to `.retry` when it has a history or the name is taken."""
@@ -170,10 +171,14 @@ class DirectorySpool:
         if settlement.result is not None:
             self.notice_result(self._places.worker, f"{settlement.task_id}.json")
 
+    def set_aside(self, claim: Claim, why: str) -> Settlement:
+        """The claimed file as it is, with a dead letter beside it."""
+        ending = self._endings.unread(claim.handle, InvalidTask(NOT_UNDERSTOOD, f"the worker failed over it: {why}"))
+        return replaced(ending, lane=claim.lane)
+
     def rescue(self) -> int:
         rescued = rescue(self._places, self._emit)
-        for name in rescued:
-            self._lookout.index(name)
+        self._lookout.look_at(rescued)
         return len(rescued)
 
     def check_space(self, minimum_bytes: int) -> None:
@@ -296,6 +301,7 @@ class DirectorySpool:
                 out.endings.append(ending.with_handle(handle, lane))
             else:
                 out.claims.append(self._claim(task, history, handle, waiting, found))
+                self._lookout.understood(name)
         except WorkerTrouble:
             self._lineup.add(waiting, self._clock.monotonic())
             raise
@@ -304,6 +310,14 @@ class DirectorySpool:
                 return
             self._lineup.add(waiting, self._clock.monotonic())
             raise WorkerTrouble(f"claim {self._places.worker}/{name}", error) from error
+        except Exception as error:  # noqa: BLE001 - this task's trouble, never the loop's end
+            if done:
+                self._active.pop(history.stem, None)
+                name = self._put_back(
+                    History(history.stem, history.attempts + 1, history.deaths, given=history.given).claimed(), history
+                )
+                done = False
+            self._lookout.not_understood(name, error)
         finally:
             if not done:
                 self._lineup.free(lane, self._clock.monotonic())
@@ -414,7 +428,7 @@ class DirectorySpool:
         try:
             handle = self._endings.take(folder, name)
             # After an error here the claim stays, and `take` finds it again.
-            ending = None if handle is None else self._endings.refused(handle, name, why)
+            ending = None if handle is None else self._refused(handle, name, why)
         except OSError as error:
             if self._is_stuck(folder, name, error):
                 return None
@@ -426,6 +440,14 @@ class DirectorySpool:
         if ending is None and history is not None:
             self._lookout.index(self._put_back(handle, history))
         return ending
+
+    def _refused(self, handle: str, name: str, why: InvalidTask) -> Settlement | None:
+        try:
+            return self._endings.refused(handle, name, why)
+        except (OSError, WorkerTrouble):
+            raise
+        except Exception as error:  # noqa: BLE001 - it cannot be looked at: it ends with its bytes beside its letter
+            return self._endings.unread(handle, InvalidTask(why.reason, f"{why.detail} ({type(error).__name__})"))
 
     def _is_stuck(self, folder: Folder, name: str, error: OSError) -> bool:
         """One file that may not be moved (immutable, sticky folder) is left alone for a while; said once."""
@@ -449,10 +471,9 @@ class DirectorySpool:
     def _back_in_line(self, claim: Claim, name: str, due: float) -> None:
         stem = claim.task.task_id
         self._active.pop(stem, None)
-        self._turns += 1
         waiting = Waiting(
             name, claim.task.priority, claim.order_at, claim.provider, claim.lane, due,
-            is_doubted=claim.given is not None, keeps_place=bool(due) or claim.attempt > 1, turn=self._turns,
+            is_doubted=claim.given is not None, keeps_place=bool(due) or claim.attempt > 1,
         )  # fmt: skip
         self._lookout.came_back(stem, name, waiting)
         self._lineup.free(claim.lane, self._clock.monotonic())

@@ -26,6 +26,8 @@ from watcher.spool.reading import Reading, read_task_file
 _MAX_STORED_BYTES = 1 << 28
 #: So much of a file that was refused, perhaps for its size, is searched for the batch that it belongs to.
 _MAX_MARKED_BYTES = 8 << 20
+#: Why a file ends over which this program failed.
+NOT_UNDERSTOOD = "not_understood"
 
 
 class _Options(Protocol):
@@ -98,10 +100,14 @@ class Endings:
         task = self._read_again(handle, history.stem)
         if task is None:
             return self._not_a_task(handle, history.stem, why.detail, why.reason)
-        if not why.reason.startswith("dependency_"):
+        if not why.reason.startswith("dependency_") and why.reason != NOT_UNDERSTOOD:
             return None
         past = replace(history, attempts=history.attempts - 1)
         return self._failed(task, past, why.reason, why.detail).with_handle(handle, None)
+
+    def unread(self, handle: str, why: InvalidTask) -> Settlement:
+        """How a claimed file ends that cannot even be looked at."""
+        return self._not_a_task(handle, handle.partition("~")[0].removesuffix("!.json"), why.detail, why.reason)
 
     def _read_again(self, handle: str, stem: str) -> Task | None:
         found = read_task_file(self._places.mine, handle, self._options.max_task_bytes)

@@ -65,10 +65,14 @@ class Settlement:
 
 @dataclass(slots=True)
 class Claimed:
-    """What one call of `claim` took: tasks to run, and files that end at once (refused, dropped, doomed)."""
+    """What one call of `claim` took: tasks to run, and files that end at once (refused, dropped, doomed).
+
+    `is_cut`: it has taken its time, and there may be more.
+    """
 
     claims: list[Claim] = field(default_factory=list)
     endings: list[Settlement] = field(default_factory=list)
+    is_cut: bool = False
 
 
 class Spool(Protocol):
@@ -109,6 +113,10 @@ class Spool(Protocol):
         """Loop thread: the settlement is done; what waited for it may go on."""
         ...
 
+    def set_aside(self, claim: Claim, why: str) -> Settlement:
+        """The end of a claim that this program cannot handle: its file, as it is, beside its dead letter."""
+        ...
+
     def rescue(self) -> int:
         """Take back the claims of dead owners; returns how many."""
         ...
@@ -133,8 +141,8 @@ class Spool(Protocol):
         """Whether a claim may find something now."""
         ...
 
-    def has_undoubted(self, provider: str) -> bool:
-        """Whether a task of this provider is ready that was never given back."""
+    def is_ready(self, provider: str | None, *, is_doubted: bool) -> bool:
+        """Whether a task of this provider (None: of any) is ready that was, or was not, given back before."""
         ...
 
     def next_due_in(self) -> float | None:

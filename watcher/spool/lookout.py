@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from watcher.atomicfile import Folder
 from watcher.clock import Clock
 from watcher.errors import InvalidTask, WorkerTrouble
-from watcher.events import Emit, FileIgnored, FolderLost
+from watcher.events import Emit, FileIgnored, FolderLost, TaskNotUnderstood
 from watcher.formats.task import TASK_FILE_NAME, Task, parse_task, why_no_task_name
 from watcher.policy.order import FifoMode, Lineup, Waiting
 from watcher.spool.blocked import Blocked
 from watcher.spool.dependencies import Results
+from watcher.spool.endings import NOT_UNDERSTOOD
 from watcher.spool.places import History, Places
 from watcher.spool.reading import FileState, Reading, read_task_file
 
@@ -30,6 +32,10 @@ WRITER_PATIENCE_SECONDS = 30.0
 #: A file that was not ready is looked at again after this long, doubling up to the second figure.
 _LOOK_AGAIN_SECONDS = (0.1, 2.0)
 _CLOCK_JUMP_SECONDS = 1.0
+#: How often this program may fail over one file until that is refused.
+_TRIES = 3
+#: Looking at files may take so long at once; what is left has its turn after whatever else the loop has to do.
+SLICE_SECONDS = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +82,34 @@ class Lookout:
         self._open: dict[str, _Unsettled] = {}
         self._returned: dict[str, str] = {}
         self._ignored: set[str] = set()
+        self._todo: dict[str, None] = {}
+        self._defects: dict[str, tuple[int, int]] = {}
+        self._understood = 0
         self._drift = clock.wall() - clock.monotonic()
 
     def notice(self, names: Collection[str]) -> None:
         """Look at files of the inbox that an event named."""
-        for name in names:
-            if _is_task_name(name):
-                self.index(name)
+        self.look_at(name for name in names if _is_task_name(name))
+
+    def look_at(self, names: Iterable[str]) -> None:
+        """Look at these, at what there is no time for now at the next `tick`."""
+        self._todo.update((name, None) for name in names)
+        self._work()
 
     def notice_result(self, worker: str, name: str) -> None:
         """A result of some worker has appeared; tasks that wait for it may be ready."""
         self.results.note(worker, name)
-        for waiting in self._blocked.answered(worker, name.removesuffix(".json")):
-            self.index(waiting)
+        self.look_at(self._blocked.answered(worker, name.removesuffix(".json")))
+
+    def _work(self) -> None:
+        """Look at what is to be looked at, for a slice of time at most."""
+        end = time.monotonic() + SLICE_SECONDS
+        while self._todo:
+            name = next(iter(self._todo))
+            del self._todo[name]
+            self.index(name)
+            if time.monotonic() >= end:
+                break
 
     def scan(self) -> Iterator[None]:
         """Compare the folders with the index; yields now and then so that the loop stays awake.
@@ -102,7 +123,7 @@ class Lookout:
         except OSError as error:
             raise WorkerTrouble(f"list {self._places.inbox.path}", error) from error
         yield
-        self.results.refresh()
+        self._blocked.refresh()
         yield from self._look_at_the_clock()
         yield from self._index_new(inbox, retry)
         there = set(inbox)
@@ -111,25 +132,35 @@ class Lookout:
         for name in self._blocked.names() - there:
             if not self.folder_of(name).has(name):
                 self._blocked.discard(name)
+            yield
         for waiting in self._blocked.look_again():
-            self.index(waiting)
+            if waiting is not None:
+                self.index(waiting)
+            yield
+        for found in self._blocked.circles():
+            if found is not None:
+                self.endings[found[0]] = (self.folder_of(found[0]), found[1])
             yield
         self._look_at_unsettled(everything=True)
+        while self._todo:
+            self._work()
+            yield
 
     def _index_new(self, inbox: Collection[str], retry: Collection[str]) -> Iterator[None]:
         known = self.lineup
         step = 0
         for names, is_known_name in ((retry, _has_history), (inbox, _is_task_name)):
             for name in names:
+                step += 1
                 if name in known or name in self._blocked or name in self._unsettled or name in self.endings:
+                    if step % 1000 == 0:
+                        yield
                     continue
                 if is_known_name(name):
                     self.index(name)
                 elif name not in self._ignored:
                     self._judge_name(name)
-                step += 1
-                if step % 100 == 0:
-                    yield
+                yield
 
     def _forget_gone(self, there: Collection[str]) -> Iterator[None]:
         for number, name in enumerate([n for n in self.lineup.names() if n not in there]):
@@ -152,12 +183,11 @@ class Lookout:
         """Do what is due by time alone, so that what is due next lies ahead, also while nothing can be claimed."""
         self.lineup.wake_due(self._clock.monotonic())
         self._look_at_unsettled(everything=False)
+        self._work()
 
-    def look_at_blocked(self) -> None:
-        """Ask the folders again what blocked tasks wait for."""
-        self.results.refresh()
-        for waiting in self._blocked.look_again():
-            self.index(waiting)
+    def circle_with(self, task: Task) -> list[str] | None:
+        """The circle of waiting tasks that this one would close, or None."""
+        return self._blocked.circle_with(task)
 
     def watched_results(self) -> list[str]:
         """Workers whose results somebody here waits for."""
@@ -179,9 +209,9 @@ class Lookout:
         """The providers for which a task is ready."""
         return self.lineup.providers()
 
-    def has_undoubted(self, provider: str) -> bool:
-        """Whether a task of this provider is ready that was never given back."""
-        return self.lineup.has_undoubted(provider)
+    def is_ready(self, provider: str | None, *, is_doubted: bool) -> bool:
+        """Whether a task of this provider (None: of any) is ready that was, or was not, given back before."""
+        return self.lineup.is_ready(provider, is_doubted=is_doubted)
 
     def has_ready(self, excluded: Collection[str]) -> bool:
         if self.endings:
@@ -190,6 +220,8 @@ class Lookout:
         return (due is not None and due <= self._clock.monotonic()) or self.lineup.has_ready(excluded)
 
     def next_due_in(self) -> float | None:
+        if self._todo:
+            return 0.0
         waits = []
         now = self._clock.monotonic()
         due = self.lineup.next_due()
@@ -200,7 +232,41 @@ class Lookout:
         return min(waits) if waits else None
 
     def index(self, name: str) -> None:
-        """Read a waiting file and put it where it belongs. Trouble leaves it to the next scan."""
+        """Read a waiting file and put it where it belongs. Trouble leaves it to the next scan.
+
+        Whatever goes wrong over this file is this file's trouble: nothing is raised.
+        """
+        try:
+            self._index(name)
+            self._understood += 1
+        except Exception as error:  # noqa: BLE001 - a file that no rule foresaw must not end the loop
+            self.not_understood(name, error)
+
+    def not_understood(self, name: str, error: Exception) -> None:
+        """Something went wrong over this file that no rule knows: it is tried three times, then refused.
+
+        Short memory may be anybody's fault: such a time counts only if other files could be read since the last one.
+        """
+        times, others = self._defects.get(name, (0, -1))
+        if isinstance(error, OSError) or (isinstance(error, MemoryError) and self._understood == others):
+            self._forget_waiting(name)
+            self.look_again_later(name)
+            return
+        self._defects[name] = (times + 1, self._understood)
+        detail = f"{type(error).__name__}: {error}".rstrip(": ")
+        self._emit(TaskNotUnderstood(ascii(name), detail))
+        self._forget_waiting(name)
+        if times + 1 < _TRIES:
+            self.look_again_later(name)
+            return
+        del self._defects[name]
+        self.endings[name] = (self.folder_of(name), InvalidTask(NOT_UNDERSTOOD, f"the worker failed over it: {detail}"))
+
+    def understood(self, name: str) -> None:
+        """It became a claim: what went wrong before did not last."""
+        self._defects.pop(name, None)
+
+    def _index(self, name: str) -> None:
         history = History.of(name) if "~" in name or _is_task_name(name) else None
         if history is None:
             self._unsettled.pop(name, None)
@@ -312,8 +378,7 @@ class Lookout:
 
     def _look_at_unsettled(self, everything: bool) -> None:
         now = self._clock.monotonic()
-        for name in [n for n, u in self._unsettled.items() if everything or u.again_at <= now]:
-            self.index(name)
+        self._todo.update((n, None) for n, u in self._unsettled.items() if everything or u.again_at <= now)
 
     def gone(self, name: str, stem: str) -> None:
         """The file was taken out of the line on purpose: held, changed or ended."""

@@ -19,7 +19,7 @@ from typing import Any
 from watcher import childproc
 from watcher.atomicfile import Folder, move_new
 from watcher.errors import InvalidTask
-from watcher.events import Emit, LeftoversKilled, TaskRescued
+from watcher.events import Emit, LeftoversKilled, TaskNotUnderstood, TaskRescued
 from watcher.formats.result import parse_result
 from watcher.formats.task import PAST, parse_task
 from watcher.spool.incarnation import try_lock
@@ -76,34 +76,43 @@ def _take_back(places: Places, dead: str, emit: Emit) -> list[str]:
     path = places.claims.path / dead
     if not path.is_dir():
         return []
-    out = []
+    out: list[str] = []
     folder = Folder(path, create=False)
     try:
         for name in sorted(folder.names()):
-            history = History.of(name) if "~" in name else None
-            if history is None:
-                if name.endswith("!.json"):
-                    move_new(folder, name, places.inbox, name)
-                continue
-            if _is_settled(places, folder, name, history):
-                folder.remove(name)
-                emit(TaskRescued(history.stem, history.deaths, dead, "result_exists"))
-                continue
-            if history.is_in_hand:
-                back = back_from_hand(places, folder, name, history)
-                if back is not None:
-                    if not history.is_held:
-                        out.append(back)
-                    emit(TaskRescued(history.stem, history.deaths, dead, "not_changed"))
-                continue
-            died = History(history.stem, max(0, history.attempts - 1), history.deaths + 1, given=history.given)
-            back = died.waiting()
-            if move_new(folder, name, places.retry, back):
-                out.append(back)
-                emit(TaskRescued(history.stem, history.deaths + 1, dead, "waits_again"))
+            try:
+                _take_one_back(places, folder, name, dead, emit, out)
+            except OSError:
+                raise
+            except Exception as error:  # noqa: BLE001 - this claim stays where it is; the others are taken back
+                emit(TaskNotUnderstood(ascii(name), f"rescue: {type(error).__name__}: {error}"))
     finally:
         folder.close()
     return out
+
+
+def _take_one_back(places: Places, folder: Folder, name: str, dead: str, emit: Emit, out: list[str]) -> None:
+    history = History.of(name) if "~" in name else None
+    if history is None:
+        if name.endswith("!.json"):
+            move_new(folder, name, places.inbox, name)
+        return
+    if _is_settled(places, folder, name, history):
+        folder.remove(name)
+        emit(TaskRescued(history.stem, history.deaths, dead, "result_exists"))
+        return
+    if history.is_in_hand:
+        back = back_from_hand(places, folder, name, history)
+        if back is not None:
+            if not history.is_held:
+                out.append(back)
+            emit(TaskRescued(history.stem, history.deaths, dead, "not_changed"))
+        return
+    died = History(history.stem, max(0, history.attempts - 1), history.deaths + 1, given=history.given)
+    back = died.waiting()
+    if move_new(folder, name, places.retry, back):
+        out.append(back)
+        emit(TaskRescued(history.stem, history.deaths + 1, dead, "waits_again"))
 
 
 def _is_settled(places: Places, folder: Folder, name: str, history: History) -> bool:

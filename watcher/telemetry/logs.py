@@ -109,6 +109,7 @@ _SENTENCES: dict[type[events.Event], str] = {
     events.TaskDropped: "{task_id} dropped, it came twice",
     events.TaskFieldsUnknown: "{task_id} has unknown fields, kept: {fields}",
     events.TaskReferencesUnknown: "{task_id} names outputs of what is no dependency of it: {references}",
+    events.TaskNotUnderstood: "{task_id} went wrong inside the worker, the others go on",
     events.FileIgnored: "file {file} ignored",
     events.TaskRescued: "{task_id} rescued from {from_incarnation}, worker deaths on it: {deaths}, {outcome}",
     events.LeftoversKilled: "{task_id} left processes behind, ended: {processes}",
