@@ -62,10 +62,15 @@ class Desk:
 
     def claim(self, limit: int = 100, excluded: frozenset[str] = frozenset()) -> list[Claim]:
         """Claim, and settle at once what ends without running."""
-        taken = self.spool.claim(limit, excluded)
-        if taken.endings:
-            self.settle(*taken.endings)
-        return taken.claims
+        claims: list[Claim] = []
+        is_cut = True
+        while is_cut and limit > len(claims):  # a busy machine may cut any call short
+            taken = self.spool.claim(limit - len(claims), excluded)
+            if taken.endings:
+                self.settle(*taken.endings)
+            claims += taken.claims
+            is_cut = taken.is_cut
+        return claims
 
     def prompts(self) -> list[str]:
         """Claim what can be, and fill in each prompt as a slot does."""
