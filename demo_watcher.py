@@ -151,6 +151,7 @@ def _status(options: argparse.Namespace, places: Folders) -> int:
     from watcher.overview import Lookout
     from watcher.screen import status_lines
 
+    shared.check_root(places)
     state = state_folder(read_layers(), places.root)
     lookout = Lookout(places)
     listens = is_running(state)
@@ -167,6 +168,7 @@ def _status(options: argparse.Namespace, places: Folders) -> int:
 def _report(options: argparse.Namespace, places: Folders) -> int:
     from watcher.commands.report import report
 
+    shared.check_root(places)
     return report(places, options.html, as_json=options.json)
 
 
@@ -174,6 +176,7 @@ def _watch(options: argparse.Namespace, places: Folders) -> int:
     from watcher import screen, terminal
     from watcher.overview import Lookout
 
+    shared.check_root(places)
     lookout = Lookout(places)
     redrawn = sys.stdout.isatty()
     _end_as_by_ctrl_c()

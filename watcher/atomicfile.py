@@ -207,9 +207,10 @@ def replace(folder: Folder, name: str, data: bytes, owner: str, *, durable: bool
     try:
         _write(folder.fd, temporary, _OVERWRITE, data, durable)
         os.rename(temporary, name, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
-    except OSError:
+    except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary, dir_fd=folder.fd)
+        error.filename = str(folder.path / name)  # a name below a descriptor tells nobody which folder it was
         raise
     if durable:
         os.fsync(folder.fd)

@@ -6,7 +6,8 @@ only the folders. Waiting asks the folders again and again, a few times a second
 
 `Client` blocks; `watcher.aclient.AsyncClient` is the same for asyncio. A client holds no file, thread or lock: make as
 many as you like, use one from many threads. Raises InvalidTask for what the worker would refuse, AlreadyKnown or
-AlreadySubmitted for an id that is taken, TimeoutError when waiting took too long, OSError as the system gives it.
+AlreadySubmitted for an id that is taken, TimeoutError when waiting took too long, UnusableRoot (a SettingError) when
+results are asked for and no folder is there, OSError as the system gives it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
-from watcher import outcomes
+from watcher import outcomes, rootcheck
 from watcher.atomicfile import NO_FILE
 from watcher.clock import rfc3339
 from watcher.errors import InvalidTask, WatcherError
@@ -217,6 +218,7 @@ class Client:
     ) -> Iterator[TaskResult]:
         """What has ended, newest first, of one worker or of all. A result that is removed meanwhile is left
         out, and so is what is no result, or no file at all, of which `left_out` is told with the reason."""
+        rootcheck.check(self.folders)
         for _, path in sorted(self._result_files(worker), reverse=True):
             try:
                 found = outcomes.Outcome(path.stem, path.parent.name, "", path).read()
@@ -265,6 +267,7 @@ def task_fields(description: str, fields: TaskFields) -> dict[str, Any]:
 def awaited_of(folders: Folders, refs: Iterable[TaskRef | tuple[str, str]]) -> list[outcomes.Awaited]:
     """One Awaited for each worker. What these tasks left before counts: they may have ended already. Raises TypeError
     for what is no pair."""
+    rootcheck.check(folders)
     by_worker: dict[str, list[str]] = {}
     for ref in refs:
         if isinstance(ref, str):  # two letters would be taken for a worker and an id

@@ -379,6 +379,8 @@ def test_results_and_qshape_count_what_is_there(site: Site) -> None:
 
 
 def test_report_says_when_nobody_has_counted(site: Site) -> None:
+    assert "WATCHER_ROOT=" in said(site, "report", code=2)
+    site.root.mkdir()
     assert "no listener" in said(site, "report", code=1)
     (site.root / "state" / "orchestrator.db").mkdir(parents=True)
     assert "cannot read what the listener has counted" in said(site, "report", code=2)

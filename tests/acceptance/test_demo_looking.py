@@ -34,9 +34,12 @@ def processes_of(root: Path) -> list[int]:
 
 def test_status_of_nothing_says_what_to_do(desk: Desk) -> None:
     code, out, complaint = desk.run("--status")
-    assert (code, complaint) == (0, "")
-    assert "--setup" in out
+    assert (code, out) == (2, "")
+    assert str(desk.root) in complaint and "--setup" in complaint
     assert not desk.root.exists()
+    desk.root.mkdir()
+    code, out, _ = desk.run("--status")
+    assert code == 0 and "--setup" in out
 
 
 def test_status_counts_and_survives_rubbish(desk: Desk) -> None:

@@ -40,8 +40,9 @@ def _cancel_one(places: Folders, name: str, options: argparse.Namespace) -> int:
     try:
         worker, task_id = resolve(places, name)
         status, detail = _cancel(places, worker, task_id, options.reason, options.wait)
-    except WatcherError as error:
-        status, detail, worker, task_id = "error", str(error), "", name
+    except (WatcherError, OSError) as error:
+        status, detail, worker, task_id = "error", shared.words_of(error), "", name
+        detail = f"{name} was not cancelled: {detail}" if isinstance(error, OSError) else detail
     told: dict[str, Any] = {"worker": worker, "task_id": task_id, "status": status, "detail": detail}
     if options.json:
         shared.say_json(told | {"is_cancelled": status == "cancelled"})

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from watcher.commands import shared
 from watcher.errors import SettingError
+from watcher_config import folders, read_layers
 
 _SHELLS = ("bash", "zsh", "fish")
 #: What stands for names that are looked up, by the word that a parser shows for them.
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
 def _names(kind: str) -> list[str]:
     from watcher.whereabouts import on_their_way, workers
 
-    places = shared.places()
+    places = folders(read_layers())
     names = workers(places)
     if kind == "workers":
         return names

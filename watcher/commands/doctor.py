@@ -12,6 +12,7 @@ Exit code 0: all are well (warnings included); 1: some are not; 2: a setting or 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import signal
@@ -75,10 +76,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _tell_ignored(places: Folders) -> None:
     """Files that wait for ever, because no worker takes them."""
-    for worker in workers(places):
-        for sighting in on_their_way(places, worker):
-            if sighting.state == "ignored":
-                shared.tell(f"note: {sighting.path}: {sighting.detail}")
+    with contextlib.suppress(OSError):  # folders that cannot be read are no matter of a provider
+        for worker in workers(places):
+            for sighting in on_their_way(places, worker):
+                if sighting.state == "ignored":
+                    shared.tell(f"note: {sighting.path}: {sighting.detail}")
 
 
 def render(findings: Iterable[Finding], called: bool = True) -> str:

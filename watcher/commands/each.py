@@ -12,15 +12,17 @@ from watcher.whereabouts import find, resolve
 
 def each_task(options: argparse.Namespace, done: str, change: Callable[[str, str], bool]) -> int:
     """Change all of `options.tasks`; `change` says whether it could. Returns the exit code."""
-    code = 0
+    code, places = 0, shared.places()
     for name in options.tasks:
         worker, task_id, problem = "", name, None
         try:
-            worker, task_id = resolve(shared.places(), name)
+            worker, task_id = resolve(places, name)
             if not change(worker, task_id):
                 problem = _why_not(worker, task_id)
         except WatcherError as error:
             problem = str(error)
+        except OSError as error:  # the next one may lie elsewhere
+            problem = f"{name} was not changed: {shared.words_of(error)}"
         code = code if problem is None else 1
         if options.json:
             shared.say_json({"worker": worker, "task_id": task_id, "is_done": problem is None, "detail": problem})

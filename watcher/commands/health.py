@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from watcher.commands import shared
 from watcher.errors import SettingError
+from watcher.rootcheck import UnusableRoot
 from watcher.terminal import one_line
 from watcher_config import folders, own_instance, read_layers, state_folder
 
@@ -43,7 +44,12 @@ def run(options: argparse.Namespace) -> int:
     layers = read_layers()
     ours = layers.given.get("WATCHER_INSTANCE")
     wanted = options.instance or instance or (own_instance(ours.value) if ours is not None else None)
-    found = probe(folders(layers), name, wanted, options.within, options.strict)
+    places = folders(layers)
+    try:
+        shared.check_root(places)
+    except UnusableRoot as error:
+        return _say(options, False, [Health(options.worker, False, str(error))])
+    found = probe(places, name, wanted, options.within, options.strict)
     if not found:
         found = [Health(options.worker, False, "it has never beaten here; is WATCHER_ROOT the same, has it started?")]
     return _say(options, any(health.is_well for health in found), found)

@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     from watcher.intervene import hold
 
     shared.only_one([options.tasks, options.provider], "give tasks, or --provider NAME")
-    places = shared.places()
+    places = shared.places(makes_them=options.provider is not None)
     if options.provider is None:
         from watcher.commands.each import each_task
 

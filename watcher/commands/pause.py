@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     from watcher.tell import checked, pause
     from watcher.whereabouts import workers
 
-    places = shared.places()
+    places = shared.places(makes_them=True)
     for worker in options.workers:
         checked(worker)
     known = {*workers(places), *Lookout(places).beating()}

@@ -80,7 +80,8 @@ def _one(places: Folders, letter: Letter, changes: dict[str, Any], options: argp
     try:
         task_id = redrive(places, letter, changes, force=options.force, new_id=options.id)
     except (WatcherError, OSError) as error:
-        _say(options, letter.name, "", str(error))
+        head = f"{letter.name} was not put back: " if isinstance(error, OSError) else ""
+        _say(options, letter.name, "", head + shared.words_of(error))
         return False
     _say(options, letter.name, task_id, None)
     return True

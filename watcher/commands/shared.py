@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _SPEAKER = ["watcher"]
+_TOLD: set[str] = set()
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|w)?")
 
 
@@ -34,9 +35,34 @@ class Parser(argparse.ArgumentParser):
         super()._print_message(clean(message), file)
 
 
-def places() -> Folders:
-    """The folders that the settings name."""
-    return folders(read_layers())
+def places(*, makes_them: bool = False) -> Folders:
+    """The folders that the settings name. Raises UnusableRoot where none is, unless the command makes what it needs."""
+    found = folders(read_layers())
+    if not makes_them:
+        check_root(found)
+    elif not found.root.exists() and not found.tasks.exists():
+        tell(f"note: {found.root} was not there and is made; is WATCHER_ROOT right?")
+    return found
+
+
+def check_root(found: Folders) -> None:
+    """Raise UnusableRoot where nothing can be read; say what else keeps an answer from being whole, once."""
+    from watcher import rootcheck
+
+    rootcheck.check(found)
+    for remark in rootcheck.remarks(found):
+        if remark not in _TOLD:
+            _TOLD.add(remark)
+            tell(f"note: {remark}")
+
+
+def words_of(error: Exception) -> str:
+    """An error for a person: what was refused, on what, why and what to do."""
+    if not isinstance(error, OSError):
+        return str(error)
+    from watcher.rootcheck import refusal_words
+
+    return refusal_words(error)
 
 
 def say(text: str) -> None:
@@ -109,7 +135,7 @@ def concluded(program: str, body: Callable[[], int], interrupted: str = "") -> i
     except WatcherError as error:
         return _complained(program, str(error), 2)
     except OSError as error:
-        return _complained(program, f"{error.filename or 'a file or folder'}: {error.strerror or error}", 2)
+        return _complained(program, words_of(error), 2)
     return code
 
 

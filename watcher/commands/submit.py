@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     given = fields.given_fields(options) | {"description": text}
     if options.id is not None:
         given["task_id"] = options.id
-    return put_in(shared.places(), options.worker, given, options.wait, as_json=options.json)
+    return put_in(shared.places(makes_them=True), options.worker, given, options.wait, as_json=options.json)
 
 
 def put_in(places: Folders, worker: str, given: dict[str, Any], wait: float | None, *, as_json: bool) -> int:

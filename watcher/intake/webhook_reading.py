@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from watcher.errors import WorkerTrouble
 from watcher.formats import strictjson
 from watcher.formats.task import TASK_FILE_NAME, WORKER_PATTERN
 from watcher.intake import webhook_lookup as lookup
@@ -113,6 +115,7 @@ class Reading:
         workers = [worker] if worker is not None else self._workers()
         found = await asyncio.to_thread(lookup.find_all, self._folders, workers, task_id)
         if not found:
+            self._check_tasks()
             raise _unknown()
         if len(found) > 1:
             names = ", ".join(one.worker for one in found)
@@ -151,7 +154,15 @@ class Reading:
     def _workers(self) -> list[str]:
         return workers_of(self._folders, self._config.webhook_workers)
 
+    def _check_tasks(self) -> None:
+        """Raise WorkerTrouble when there is nothing to look into: then no answer would be true."""
+        try:
+            os.stat(self._folders.tasks)
+        except OSError as error:
+            raise WorkerTrouble(f"look into {self._folders.tasks}", error) from error
+
     def _look(self) -> dict[str, Any]:
+        self._check_tasks()
         whole = self._lookout.look().as_json()
         allowed = set(self._workers())
         workers = [{name: one[name] for name in _SHOWN} for one in whole["workers"] if one["worker"] in allowed]
