@@ -52,3 +52,18 @@ def parse_rfc3339(text: str) -> float:
     if moment.tzinfo is None:
         raise ValueError("a time needs its zone: write a trailing Z for UTC")
     return moment.astimezone(UTC).timestamp()
+
+
+class NeverAhead:
+    """Wall time for judging the age of files: never ahead of what has really passed since it was made.
+
+    A clock that jumps a day forward makes nothing old.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._offset = clock.wall() - clock.monotonic()
+
+    def now(self) -> float:
+        """Wall seconds."""
+        return min(self._clock.wall(), self._offset + self._clock.monotonic())

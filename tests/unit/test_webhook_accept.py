@@ -197,11 +197,12 @@ def test_old_hidden_files_of_killed_endpoints_are_swept_and_young_ones_left(plac
     inbox = places.tasks / "marie"
     inbox.mkdir(parents=True)
     now = HandClock().wall()
-    for name, age in ((".webhook-old.tmp", 3600), (".webhook-young.tmp", 1), (".submit-old.tmp", 3600)):
+    old, young = f".webhook-{'0' * 16}.tmp", f".webhook-{'1' * 16}.tmp"
+    for name, age in ((old, 3700), (young, 1), (".webhook-other.tmp", 3700)):
         (inbox / name).touch()
         os.utime(inbox / name, (now - age, now - age))
     run(places, lambda accepter: asyncio.sleep(0))
-    assert sorted(os.listdir(inbox)) == [".submit-old.tmp", ".webhook-young.tmp"]
+    assert sorted(os.listdir(inbox)) == [young, ".webhook-other.tmp"]
 
 
 def test_names_are_forgotten_after_their_retention(tmp_path: Path) -> None:

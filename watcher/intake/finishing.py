@@ -26,6 +26,7 @@ from watcher.intake.claiming import Refused, leave_house
 from watcher.intake.fates import Fate
 from watcher.intake.memory import Handled, Record, ZoneMemory
 from watcher.intake.zonefile import ASIDE, DONE
+from watcher.spool.abandoned import remove_abandoned
 
 _SUFFIX_LIMIT = 100_000
 
@@ -155,6 +156,7 @@ def _take_a_name(source: Path, target: Folder, name: str) -> str:
 
 def _copy_into(source: Path, target: Folder) -> Path:
     """A whole, durable copy under a hidden name: the other file system takes no rename."""
+    remove_abandoned(target, time.time())
     copy = target.path / f".{secrets.token_hex(8)}.tmp"
     try:
         with source.open("rb") as reader, copy.open("xb") as writer:

@@ -31,14 +31,13 @@ from watcher.clock import Clock
 from watcher.errors import WorkerTrouble
 from watcher.intake import webhook_lookup as lookup
 from watcher.intake.webhook_memory import Delivery, Memory
+from watcher.spool.abandoned import remove_abandoned
 
 if TYPE_CHECKING:
     from watcher_config import Folders
 
 MAX_GROUP = 256
 _HIDDEN = ".webhook-"
-#: A hidden file that is older belongs to no endpoint that lives.
-_STALE_SECONDS = 600.0
 #: A count of an inbox is good for so long: others put tasks in as well.
 _COUNT_SECONDS = 5.0
 #: Counting takes at most this share of the time.
@@ -348,7 +347,8 @@ def _sweep(tasks: Path, now: float) -> None:
     """Remove hidden files that killed endpoints left. One that cannot be removed harms nobody."""
     for worker in lookup.worker_names(tasks):
         with contextlib.suppress(OSError):
-            for name in os.listdir(tasks / worker):
-                path = tasks / worker / name
-                if name.startswith(_HIDDEN) and now - path.lstat().st_mtime > _STALE_SECONDS:
-                    path.unlink()
+            inbox = Folder(tasks / worker, create=False)
+            try:
+                remove_abandoned(inbox, now)
+            finally:
+                inbox.close()

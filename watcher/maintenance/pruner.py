@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from watcher.clock import Clock
+from watcher.clock import Clock, NeverAhead
 from watcher.events import Emit, FilesPruned
 from watcher.maintenance.recorder import NOTICES
 from watcher.spool.places import ORIGINALS, OUTPUT
@@ -41,11 +41,11 @@ class Pruner:
         self._retention = retention
         self._clock = clock
         self._emit = emit
-        self._offset = clock.wall() - clock.monotonic()
+        self._never_ahead = NeverAhead(clock)
 
     def now(self) -> float:
         """Wall seconds, never ahead of what has really passed since the start."""
-        return min(self._clock.wall(), self._offset + self._clock.monotonic())
+        return self._never_ahead.now()
 
     def prune(self, keep: Callable[[str, str], bool]) -> Iterator[None]:
         """Go through everything once; yields often. Errors of single files are left for the next time."""

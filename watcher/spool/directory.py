@@ -18,7 +18,7 @@ from dataclasses import replace as replaced
 from typing import Any, Literal
 
 from watcher.atomicfile import Folder, move, move_new, replace
-from watcher.clock import Clock
+from watcher.clock import Clock, NeverAhead
 from watcher.errors import InvalidTask, WorkerTrouble
 from watcher.events import Emit, Event, TaskFieldsUnknown, TaskReferencesUnknown, TaskReleased
 from watcher.formats.notice import Receipt
@@ -41,6 +41,8 @@ Standing = Literal["waits", "held", "runs", "runs_elsewhere", "ended", "unknown"
 _TICK_NS = 50_000_000
 #: Below this many free inodes nothing is claimed: a result needs a few of its own.
 _MIN_FREE_INODES = 64
+#: Seconds between two looks for hidden files that killed tools left.
+_ABANDONED_EVERY_SECONDS = 600.0
 
 
 class DirectorySpool:
@@ -57,6 +59,8 @@ class DirectorySpool:
         self._settler = Settler(places)
         self._active: dict[str, str] = {}
         self._claims_seen: tuple[int, list[str]] = (-1, [])
+        self._never_ahead = NeverAhead(clock)
+        self._abandoned_due = 0.0
         self._held_seen: tuple[int, list[str]] = (-1, [])
 
     # --- what waits
@@ -177,9 +181,16 @@ class DirectorySpool:
         return replaced(ending, lane=claim.lane)
 
     def rescue(self) -> int:
+        self._remove_abandoned()
         rescued = rescue(self._places, self._emit)
         self._lookout.look_at(rescued)
         return len(rescued)
+
+    def _remove_abandoned(self) -> None:
+        now = self._clock.monotonic()
+        if now >= self._abandoned_due:
+            self._abandoned_due = now + _ABANDONED_EVERY_SECONDS
+            self._places.remove_abandoned(self._never_ahead.now())
 
     def check_space(self, minimum_bytes: int) -> None:
         """Raises WorkerTrouble when results could not be stored: too few free bytes or inodes."""

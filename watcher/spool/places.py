@@ -19,6 +19,7 @@ from pathlib import Path
 from watcher.atomicfile import Folder, move, publish_new
 from watcher.errors import LockLost, SettingError
 from watcher.policy.givenback import Given
+from watcher.spool.abandoned import remove_abandoned
 
 CLAIMS = ".claims"
 RETRY = ".retry"
@@ -175,6 +176,18 @@ class Places:
             with contextlib.suppress(FileNotFoundError):
                 for found in list(path.glob(f".*.{incarnation}.tmp")):
                     found.unlink(missing_ok=True)
+
+    def remove_abandoned(self, now: float) -> list[str]:
+        """Remove what killed tools left here under hidden names, an hour ago; returns their names."""
+        gone = [name for folder in (self.inbox, self.triggers) for name in remove_abandoned(folder, now)]
+        for path in self.shared:
+            with contextlib.suppress(OSError):
+                folder = Folder(path, create=False)
+                try:
+                    gone += remove_abandoned(folder, now)
+                finally:
+                    folder.close()
+        return gone
 
     def probe(self) -> None:
         """Try each rename of the protocol once. Raises SettingError that names the folders which do not fit."""
