@@ -1,6 +1,6 @@
 """Record what real agent CLIs print and how they exit, against the stub model: the table in tests/data/providers.
 
-    python -m tests.record claude --program PATH [--only CASE]
+    python -m tests.record claude --program PATH [--only CASE] [--suffix -0.24]
 
 Runs each case of `tests/record_cases.py` in an empty folder with a throw-away HOME, and writes the case's folder with
 `stdout`, `stderr` and `case.json`. Paths, ids and times that change with each run are made the same. What a case must
@@ -34,12 +34,13 @@ def main() -> int:
     parser.add_argument("provider", choices=list(CLIS))
     parser.add_argument("--program", required=True, type=Path, help="the real program")
     parser.add_argument("--only", action="append", help="record only this case; may be given again")
+    parser.add_argument("--suffix", default="", help="ends each case's name, so that older recordings stay")
     options = parser.parse_args()
     cli = CLIS[options.provider]
     version = _version(options.program)
     for case in cli.cases:
         if not options.only or case.name in options.only:
-            _record(options.provider, cli, case, options.program.absolute(), version)
+            _record(options.provider, cli, case, options.program.absolute(), version, options.suffix)
     return 0
 
 
@@ -54,7 +55,7 @@ def _version(program: Path) -> str:
     return found.group()
 
 
-def _record(provider: str, cli: Cli, case: Case, program: Path, version: str) -> None:
+def _record(provider: str, cli: Cli, case: Case, program: Path, version: str, suffix: str) -> None:
     stub = StubModel(always=case.always)
     place = Path(tempfile.mkdtemp(prefix="record-"))
     try:
@@ -62,7 +63,7 @@ def _record(provider: str, cli: Cli, case: Case, program: Path, version: str) ->
     finally:
         stub.close()
     words = " ".join((*cli.arguments(case), *cli.more(case, "http://127.0.0.1:8000")))
-    folder = DATA / provider / case.name
+    folder = DATA / provider / f"{case.name}{suffix}"
     folder.mkdir(parents=True, exist_ok=True)
     kept = json.loads((folder / "case.json").read_text()) if (folder / "case.json").exists() else {}
     made: dict[str, Any] = {

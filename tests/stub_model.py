@@ -4,6 +4,7 @@ The latest user text steers it by words in double brackets:
 
     [[say TEXT]]            answer that                    [[tool NAME JSON]]  ask for one tool call, then answer
     [[hang]]                take the request, never answer  [[cut]]             break off in the middle of the stream
+    [[ends WORD TEXT]]      answer TEXT, with the API's own WORD for why it ended (max_tokens, length, MAX_TOKENS, ...)
     [[status N]]            answer with that HTTP error; more words may follow, in this order:
                             `times K` only the first K times, `reset EPOCH` as a usage limit that ends then,
                             `kind WORD` the API's own word for the error, `saying TEXT` its message
@@ -23,7 +24,7 @@ from typing import Any
 
 from tests.stub_wires import Error, Gemini, Json, Reply, Wire, smallest, wire_of
 
-_ORDER = re.compile(r"\[\[(say|tool|status|hang|cut)\b ?(.*?)\]\](?!\])", re.S)
+_ORDER = re.compile(r"\[\[(say|tool|ends|status|hang|cut)\b ?(.*?)\]\](?!\])", re.S)
 _STATUS = re.compile(r"(\d+)(?: times (\d+))?(?: reset (\d+))?(?: kind (\S+))?(?: saying (.*))?", re.S)
 
 
@@ -70,6 +71,9 @@ class StubModel:
             if has_result or not body.get("tools"):
                 return Reply("made it")
             return Reply(tool=name, arguments=_loads(arguments), number=seen)
+        if kind == "ends":
+            word, _, text = argument.partition(" ")
+            return Reply(text, ends=word)
         return Reply(argument) if kind == "say" else kind
 
 

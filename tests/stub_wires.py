@@ -24,12 +24,14 @@ _GOOGLE_STATES = {
 
 @dataclass(slots=True)
 class Reply:
-    """One answer of the model: a text, or one tool call (`tool`, `arguments`)."""
+    """One answer of the model: a text, or one tool call (`tool`, `arguments`). `ends` is the API's own word for why it
+    ended, when that is another than usual."""
 
     text: str = ""
     tool: str = ""
     arguments: Json | None = None
     number: int = 0
+    ends: str = ""
 
 
 @dataclass(slots=True)
@@ -70,7 +72,7 @@ class Anthropic:
             "role": "assistant",
             "model": model,
             "content": [content],
-            "stop_reason": "tool_use" if reply.tool else "end_turn",
+            "stop_reason": reply.ends or ("tool_use" if reply.tool else "end_turn"),
             "stop_sequence": None,
             "usage": {"input_tokens": INPUT_TOKENS, "output_tokens": OUTPUT_TOKENS},
         }
@@ -131,7 +133,8 @@ class Responses(_OpenAI):
             "object": "response",
             "created_at": 1,
             "model": model,
-            "status": "completed",
+            "status": "incomplete" if reply.ends else "completed",
+            "incomplete_details": {"reason": reply.ends} if reply.ends else None,
             "output": [item],
             "usage": {
                 "input_tokens": INPUT_TOKENS,
@@ -161,7 +164,7 @@ class Responses(_OpenAI):
             ]
         events += [
             {"type": "response.output_item.done", "output_index": 0, "item": item},
-            {"type": "response.completed", "response": whole},
+            {"type": f"response.{whole['status']}", "response": whole},
         ]
         return [{**event, "sequence_number": number} for number, event in enumerate(events)]
 
@@ -176,7 +179,7 @@ class Chat(_OpenAI):
         message: Json = {"role": "assistant", "content": reply.text or None}
         if reply.tool:
             message["tool_calls"] = [self._call(reply)]
-        choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if reply.tool else "stop"}
+        choice = {"index": 0, "message": message, "finish_reason": self._finish(reply)}
         return {**self._head(model), "object": "chat.completion", "usage": self._usage(), "choices": [choice]}
 
     def stream(self, reply: Reply, model: str) -> list[Json]:
@@ -186,9 +189,12 @@ class Chat(_OpenAI):
         return [
             self._chunk(model, {"role": "assistant", "content": ""}),
             self._chunk(model, delta),
-            self._chunk(model, {}, "tool_calls" if reply.tool else "stop"),
+            self._chunk(model, {}, self._finish(reply)),
             {**self._chunk(model, {}), "choices": [], "usage": self._usage()},
         ]
+
+    def _finish(self, reply: Reply) -> str:
+        return reply.ends or ("tool_calls" if reply.tool else "stop")
 
     def _head(self, model: str) -> Json:
         return {"id": "chatcmpl-stub", "created": 1, "model": model}
@@ -236,7 +242,7 @@ class Gemini:
             "candidatesTokenCount": OUTPUT_TOKENS,
             "totalTokenCount": INPUT_TOKENS + OUTPUT_TOKENS,
         }
-        candidate = {"content": {"role": "model", "parts": [part]}, "index": 0, "finishReason": "STOP"}
+        candidate = {"content": {"role": "model", "parts": [part]}, "index": 0, "finishReason": reply.ends or "STOP"}
         return {"candidates": [candidate], "usageMetadata": usage, "modelVersion": model, "responseId": "stub"}
 
     def stream(self, reply: Reply, model: str) -> list[Json]:
@@ -245,7 +251,7 @@ class Gemini:
         half = len(reply.text) // 2
         first = self.whole(Reply(reply.text[:half]), model)
         del first["candidates"][0]["finishReason"]
-        return [first, self.whole(Reply(reply.text[half:]), model)]
+        return [first, self.whole(Reply(reply.text[half:], ends=reply.ends), model)]
 
 
 Wire = Anthropic | Responses | Chat | Gemini

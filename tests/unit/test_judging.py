@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -86,6 +87,19 @@ def test_usage_limit_holds_claude_until_it_is_reset(printed: Any) -> None:
     ending = judged("claude", 1, lines(INIT, LIMIT_EVENT) + failure, "", printed)
     assert (ending.failure, ending.reason, ending.resets_at) == (Failure.LIMIT, "usage_limit", NOW + 3600)
     assert "5-hour limit" in (ending.detail or "")
+
+
+def test_reset_that_is_a_minute_past_is_over_and_never_tomorrow(printed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    said = {"type": "turn.failed", "error": {"message": "You've hit your usage limit. Try again at 10:25 PM."}}
+    ending = judged("codex", 1, lines(said), "", printed)
+    assert (ending.failure, ending.resets_at) == (Failure.LIMIT, NOW - 100)
+    text = "You've hit your 5-hour limit \u00b7 resets 10:25pm (UTC)"
+    ending = judged("claude", 1, text.encode(), "", printed, output="text")
+    assert (ending.failure, ending.resets_at) == (Failure.LIMIT, NOW - 100)
+    monkeypatch.undo()
+    time.tzset()
 
 
 @pytest.mark.parametrize("resets_at", [None, "soon", -5, 1e300, NOW + 90 * 86_400, NOW - 90 * 86_400, True])

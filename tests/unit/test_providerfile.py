@@ -33,6 +33,7 @@ final = "kind=end"
 error = "problem.0.text"
 error_flag = "bad"
 resets_at = "back_at"
+ended = "why"
 signs = { code = "problem.0.code" }
 
 [providers.mine.fields.usage]
@@ -108,6 +109,8 @@ def test_described_failures_are_tried_events_first(tmp_path: Path) -> None:
     assert (ending.failure, ending.detail) == (Failure.AUTH, "mine: usage: mine; log in")
     assert judged(mine, 1, "{}\n", tmp_path, "x\nusage: mine").reason == "bad_argument"
     assert judged(mine, 0, '{"kind": "end"}\n', tmp_path).reason == "no_output"
+    cut = '{"kind": "end", "reply": {"text": "x"}, "why": "length"}\n'
+    assert judged(mine, 0, cut, tmp_path).reason == "truncated"
     assert judged(mine, 0, '{"kind": "part"}\n', tmp_path).reason == "no_result"
     assert judged(mine, 0, '{"kind": "end", "bad": true}\n', tmp_path).reason == "agent_error"
 

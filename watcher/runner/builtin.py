@@ -1,6 +1,6 @@
 """The agent CLIs that are known without any settings, and all providers of a worker by name.
 
-Command lines as of claude 2.1.330, gemini 0.61.0, codex 0.169.0, opencode 1.18.33, qwen 0.15.10 and the documentation
+Command lines as of claude 2.1.332, gemini 0.61.0, codex 0.171.0, opencode 1.18.33, qwen 0.24.4 and the documentation
 of cursor-agent. Each is told never to ask, and each gets its prompt on a stdin that ends: codex and opencode wait for
 ever on one that stays open.
 """
@@ -16,7 +16,10 @@ from watcher.runner.providers import OUTPUT_WORD, Argument, Prompt, Provider
 from watcher.runner.shapes import read_claude, read_codex, read_gemini, read_opencode, read_qwen
 
 #: Lines of a stream that may matter; parsing all of them would cost what the agent's tools returned.
-_CLAUDE_MENTIONS = (b'"result"', b'"rate_limit_event"', b'"error"', b'"init"', b'"tool_use"')
+_CLAUDE_MENTIONS = (
+    b'"result"', b'"rate_limit_event"', b'"error"', b'"init"', b'"tool_use"', b'"tool_result"', b'"tool_call"',
+    b'"task_started"', b'"task_updated"', b'"task_notification"', b'"preserveText"',
+)  # fmt: skip
 
 _CLAUDE = Provider(
     name="claude",
@@ -119,7 +122,7 @@ _CODEX = Provider(
         Argument(("--skip-git-repo-check",)),
         Argument(
             ("--dangerously-bypass-approvals-and-sandbox",),
-            unless=("--sandbox", "-s", "--full-auto", "--approve-for-me", "--yolo"),
+            unless=("--sandbox", "-s", "--approve-for-me", "--yolo"),
         ),
         Argument(("--ephemeral",)),
     ),

@@ -1,9 +1,9 @@
 """How each built-in agent CLI fails: rules for `judging`, as data.
 
-Signs, exit codes and texts were recorded from claude 2.1.330, gemini 0.61.0, codex 0.169.0, opencode 1.18.33 and qwen
-0.15.10 against a stub of their APIs (tests/data/providers holds what they printed); those of cursor-agent are from its
-documentation (https://cursor.com/docs/cli/headless): it is in no package registry, what is called so there is
-something else.
+Signs, exit codes and texts were recorded from claude 2.1.330, gemini 0.61.0, codex 0.169.0, opencode 1.18.33, qwen
+0.15.10 and 0.24.4 against a stub of their APIs (tests/data/providers holds what they printed); those of cursor-agent
+are from its documentation (https://cursor.com/docs/cli/headless): it is in no package registry, what is called so there
+is something else.
 
 Words are bound to the whole true line, and to the places where that CLI writes it (`words`): what its tools, hooks and
 test runs print must fit none of them. Where it gives a second sign, that is demanded.
@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable
 
 from watcher.policy.disposition import Failure
+from watcher.runner.halves import CURES
 from watcher.runner.providers import REFUSES_ROOT, Rule, Where
 
 _AUTH, _LIMIT, _PERMANENT, _TRANSIENT = Failure.AUTH, Failure.LIMIT, Failure.PERMANENT, Failure.TRANSIENT
@@ -41,6 +42,7 @@ def _signs(**values: Iterable[object]) -> frozenset[str]:
     return frozenset(f"{kind}:{value}" for kind, some in values.items() for value in some)
 
 
+_TRUNCATED = ("max_tokens", "max_output_tokens", "model_context_window_exceeded")
 #: The exit code of a program that a signal ended, as a shell and node write it.
 _ENDED = Rule(_TRANSIENT, "killed_by_signal", exit_codes=_codes(129, 130, 131, 134, 137, 139, 143))
 
@@ -79,6 +81,8 @@ CLAUDE = (
     Rule(_PERMANENT, "model_not_found", _OTHER_MODEL, signs=_signs(error=["model_not_found"])),
     Rule(_PERMANENT, "model_not_found", _OTHER_MODEL, signs=_REFUSED, pattern=_MODEL_WORDS, where=_EVENT),
     Rule(_PERMANENT, "max_turns", "allow more in the command", signs=_signs(subtype=["error_max_turns"])),
+    Rule(_PERMANENT, "truncated", CURES["truncated"], signs=_signs(error=["max_output_tokens"], ended=_TRUNCATED)),
+    Rule(_PERMANENT, "refused", CURES["refused"], signs=_signs(ended=["refusal"])),
     Rule(
         _PERMANENT,
         "budget_exceeded",
@@ -227,6 +231,8 @@ _CODEX_LOGIN = f"log in as the worker's user (codex login) or set CODEX_API_KEY,
 _CODEX_SAYS = "(?:ERROR: )?"
 _SAID_BY_CODEX: tuple[Where, ...] = ("event", "last")
 CODEX = (
+    Rule(_PERMANENT, "truncated", CURES["truncated"], signs=_signs(ended=_TRUNCATED)),
+    Rule(_PERMANENT, "refused", CURES["refused"], signs=_signs(ended=["content_filter"])),
     Rule(_AUTH, "billing", _BILLING, signs=_signs(status=[402])),
     Rule(_AUTH, "not_authenticated", _CODEX_LOGIN, signs=_signs(status=[401, 403])),
     Rule(_TRANSIENT, "rate_limited", signs=_signs(status=[429])),
@@ -247,7 +253,7 @@ CODEX = (
         "usage_limit",
         pattern=own(
             _CODEX_SAYS + rf"You{_APOSTROPHE}ve (?:hit|reached) your (?:[\w-]+ ){{0,3}}limit(?: for [\w .-]+)?\."
-            r"(?:[^\n]*?\b[Tt]ry again (?:at (?P<at>[^\n]{3,60})|later\.?)|[^\n]*)$"
+            r"(?:[^\n]*?\b[Tt]ry again (?:at (?P<today>[^\n]{3,60})|later\.?)|[^\n]*)$"
         ),
         where=_SAID_BY_CODEX,
     ),
@@ -360,6 +366,13 @@ QWEN = (
     Rule(_PERMANENT, "max_turns", "allow more in the command", exit_codes=_codes(53)),
     Rule(_PERMANENT, "max_time", "allow more in the command", exit_codes=_codes(55)),
     _ENDED,
+    Rule(
+        _PERMANENT,
+        "context_overflow",
+        _SHORTER,
+        pattern=own("Context is too large to send safely after automatic compression"),
+        where=_EVENT,
+    ),
     Rule(
         _AUTH,
         "not_authenticated",

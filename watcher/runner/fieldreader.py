@@ -20,7 +20,8 @@ class FieldReader:
 
     `final` is what tells the last event, as `path=value` or only a path; without it any event does. An `error` that is
     not empty, or an `error_flag` that is true, makes the attempt a failure. `joins_answer` puts all pieces of the
-    answer together. `usage` has the names of Usage, `signs` any names that the provider's failure rules use.
+    answer together; `ended` is its word for why it ended (`halves`). `usage` has the names of Usage, `signs` any names
+    that the provider's failure rules use.
     """
 
     answer: str = ""
@@ -29,6 +30,7 @@ class FieldReader:
     error: str = ""
     error_flag: str = ""
     resets_at: str = ""
+    ended: str = ""
     usage: tuple[tuple[str, str], ...] = ()
     signs: tuple[tuple[str, str], ...] = ()
 
@@ -61,6 +63,9 @@ class FieldReader:
             value = _at(event, path)
             if isinstance(value, str | int | float):
                 out.signs[kind] = str(value).lower() if isinstance(value, bool) else str(value)
+        ended = name(_at(event, self.ended))
+        if ended is not None:
+            out.ends[self.ended] = ended
         resets_at = number(_at(event, self.resets_at))
         out.resets_at = out.resets_at if resets_at is None else resets_at
 

@@ -22,6 +22,7 @@ import signal
 from collections.abc import Callable, Sequence
 
 from watcher.policy.disposition import Ending, Evidence, Failure
+from watcher.runner.halves import CURES, half_of, is_known
 from watcher.runner.providers import Provider, Rule
 from watcher.runner.reading import harmless
 from watcher.runner.resets import told_time
@@ -37,6 +38,8 @@ _LONGEST_LIMIT_SECONDS = 40 * 86_400.0
 _NAMES_OF_SIGNALS = {number.value: number.name for number in signal.Signals}
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _DENIED = "allow them in the command or in the agent's settings, or set denials_are_fine for the provider"
+#: The cure of a description that the agent's program took for a command of its own.
+NOT_RUN = "begin the description with another word: a first word with a slash is a command of the agent's program"
 #: States of an MCP server in which its tools are not there.
 _MCP_WITHOUT_TOOLS = ("failed", "needs-auth", "disconnected")
 
@@ -87,14 +90,31 @@ def _lacking(provider: Provider, reading: Reading | None, stdout_bytes: int) -> 
         tools = ", ".join(dict.fromkeys(reading.denied))
         what = f"it was not allowed to use {tools}, so the work may not be done"
         return Ending(Failure.PERMANENT, "denied", _detail(provider, what, _DENIED))
-    if not provider.needs_answer:
-        return None
+    half = None if reading is None else _half(provider, reading)
+    if half is not None or not provider.needs_answer:
+        return half
     is_empty = stdout_bytes == 0 if reading is None else not ((reading.answer or "").strip() or reading.has_acted)
     return (
         Ending(Failure.TRANSIENT, "no_output", _detail(provider, "it ended well but said nothing"))
         if is_empty
         else None
     )
+
+
+def _half(provider: Provider, reading: Reading) -> Ending | None:
+    """What stopped early, or never began, although its final event tells no error."""
+    if reading.asked_nobody:
+        return Ending(Failure.PERMANENT, "not_run", _detail(provider, "it asked no model", NOT_RUN))
+    for where, word in reading.ends.items():
+        half = half_of(word)
+        if half is not None:
+            failure = Failure.TRANSIENT if half == "unfinished" else Failure.PERMANENT
+            cure = "" if half == "unfinished" else CURES[half]
+            return Ending(failure, half, _detail(provider, f"it stopped before its end: {where} {word}", cure))
+    if reading.lost:
+        what = f"it ended while this was not done: {', '.join(dict.fromkeys(reading.lost))}"
+        return Ending(Failure.TRANSIENT, "unfinished", _detail(provider, what, CURES["unfinished"]))
+    return None
 
 
 def _unfinished(provider: Provider, reading: Reading | None, message: str, stdout_bytes: int) -> Ending:
@@ -105,10 +125,15 @@ def _unfinished(provider: Provider, reading: Reading | None, message: str, stdou
 
 
 def _remark(provider: Provider, reading: Reading | None) -> str | None:
-    missing = [] if reading is None else missing_mcp(reading)
-    if not missing:
+    if reading is None:
         return None
-    return _detail(provider, f"it ran without the tools of the MCP servers {', '.join(missing)}; see `watcher doctor`")
+    odd = [f"{where} {word}" for where, word in reading.ends.items() if not is_known(word)]
+    remarks = [f"it ended for a reason that is not known here: {', '.join(odd)}"] if odd else []
+    remarks += reading.remarks
+    missing = missing_mcp(reading)
+    if missing:
+        remarks.append(f"it ran without the tools of the MCP servers {', '.join(missing)}; see `watcher doctor`")
+    return _detail(provider, *remarks) if remarks else None
 
 
 def _evidence(rule: Rule) -> int:

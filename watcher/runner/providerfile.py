@@ -66,6 +66,7 @@ _FIELDS: Mapping[str, Kind] = {
     "error": _PATH,
     "error_flag": _PATH,
     "resets_at": _PATH,
+    "ended": _PATH,
     "usage": Object(),
     "signs": Object(),
 }

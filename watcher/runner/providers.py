@@ -47,8 +47,9 @@ REFUSES_ROOT = "run the worker as another user or, in a container made for it, s
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One way to fail. It fits when each condition that it has fits: one of `signs` (`kind:value`), one of
-    `exit_codes`, `pattern` somewhere in what was printed. The pattern's groups `epoch`, `after` (`8h44m7s`) or `at`
-    (`Nov 25, 5:13am (UTC)`) give the time when a limit ends; `argument` must be one of the command.
+    `exit_codes`, `pattern` somewhere in what was printed. The pattern's groups `epoch`, `after` (`8h44m7s`), `at`
+    (`Nov 25, 5:13am (UTC)`) or `today` (the same, by a CLI that leaves out only today's date) give the time when a
+    limit ends; `argument` must be one of the command.
 
     `where` names the places in which the pattern counts (see `words`), the first that has it first; none: anywhere.
     """

@@ -1,7 +1,9 @@
 """When a usage limit ends, from the words in which a CLI tells it.
 
-Only epoch seconds are exact. A clock time without a date is its next occurrence, in the zone that stands behind it,
-else in the local one: commands see the worker's TZ. What cannot be understood is None; nothing raises.
+Only epoch seconds are exact. A clock time stands in the zone behind it, else in the local one: commands see the
+worker's TZ. Without a date it is today's where the CLI writes one for any other day (codex), else its nearest
+occurrence: a limit that ended a minute ago is over, and is probed; as tomorrow's it would hold the account for a day.
+What cannot be understood is None; nothing raises.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ _CLOCK = re.compile(
 
 
 def told_time(words: re.Match[str], now: float) -> float | None:
-    """Wall seconds, from one of the groups `epoch` (seconds or milliseconds), `after` (`8h44m7s`) and `at`."""
+    """Wall seconds, from one of the groups `epoch` (seconds or milliseconds), `after` (`8h44m7s`), `at`, and `today`,
+    which has a date unless it is today. A time in the past is over."""
     groups = words.groupdict()
     if groups.get("epoch"):
         told = float(groups["epoch"])
@@ -28,10 +31,11 @@ def told_time(words: re.Match[str], now: float) -> float | None:
     if groups.get("after"):
         parts = re.findall(r"(\d+(?:\.\d+)?) ?([dhms])", groups["after"])
         return now + sum(float(number) * _UNITS[unit] for number, unit in parts)
-    return _clock_time(groups["at"], now) if groups.get("at") else None
+    text = groups.get("today") or groups.get("at")
+    return _clock_time(text, now, is_today=groups.get("at") is None) if text else None
 
 
-def _clock_time(text: str, now: float) -> float | None:
+def _clock_time(text: str, now: float, is_today: bool) -> float | None:
     found = _CLOCK.match(text.strip())
     if found is None:
         return None
@@ -41,7 +45,7 @@ def _clock_time(text: str, now: float) -> float | None:
         hour = _hour(int(found["hour"]), found["half"])
         at = today.replace(hour=hour, minute=int(found["minute"] or 0), second=0, microsecond=0, fold=0)
         if found["month"] is None:
-            return _next(at, now)
+            return at.timestamp() if is_today else _nearest(at, now)
         month = _MONTHS.index(found["month"].lower()) + 1
         at = at.replace(year=int(found["year"] or today.year), month=month, day=int(found["day"]))
         if found["year"] is None and at.timestamp() < now - _UNITS["d"]:
@@ -57,10 +61,8 @@ def _hour(hour: int, half: str) -> int:
     return hour % 12 + (12 if half in "Pp" else 0)
 
 
-def _next(at: dt.datetime, now: float) -> float:
-    """The minute that runs now is not over: a limit that ends in it ends now."""
-    seconds = at.timestamp()
-    return seconds if seconds > now - 60 else (at + dt.timedelta(days=1)).timestamp()
+def _nearest(at: dt.datetime, now: float) -> float:
+    return min(((at + dt.timedelta(days=days)).timestamp() for days in (-1, 0, 1)), key=lambda one: abs(one - now))
 
 
 def _zone(name: str | None) -> dt.tzinfo | None:
