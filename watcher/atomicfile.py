@@ -124,6 +124,11 @@ def read_regular(path: str | Path, limit: int, folder_fd: int | None = None) -> 
         os.close(fd)
 
 
+def is_blank(raw: bytes) -> bool:
+    """Whether a file that was replaced without a flush has lost its contents to a power cut: nobody has written it."""
+    return not raw.strip(b"\0")
+
+
 def read_up_to(fd: int, limit: int) -> bytes:
     """Read a regular file from the current position to its end, at most `limit` bytes."""
     # 64 KiB a call: a larger buffer makes the allocator map and unmap memory each time.

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from watcher.atomicfile import read_up_to
+from watcher.atomicfile import is_blank, read_up_to
 from watcher.clock import parse_rfc3339
 from watcher.errors import WorkerTrouble
 from watcher.formats import heartbeat, strictjson
@@ -164,6 +164,8 @@ def read_beats(place: Path, now: float, problems: list[str], worker: str | None 
         changed_at = now
         try:
             raw, changed_at = read_small(place / name)
+            if is_blank(raw):
+                continue
             fields = heartbeat.parse_heartbeat(raw)
         except FileNotFoundError:
             continue

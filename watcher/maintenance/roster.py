@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from watcher import presence
+from watcher.atomicfile import is_blank
 from watcher.clock import Clock
 from watcher.errors import WorkerTrouble
 from watcher.events import Emit, FileIgnored, WorkerJudged, WorkerMissed
@@ -173,7 +174,10 @@ class Roster:
         if self._wanted and worker not in self._wanted:
             return
         try:
-            beat = heartbeat.parse_heartbeat(presence.read_small(self._folder / name)[0])
+            raw = presence.read_small(self._folder / name)[0]
+            if is_blank(raw):
+                return
+            beat = heartbeat.parse_heartbeat(raw)
         except FileNotFoundError:
             return
         except (OSError, strictjson.NotStrictJson, FieldError) as error:
