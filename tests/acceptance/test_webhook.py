@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -549,3 +550,50 @@ def test_the_examples_of_the_docs_do_what_they_say(endpoint: Endpoint, site: Sit
     assert site.result(delivery["task_id"])["stdout"] == "Review Add a test: https://example.com/1"
     assert site.result(delivery["task_id"])["metadata"] == {"number": 1}
     assert events.startswith("retry: 2000")
+
+
+def test_endpoint_out_of_descriptors_waits_says_so_once_and_goes_on(endpoint: Endpoint) -> None:
+    endpoint.start()
+    assert endpoint.popen is not None
+    pid = endpoint.popen.pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")) + 2, before[1]))
+    held = [socket.create_connection(("127.0.0.1", endpoint.port)) for _ in range(30)]
+    try:
+        wait_for("a word about it", lambda: "no connection is accepted" in endpoint.log.read_text())
+        assert endpoint.log.read_text().count("no connection is accepted") == 1
+        assert "Traceback" not in endpoint.log.read_text()
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        assert endpoint.call("GET", "/healthz")[0] == 200
+    finally:
+        for connection in held:
+            connection.close()
+    assert endpoint.post()[0] == 202
+
+
+def test_more_connections_than_the_process_may_open_are_refused_at_the_start(site: Site) -> None:
+    """The limit is given to `sh`, which hands it on."""
+    command = f"ulimit -n 256; exec {sys.executable} -m watcher webhook"
+    environment = site.environment({"WEBHOOK_PORT": "0"}) | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        ["/bin/sh", "-c", command],
+        env=environment,
+        cwd=site.home,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "WEBHOOK_MAX_CONNECTIONS=512" in done.stderr and "set at most 192" in done.stderr
+
+
+def test_bodies_of_very_many_values_are_refused_and_hold_nobody_up(endpoint: Endpoint) -> None:
+    endpoint.start()
+    many = b'{"worker": "marie", "description": "x", "metadata": {"m": [' + b"[]," * 300_000 + b"[]]}}"
+    most = b'{"worker": "marie", "description": "x", "metadata": {"m": [' + b"[]," * 40_000 + b"[]]}}"
+    with ThreadPoolExecutor(20) as pool:
+        posts = [pool.submit(endpoint.call, "POST", "/tasks", body) for body in (many, most) * 10]
+        assert endpoint.call("GET", "/healthz")[0] == 200
+        answers = [post.result()[:2] for post in posts]
+    assert {(status, answer.get("reason")) for status, answer in answers} == {(400, "invalid_json"), (202, None)}

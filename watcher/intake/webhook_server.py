@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
+import resource
 import socket
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -28,6 +30,13 @@ KEEP_ALIVE_SECONDS = 10
 #: For a client that does not read what it asked for.
 WRITE_SECONDS = 30.0
 _BACKLOG = 512
+#: Descriptors beside the connections: folders, files being written, the memory of deliveries, the log.
+_OTHER_DESCRIPTORS = 64
+
+#: What accept(2) fails with when this process or the machine is short of something.
+_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_TELL_SECONDS = 10.0
+_log = logging.getLogger(__name__)
 
 _BODY = b'{"type": "about:blank", "title": "%b", "status": %d, "reason": "%b", "detail": "%b"}'
 
@@ -157,7 +166,8 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                backlog=_BACKLOG,
+                # asyncio accepts so often at each turn, and where descriptors are short each time fails and is told.
+                backlog=1,
                 timeout_keep_alive=max(1, round(min(KEEP_ALIVE_SECONDS, limits.head_seconds))),
                 timeout_graceful_shutdown=max(1, round(grace_seconds)),
                 h11_max_incomplete_event_size=MAX_HEAD_BYTES,
@@ -170,11 +180,50 @@ class Server(uvicorn.Server):
         """uvicorn raises the signal again when it has stopped, and the process would not end with 0."""
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._socket.listen(_BACKLOG)  # as many may wait as before; one is accepted at a time
+
     async def run_until_stopped(self) -> None:
+        asyncio.get_running_loop().set_exception_handler(_Shortage().handle)
         await self.serve(sockets=[self._socket])
 
     def connection_count(self) -> int:
         return len(self.server_state.connections)
+
+
+class _Shortage:
+    """Tells that connections cannot be accepted, once in ten seconds: asyncio tries again every second."""
+
+    def __init__(self) -> None:
+        self._told_at = float("-inf")
+
+    def handle(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in _SHORTAGES:
+            loop.default_exception_handler(context)
+        elif loop.time() - self._told_at >= _TELL_SECONDS:
+            self._told_at = loop.time()
+            _log.error(
+                "no connection is accepted: %s; trying each second; raise ulimit -n or lower WEBHOOK_MAX_CONNECTIONS",
+                error.strerror, extra={"event": "webhook.trouble"},
+            )  # fmt: skip
+
+
+def check_descriptors(max_connections: int) -> None:
+    """Raise SettingError when this process may not open so many connections, even with its limit raised as far as it
+    may go."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max_connections + _OTHER_DESCRIPTORS
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard == resource.RLIM_INFINITY or hard >= wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return
+    raise SettingError(
+        f"WEBHOOK_MAX_CONNECTIONS={max_connections}: this process may open {hard} files and connections (ulimit -n); "
+        f"set at most {max(8, hard - _OTHER_DESCRIPTORS)}, or raise that limit"
+    )
 
 
 def listen(host: str, port: int) -> socket.socket:

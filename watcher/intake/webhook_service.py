@@ -26,7 +26,7 @@ from watcher.intake.webhook_access import Access
 from watcher.intake.webhook_hooks import Hook, load_hooks
 from watcher.intake.webhook_memory import Memory
 from watcher.intake.webhook_news import News, workers_of
-from watcher.intake.webhook_server import Limits, Server, listen
+from watcher.intake.webhook_server import Limits, Server, check_descriptors, listen
 from watcher.telemetry.endpoint import MetricsEndpoint
 from watcher.telemetry.logs import EventLog, configure_logging
 from watcher.telemetry.webhook import WebhookMetrics
@@ -49,6 +49,7 @@ class Service:
         """Serve until SIGTERM or SIGINT. Raises SettingError when a setting cannot be used."""
         config = self._config
         self._bus.join(EventLog(_logging(config)))
+        check_descriptors(config.webhook_max_connections)
         hooks, access = self._rules()
         async with AsyncExitStack() as undo:
             listening = undo.enter_context(listen(config.webhook_host, config.webhook_port))
