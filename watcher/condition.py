@@ -84,7 +84,7 @@ def _status(
         return "degraded", "the circuit breaker stopped starting tasks after failures in a row", None
     if standing.wake_problem is not None:
         return "degraded", standing.wake_problem, None
-    return "healthy", parts.runner.remark(), None
+    return "healthy", parts.runner.remark() or parts.spool.waits_for(), None
 
 
 def _active(parts: Parts, running: Running) -> ActiveTask:

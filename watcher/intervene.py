@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from watcher.clock import SystemClock
+from watcher.formats.task import Task
 from watcher.spool import inhand
+from watcher.spool.dependencies import Results
+from watcher.spool.elsewhere import Elsewhere
 from watcher.spool.endings import Endings
 from watcher.spool.settling import Settler
 from watcher.spool.visit import Visit
@@ -58,4 +61,9 @@ def release(folders: Folders, worker: str, task_id: str) -> bool:
 def edit(folders: Folders, worker: str, task_id: str, changes: dict[str, Any]) -> bool:
     """Give fields of a waiting or held task other values (None takes one away); False when it does not wait."""
     with Visit(folders, worker, "edit") as places:
-        return inhand.edit(places, task_id, changes, _MAX_BYTES, may_repeat=False) is not None
+        elsewhere = Elsewhere(folders.tasks, folders.results, folders.triggers, _MAX_BYTES)
+
+        def circle(task: Task) -> list[str] | None:
+            return elsewhere.circle_with(task, Results(folders.results, worker))
+
+        return inhand.edit(places, task_id, changes, _MAX_BYTES, circle, may_repeat=False) is not None

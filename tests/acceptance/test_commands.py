@@ -242,6 +242,8 @@ def test_hold_release_prio_and_edit_refuse_what_does_not_wait(site: Site) -> Non
     assert "rerun it" in said(site, "hold", "x", code=1)
     site.drop("y", not_before="2100-01-01T00:00:00Z")
     assert "invalid_field" in said(site, "edit", "y", "--timeout", "-5", code=1)
+    site.drop("z", dependencies=["y"])
+    assert "dependency_cycle" in said(site, "edit", "y", "--after", "z", code=1)
     assert read(site.inbox() / "y.json")["not_before"] == "2100-01-01T00:00:00Z"
     said(site, "edit", "y", "--unset", "not_before")
     assert site.result("y")["status"] == "completed"

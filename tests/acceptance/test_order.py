@@ -153,3 +153,17 @@ def test_task_that_cannot_start_yet_stands_in_nobodys_way(site: Site, mode: str,
     site.drop("second", agent_id="L")
     site.run("resume", "marie")
     assert site.result("second")["status"] == "completed"
+    if why in ("not_before", "dependency"):
+        reason = {"not_before": "1 for their time", "dependency": "1 for dependencies"}[why]
+        site.beat_that(lambda beat: reason in (beat["reason"] or ""), what=f"that says {reason}")
+
+
+def test_show_says_which_task_of_the_same_agent_goes_first(site: Site) -> None:
+    wait = 'while test ! -e "$SITE/go"; do sleep 0.02; done'
+    site.start(AGENT_COMMAND=site.script(wait), QUEUE_SIZE=0)
+    site.drop("first", agent_id="L")
+    site.drop("second", agent_id="L")
+    site.beat_that(lambda beat: beat["active_tasks"], what="that runs one")
+    assert "first of the same agent runs" in site.run("show", "second").stdout
+    (site.home / "go").touch()
+    assert site.result("second")["status"] == "completed"

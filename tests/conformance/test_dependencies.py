@@ -12,7 +12,7 @@ import pytest
 
 from tests.conformance.conftest import Office
 from watcher.errors import InvalidTask, WorkerTrouble
-from watcher.spool import dependencies
+from watcher.spool import blocked, dependencies
 
 
 def test_task_waits_for_its_dependency_and_gets_its_text_once(office: Office) -> None:
@@ -240,3 +240,83 @@ def test_what_is_no_file_under_a_dependencys_name_blocks_nobody(office: Office, 
     desk.scan()
     assert [claim.task.task_id for claim in desk.claim()] == ["c"]
     assert desk.result("b") is None and desk.dead_letter("b") is None
+
+
+def test_circle_of_plain_ids_over_workers_is_named(office: Office) -> None:
+    marie, anga = office.desk("marie"), office.desk("anga")
+    marie.drop("a", dependencies=["b"])
+    anga.drop("b", dependencies=["a"])
+    marie.scan()
+    anga.scan()
+    assert marie.claim() == [] and anga.claim() == []
+    for desk, stem in ((marie, "a"), (anga, "b")):
+        result = desk.result(stem)
+        assert result is not None and result["reason"] == "dependency_cycle"
+        assert "marie/a -> anga/b" in result["detail"] and "anga/b -> marie/a" in result["detail"]
+
+
+def test_plain_id_that_several_workers_have_closes_no_circle(office: Office) -> None:
+    marie, anga, fabien = office.desk("marie"), office.desk("anga"), office.desk("fabien")
+    marie.drop("a", dependencies=["b"])
+    anga.drop("b", dependencies=["a"])
+    fabien.drop("b")
+    marie.scan()
+    assert marie.claim() == [] and marie.result("a") is None, "fabien's may complete"
+
+
+def test_long_circle_is_found_by_a_scan_and_one_task_of_it_ends(office: Office) -> None:
+    desk = office.desk()
+    for number in range(300):
+        desk.drop(f"t{number}", dependencies=[f"t{(number + 1) % 300}"])
+    desk.scan()
+    assert desk.claim() == []
+    [ended] = [f"t{number}" for number in range(300) if desk.result(f"t{number}") is not None]
+    result = desk.result(ended)
+    assert result is not None and result["reason"] == "dependency_cycle"
+    assert result["detail"].count(" -> ") == 19 and "282 more" in result["detail"]
+
+
+def test_more_dependencies_than_are_remembered_at_once_are_all_waited_for(
+    office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocked, "MAX_WAITED_FOR", 10)
+    desk = office.desk(fifo_mode="relaxed")
+    for number in range(60):
+        desk.drop(f"t{number}")
+    desk.drop("all", dependencies=[f"t{number}" for number in range(60)])
+    desk.scan()
+    for claim in desk.claim():
+        assert claim.task.task_id != "all"
+        desk.finish(claim)
+        desk.spool.tick()
+    assert [claim.task.task_id for claim in desk.claim()] == ["all"]
+
+
+def test_result_that_was_removed_is_not_called_a_task_that_nobody_submitted(office: Office) -> None:
+    desk = office.desk(dependency_timeout_seconds=60.0)
+    desk.drop("a")
+    desk.scan()
+    [claim] = desk.claim()
+    desk.spool.taken(claim)
+    desk.finish(claim)
+    (desk.root / "results" / "marie" / "a.json").unlink()
+    desk.drop("b", dependencies=["a"])
+    desk.drop("c", dependencies=["ghost"])
+    desk.scan()
+    desk.clock.pass_seconds(61)
+    desk.scan()
+    assert desk.claim() == []
+    removed, missing = desk.result("b"), desk.result("c")
+    assert removed is not None and "a ran before and has no result any more" in removed["detail"]
+    assert missing is not None and "never submitted, or its result was removed" in missing["detail"]
+
+
+def test_edit_that_would_close_a_circle_is_refused_and_changes_nothing(office: Office) -> None:
+    desk, anga = office.desk(), office.desk("anga")
+    desk.drop("a")
+    anga.drop("b", dependencies=["marie/a"])
+    desk.scan()
+    before = (desk.inbox / "a.json").read_bytes()
+    with pytest.raises(InvalidTask, match=r"dependency_cycle.*marie/a -> anga/b -> marie/a"):
+        desk.spool.edit("a", {"dependencies": ["anga/b"]})
+    assert (desk.inbox / "a.json").read_bytes() == before

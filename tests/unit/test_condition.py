@@ -31,6 +31,7 @@ def test_worker_is_held_by_the_holds_that_concern_it(
     parts.gates.worst_state.return_value = BreakerState.CLOSED
     parts.gates.holds.return_value = {held: Hold("usage_limit", "come back later", 1_800_000_600.0, 600.0, False)}
     parts.spool.waiting.return_value = parts.spool.held.return_value = 0
+    parts.spool.waits_for.return_value = None
     parts.spool.providers_wanted.return_value = ready
     said = pulse(parts, "claude", STANDING)
     assert (said.status, said.reason) == (status, reason)

@@ -19,7 +19,7 @@ from watcher.commands import shared
 from watcher.holdups import holdup
 from watcher.screen import letter_line, result_line
 from watcher.terminal import clean, duration
-from watcher.whereabouts import Sighting, archived, find
+from watcher.whereabouts import Sighting, archived, find, on_their_way
 
 if TYPE_CHECKING:
     from watcher_config import Folders
@@ -85,7 +85,23 @@ def _holdup(places: Folders, sighting: Sighting) -> str | None:
     is_due = sighting.due is None or sighting.due <= time.time()
     if sighting.state not in ("waiting", "retrying") or not is_due or sighting.task is None:
         return None
-    return holdup(places, sighting.worker, sighting.task.provider)
+    return holdup(places, sighting.worker, sighting.task.provider) or _behind(places, sighting)
+
+
+def _behind(places: Folders, sighting: Sighting) -> str | None:
+    """Which task of the same agent goes before this one: one that runs, or is retried and keeps its place."""
+    agent = None if sighting.task is None else sighting.task.agent_id
+    if agent is None:
+        return None
+    rule = "with FIFO_MODE=per_agent its tasks run one at a time"
+    for other in on_their_way(places, sighting.worker):
+        if other.task is None or other.task.agent_id != agent or other.task_id == sighting.task_id:
+            continue
+        if other.state == "running":
+            return f"{other.task_id} of the same agent runs; {rule}"
+        if other.state == "retrying":
+            return f"{other.task_id} of the same agent is retried and keeps its place; {rule}"
+    return None
 
 
 def _since(sighting: Sighting) -> str:

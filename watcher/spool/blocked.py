@@ -16,7 +16,7 @@ from typing import Protocol
 from watcher.clock import Clock
 from watcher.errors import InvalidTask
 from watcher.formats.task import Task
-from watcher.spool.circles import MAX_NODES, circle, knots, ways_back
+from watcher.spool.circles import MAX_NODES, circle, knots, ways_back, words_of
 from watcher.spool.dependencies import Needs, Results, look
 from watcher.spool.elsewhere import Elsewhere
 from watcher.spool.places import History, Places
@@ -27,8 +27,6 @@ MAX_WAITED_FOR = 500_000
 _FEW = 16
 #: Followed when a task comes in; a longer circle is found by the next scan.
 _FIRST_STEPS = 50
-#: Names of a circle that are told.
-_TOLD = 20
 
 
 class _Options(Protocol):
@@ -95,7 +93,7 @@ class Blocked:
         if found is None:
             return None
         self.discard(name)
-        return InvalidTask("dependency_cycle", _words_of(found))
+        return InvalidTask("dependency_cycle", words_of(found))
 
     def discard(self, name: str) -> None:
         needs = self._needs.pop(name, None)
@@ -166,7 +164,7 @@ class Blocked:
                 yield None
             if found is not None and last in self._needs:  # else a task of it went away meanwhile
                 self.discard(last)
-                yield last, InvalidTask("dependency_cycle", _words_of(found))
+                yield last, InvalidTask("dependency_cycle", words_of(found))
 
     def circle_with(self, task: Task) -> list[str] | None:
         """The circle that this task would close with what waits now, or None."""
@@ -242,9 +240,3 @@ class Blocked:
             f"there was no task and no result of {told} within DEPENDENCY_TIMEOUT: it was never submitted, or its "
             "result was removed; submit it, then redrive"
         )
-
-
-def _words_of(found: list[str]) -> str:
-    if len(found) > _TOLD:
-        found = [*found[: _TOLD - 2], f"... ({len(found) - _TOLD + 1} more)", found[-1]]
-    return " -> ".join(found)

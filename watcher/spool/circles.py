@@ -16,6 +16,8 @@ Edges = Callable[[str], Iterable[str]]
 MAX_NODES = 200_000
 #: Edges between two yields.
 _STRIDE = 500
+#: Names of a circle that are told.
+_TOLD = 20
 
 
 def knots(starts: Iterable[str], edges: Edges) -> Iterator[list[str] | None]:
@@ -109,6 +111,12 @@ def ways_back(
                 yield None
             if followed == at_most:
                 return
+
+
+def words_of(way: list[str]) -> str:
+    """A circle for people: a -> b -> a, the middle of a long one left out."""
+    told = way if len(way) <= _TOLD else [*way[: _TOLD - 2], f"... ({len(way) - _TOLD + 1} more)", way[-1]]
+    return " -> ".join(told)
 
 
 def _way(node: str, last: str, came_from: dict[str, str]) -> list[str]:

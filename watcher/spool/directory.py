@@ -92,6 +92,10 @@ class DirectorySpool:
         """Workers whose results some task here waits for."""
         return self._lookout.watched_results()
 
+    def waits_for(self) -> str | None:
+        """What all that waits here waits for, in words; None when a task could start, or none waits."""
+        return self._lookout.waits_for()
+
     def oldest_arrival(self) -> float | None:
         """Wall seconds at which the oldest waiting task came, or None."""
         return self._lookout.oldest_arrival()
@@ -249,7 +253,7 @@ class DirectorySpool:
 
     def edit(self, task_id: str, changes: dict[str, Any]) -> Standing:
         """Give fields of a waiting or held task other values."""
-        name = inhand.edit(self._places, task_id, changes, self._options.max_task_bytes)
+        name = inhand.edit(self._places, task_id, changes, self._options.max_task_bytes, self._lookout.circle_with)
         if name is None:
             return self._standing(task_id)
         if self._places.held.has(name):

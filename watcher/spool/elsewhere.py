@@ -8,11 +8,14 @@ What cannot be read counts as not there.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from watcher.atomicfile import read_regular
 from watcher.errors import InvalidTask
-from watcher.formats.task import parse_task
+from watcher.formats.task import Task, parse_task
+from watcher.spool.circles import MAX_NODES, circle
+from watcher.spool.dependencies import Results
 from watcher.spool.places import ARCHIVE, CLAIMS, HELD, RETRY, History
 
 #: Of a task at another worker no more dependencies are followed than these, which bounds what is remembered.
@@ -83,6 +86,23 @@ class Elsewhere:
             self._read.pop(node, None)
             return ()
         return known[1]
+
+    def circle_with(self, task: Task, results: Results) -> list[str] | None:
+        """The circle that this task would close with those that wait in the inboxes now, or None."""
+        start = f"{task.worker}/{task.task_id}"
+
+        def edges(node: str) -> Iterator[str]:
+            owner, _, stem = node.partition("/")
+            for dependency in task.dependencies if node == start else self.dependencies(owner, stem):
+                target = dependency if "/" in dependency else self._node_of(owner, dependency, start)
+                if target is not None and results.find(dependency) is None:
+                    yield target
+
+        return circle(start, edges, MAX_NODES)
+
+    def _node_of(self, owner: str, stem: str, start: str) -> str | None:
+        found = [w for w in self.workers() if f"{w}/{stem}" == start or self.is_in_inbox(w, stem)]
+        return f"{owner}/{stem}" if owner in found else f"{found[0]}/{stem}" if len(found) == 1 else None
 
     def _not_in_inbox(self, worker: str) -> set[str]:
         """The ids of tasks that wait for a retry, are held or run."""

@@ -12,6 +12,7 @@ become none, Busy when somebody has the file open for writing, OSError as the sy
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,12 @@ from watcher.atomicfile import Folder, fsync_file, move, move_new
 from watcher.errors import InvalidTask, WatcherError
 from watcher.formats import strictjson
 from watcher.formats.task import Task, parse_task, refuse_to_unset, task_from_fields
+from watcher.spool.circles import words_of
 from watcher.spool.places import History, Places
 from watcher.spool.reading import Reading, read_task_file
+
+#: The circle of waiting tasks that a task would close, or None.
+Circle = Callable[[Task], list[str] | None]
 
 #: A new version of a task, beside the old one; no `~`, so that a rescuer removes it.
 _NEW_VERSION = "edited.new"
@@ -140,13 +145,13 @@ def back_from_hand(places: Places, source: Folder, handle: str, history: History
 
 
 def edit(
-    places: Places, task_id: str, changes: dict[str, Any], max_bytes: int, *, may_repeat: bool = True
+    places: Places, task_id: str, changes: dict[str, Any], max_bytes: int, circle: Circle, *, may_repeat: bool = True
 ) -> str | None:
     """Give fields of a waiting task new values (None takes a field away) and put it back; returns its name there.
 
     None when it does not wait. It keeps its time of arrival and its counters. Raises InvalidTask, with the task left
-    as it was, when it would be none after that; unless it `may_repeat` what was done already, as a command may, also
-    when a field that it takes away is none.
+    as it was, when it would be none after that, or wait for itself (`circle` tells the way); unless it `may_repeat`
+    what was done already, as a command may, also when a field that it takes away is none.
     """
     taken = take_in_hand(places, task_id, max_bytes)
     if taken is None:
@@ -157,6 +162,9 @@ def edit(
         raw = changed(taken.task, changes, places.worker)
         if len(raw) > max_bytes:
             raise InvalidTask("too_large", f"{len(raw)} bytes; MAX_TASK_BYTES allows {max_bytes}")
+        way = circle(parse_task(raw, task_id, places.worker)) if changes.get("dependencies") else None
+        if way is not None:
+            raise InvalidTask("dependency_cycle", f"it would wait for itself: {words_of(way)}")
         _rewrite(places.mine, taken.handle, raw)
     finally:
         name = put_back(places, taken.handle)

@@ -200,6 +200,19 @@ class Lookout:
         """How many tasks wait for dependencies."""
         return len(self._blocked)
 
+    def waits_for(self) -> str | None:
+        """What all that waits here waits for, in words; None when a task could start, or none waits."""
+        later = len(self.lineup.deferred())
+        counts = (
+            (len(self._blocked), "for dependencies"),
+            (later, "for their time"),
+            (len(self._unsettled), "to settle"),
+        )
+        told = [f"{count} {what}" for count, what in counts if count]
+        if not told or self.endings or self.lineup.has_ready(()):
+            return None
+        return f"no task can start now; waiting {', '.join(told)}"
+
     def oldest_arrival(self) -> float | None:
         """Wall seconds at which the oldest waiting task came, also one that waits for others; or None."""
         arrivals = (self.lineup.oldest_arrival(), self._blocked.oldest_arrival())
