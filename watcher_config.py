@@ -260,7 +260,7 @@ def state_folder(layers: Layers, root: Path) -> Path:
     """The folder of the listener's database, absolute."""
     given = layers.given.get("STATE_DIR")
     text = str(root / "state") if given is None else given.value
-    return Path(os.path.abspath(os.path.expanduser(text)))
+    return Path(os.path.realpath(os.path.expanduser(text)))
 
 
 def resolve_folders(layers: Layers) -> tuple[Folders, list[str]]:
@@ -325,7 +325,7 @@ def _folder(layers: Layers, name: str, default: str, problems: list[str]) -> Pat
     found = layers.given.get(name)
     text = default if found is None else found.value
     try:
-        path = Path(os.path.abspath(os.path.expanduser(text)))  # normalised: two spellings compare equal
+        path = Path(os.path.abspath(os.path.expanduser(text)))
     except FileNotFoundError:
         what = "must be absolute here: the current folder is gone; cd to one that exists"
         problems.append(layers.problem(name, what))
@@ -334,7 +334,8 @@ def _folder(layers: Layers, name: str, default: str, problems: list[str]) -> Pat
         wrong = _wrong_folder(found) or _dangling(path)
         if wrong:
             problems.append(layers.problem(name, wrong))
-    return path
+    # Links are resolved here, once: two spellings compare equal, and below these folders no link is followed.
+    return Path(os.path.realpath(path))
 
 
 def _wrong_folder(given: Given) -> str | None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from watcher import presence
+from watcher import nolinks, presence
 from watcher.atomicfile import Folder, fsync_file, move_new, read_regular
 from watcher.errors import InvalidTask, WatcherError
 from watcher.formats import deadletter, strictjson
@@ -110,7 +110,7 @@ def letters(folders: Folders, worker: str, left_out: Callable[[Path, Exception],
         path = place / name
         try:
             value = deadletter.parse(read_regular(path, _MAX_STORED_BYTES))
-            found.append((path.stat().st_mtime_ns, name, Letter(worker, path, value)))
+            found.append((nolinks.look_at(path).st_mtime_ns, name, Letter(worker, path, value)))
         except FileNotFoundError:
             continue  # somebody was faster
         except (OSError, strictjson.NotStrictJson) as error:

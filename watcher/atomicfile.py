@@ -3,7 +3,8 @@
 Promise: what `publish_new` shows is whole, never replaces anything, and survives a power cut once `Sync.flush` of its
 folder has returned. A crash leaves at most a temporary file under a name that says whose it is.
 Assumes a POSIX file system; `link` and `rename` are atomic. Linux gives `renameat2(RENAME_NOREPLACE)` and `syncfs`;
-elsewhere, and on file systems without them (NFS), slower calls with the same result are used.
+elsewhere, and on file systems without them (NFS), slower calls with the same result are used. No link is followed,
+neither in a name nor in a folder's path (`nolinks`).
 Raises OSError as the system gives it; `EXDEV` means that two folders of one protocol lie on two file systems.
 """
 
@@ -13,10 +14,13 @@ import contextlib
 import ctypes
 import errno
 import os
+import secrets
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
+
+from watcher import nolinks
 
 _RENAME_NOREPLACE: Final = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -29,20 +33,28 @@ FEW = 2
 #: What `read_regular` says of a name that is no regular file: a folder, a FIFO or a device; a link; a socket.
 NO_FILE = frozenset({errno.EINVAL, errno.ELOOP, errno.EMLINK, errno.ENXIO})
 
-_OVERWRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Folder:
-    """A directory held open: paths are relative to it, so that a swapped parent cannot redirect a write."""
+    """A directory held open: paths are relative to it, so that a swapped parent cannot redirect a write.
 
-    __slots__ = ("fd", "path")
+    `private` is for the folders that nobody but this suite makes: another user's is refused, because its owner can take
+    away and exchange what we keep there. Raises OSError; `nolinks.Refused` for that, and for a link in the path.
+    """
 
-    def __init__(self, path: Path, *, create: bool = True, mode: int = 0o777) -> None:
-        if create:
-            path.mkdir(parents=True, exist_ok=True, mode=mode)
+    __slots__ = ("_is_private", "fd", "path")
+
+    def __init__(self, path: Path, *, create: bool = True, mode: int = 0o777, private: bool = False) -> None:
         self.path = path
-        self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._is_private = private
+        self.fd = nolinks.open_folder(path, create=create, mode=mode)
+        if private:
+            try:
+                self._refuse_foreign()
+            except OSError:
+                self.close()
+                raise
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -52,7 +64,7 @@ class Folder:
     def is_current(self) -> bool:
         """Whether the path still leads to the folder that is held open (it may be deleted, replaced, unmounted)."""
         try:
-            there, here = os.stat(self.path), os.fstat(self.fd)
+            there, here = nolinks.look_at(self.path), os.fstat(self.fd)
         except OSError:
             return False
         return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
@@ -64,7 +76,7 @@ class Folder:
         """
         if self.is_current():
             return False
-        new = Folder(self.path)
+        new = Folder(self.path, private=self._is_private)
         try:
             os.dup2(new.fd, self.fd, inheritable=False)
         finally:
@@ -94,6 +106,18 @@ class Folder:
             return False
         return True
 
+    def is_folder(self, name: str) -> bool:
+        return self._is_a(stat.S_ISDIR, name)
+
+    def is_link(self, name: str) -> bool:
+        return self._is_a(stat.S_ISLNK, name)
+
+    def _is_a(self, kind: Callable[[int], bool], name: str) -> bool:
+        try:
+            return kind(os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mode)
+        except FileNotFoundError:
+            return False
+
     def remove(self, name: str) -> bool:
         """Unlink; returns whether it was there."""
         try:
@@ -101,6 +125,24 @@ class Folder:
         except FileNotFoundError:
             return False
         return True
+
+    def _refuse_foreign(self) -> None:
+        """Root's folders are as good as ours. A network file system may show our own under another number, so the
+        owner of a new file decides before anything is refused."""
+        owner = os.fstat(self.fd).st_uid
+        if owner in (0, os.geteuid()):
+            return
+        probe = f".owner-{secrets.token_hex(8)}"
+        with contextlib.suppress(OSError):
+            fd = os.open(probe, _CREATE, 0o600, dir_fd=self.fd)
+            try:
+                if os.fstat(fd).st_uid == owner:
+                    return
+            finally:
+                os.close(fd)
+                os.unlink(probe, dir_fd=self.fd)
+        text = f"it belongs to another user (uid {owner}); remove it, or give it to this one: chown -R {os.geteuid()}"
+        raise nolinks.Refused(errno.EPERM, text, str(self.path))
 
 
 def _write(folder_fd: int, name: str, flags: int, data: bytes, durable: bool) -> None:
@@ -115,7 +157,8 @@ def _write(folder_fd: int, name: str, flags: int, data: bytes, durable: bool) ->
 
 def read_regular(path: str | Path, limit: int, folder_fd: int | None = None) -> bytes:
     """At most `limit` bytes of a regular file; never follows a link, never blocks on a FIFO."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder_fd)
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = nolinks.open_file(path, flags) if folder_fd is None else os.open(path, flags, dir_fd=folder_fd)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -210,7 +253,11 @@ def replace(folder: Folder, name: str, data: bytes, owner: str, *, durable: bool
     """Write a file whole or not at all, over an older one. `owner` keeps two writers' temporary files apart."""
     temporary = f".{name}.{owner}.tmp"
     try:
-        _write(folder.fd, temporary, _OVERWRITE, data, durable)
+        try:
+            _write(folder.fd, temporary, _CREATE, data, durable)
+        except FileExistsError:  # half written by a killed writer, or somebody's link: never write into it
+            os.unlink(temporary, dir_fd=folder.fd)
+            _write(folder.fd, temporary, _CREATE, data, durable)
         os.rename(temporary, name, src_dir_fd=folder.fd, dst_dir_fd=folder.fd)
     except OSError as error:
         with contextlib.suppress(OSError):

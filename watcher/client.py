@@ -22,7 +22,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
-from watcher import outcomes, rootcheck
+from watcher import nolinks, outcomes, rootcheck
 from watcher.atomicfile import NO_FILE
 from watcher.clock import rfc3339
 from watcher.errors import InvalidTask, WatcherError
@@ -238,7 +238,7 @@ class Client:
     def _result_files(self, worker: str | None) -> Iterator[tuple[int, Path]]:
         root = self.folders.results
         for folder in [root / worker] if worker is not None else _folders_in(root):
-            with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+            with contextlib.suppress(FileNotFoundError), nolinks.entries_in(folder) as entries:
                 for entry in entries:
                     if TASK_FILE_NAME.fullmatch(entry.name):
                         with contextlib.suppress(FileNotFoundError):
@@ -294,7 +294,5 @@ def _folders(root: str | os.PathLike[str] | None) -> Folders:
 
 
 def _folders_in(root: Path) -> list[Path]:
-    try:
-        return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except FileNotFoundError:
-        return []
+    names = (name for name in nolinks.names_in(root) if not name.startswith("."))
+    return sorted(root / name for name in names if nolinks.is_folder(root / name))

@@ -12,7 +12,7 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-from watcher import presence
+from watcher import nolinks, presence
 from watcher.clock import rfc3339
 from watcher.formats.breakers import parse_breakers
 from watcher.formats.command import PAUSED
@@ -34,7 +34,7 @@ def holdup(folders: Folders, worker: str, provider: str | None) -> str | None:
     living = [one for one in presence.processes(worker, beats, claims, time.time()) if one.is_alive]
     if not living:
         return f"no process of {worker} runs"
-    if (folders.control / worker / PAUSED).exists():
+    if nolinks.is_there(folders.control / worker / PAUSED):
         return f"{worker} is paused; go on with: watcher resume {worker}"
     if all(one.state == "draining" for one in living):
         return f"{worker} drains and takes nothing more"

@@ -137,9 +137,11 @@ def kill_holders(lock_path: str | os.PathLike[str], inherited_only: bool = False
     """
     if not procfs.IS_THERE:
         return 0
-    path = os.path.realpath(lock_path)
+    folder, name = os.path.split(lock_path)
+    # Not through the file itself: a planted link to something that many processes use must not be their end.
+    path = os.path.join(os.path.realpath(folder), name)
     try:
-        found = os.stat(path)
+        found = os.lstat(path)
         identity = (found.st_dev, found.st_ino)
     except FileNotFoundError:
         identity = None

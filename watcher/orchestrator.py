@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from watcher import nolinks
 from watcher.atomicfile import Folder, replace
 from watcher.clock import Clock, rfc3339
 from watcher.errors import WorkerTrouble
@@ -159,7 +160,7 @@ class Orchestrator:
     def oldest_notice_age(self) -> float:
         """Lists the folder of the notices; only for a scrape."""
         oldest = None
-        with os.scandir(self._s.recorder.path) as entries:
+        with nolinks.entries_in(self._s.recorder.path) as entries:
             for entry in entries:
                 if not entry.name.startswith(".") and entry.name.endswith(".json"):
                     try:
@@ -304,8 +305,8 @@ class Orchestrator:
         folders = self._options.folders
         for parent in (folders["results"], folders["dlq"], folders["tasks"]):
             try:
-                with os.scandir(parent) as entries:
-                    found = {e.name for e in entries if _WORKER.fullmatch(e.name) and e.is_dir()}
+                with nolinks.entries_in(parent) as entries:
+                    found = {e.name for e in entries if _WORKER.fullmatch(e.name) and e.is_dir(follow_symlinks=False)}
             except OSError:
                 continue
             for worker in found - self._workers:
@@ -319,7 +320,7 @@ class Orchestrator:
         assert self._waker is not None
         for folder in ("results", "dlq"):
             path = self._options.folders[folder] / worker
-            is_new = not self._waker.is_watching(f"{folder}/{worker}") and path.is_dir()
+            is_new = not self._waker.is_watching(f"{folder}/{worker}") and nolinks.is_folder(path)
             if is_new and self._waker.watch(f"{folder}/{worker}", path):
                 self._watch_is_new = True
                 self._scan_due = 0.0  # what came before the watch

@@ -9,7 +9,6 @@ nothing. Raises OSError when a folder cannot be listed.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from watcher import nolinks
 from watcher.atomicfile import Folder
 from watcher.errors import WatcherError
 from watcher.formats import strictjson
@@ -174,7 +174,7 @@ def refuse_known(folders: Folders, worker: str, task_id: str) -> None:
 
 def _names(place: Path) -> list[str]:
     try:
-        return os.listdir(place)
+        return nolinks.names_in(place)
     except FileNotFoundError:
         return []
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
-from watcher import presence
+from watcher import nolinks, presence
 from watcher.clock import Clock, SystemClock, rfc3339
 from watcher.formats.result import HEAD_BYTES, status_in_head
 from watcher.formats.task import TASK_FILE_NAME, WORKER_PATTERN, why_no_task_name
@@ -123,7 +123,7 @@ class Lookout:
         names = {beat.worker for beat in beats}
         for parent in (self._folders.tasks, self._folders.results, self._folders.dlq):
             there = presence.list_names(parent, self._problems)
-            names.update(name for name in there if _WORKER.fullmatch(name) and (parent / name).is_dir())
+            names.update(name for name in there if _WORKER.fullmatch(name) and nolinks.is_folder(parent / name))
         running: list[RunningTask] = []
         workers = [self._worker(name, [b for b in beats if b.worker == name], running, now) for name in sorted(names)]
         running.sort(key=lambda task: (task.worker, -(task.for_seconds or 0.0), task.task_id))
@@ -212,10 +212,10 @@ class _Facts(Generic[T]):
         """Make it true for the folder as it is now; a file that is gone by then is forgotten."""
         old, self._facts, self.unread = self._facts, {}, 0
         try:
-            fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError):
-            return
+            fd = nolinks.open_folder(place)
         except OSError as error:
+            if error.errno in nolinks.NOT_THERE:
+                return
             presence.refuse_shortage(f"open {place}", error)
             problems.append(f"{place}: {error.strerror or error}")
             return
@@ -290,7 +290,7 @@ def _running(claims: list[Claims], beats: list[Beat], processes: tuple[Process, 
 def _claimed_at(path: Path) -> float | None:
     """When a claim was made: the rename is the last thing that changed the file."""
     try:
-        return path.lstat().st_ctime
+        return nolinks.look_at(path).st_ctime
     except OSError:
         return None
 

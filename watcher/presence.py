@@ -14,11 +14,11 @@ import errno
 import fcntl
 import os
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
+from watcher import nolinks
 from watcher.atomicfile import is_blank, read_up_to
 from watcher.clock import parse_rfc3339
 from watcher.errors import WorkerTrouble
@@ -173,9 +173,7 @@ def read_beats(place: Path, now: float, problems: list[str], worker: str | None 
             refuse_shortage(f"read {place / name}", error)
             problem = f"its heartbeat cannot be read: {error.strerror or error}"
         except (strictjson.NotStrictJson, FieldError) as error:
-            if not raw and stat.S_ISREG((place / name).lstat().st_mode):
-                continue  # a power cut may leave that of one that was not flushed: it has said nothing
-            problem = f"not a heartbeat of ours: {error}"
+            problem = f"not a heartbeat of ours: {error if raw else 'the file is empty'}"
         if problem is not None:
             problems.append(f"{place / name}: {problem}")
         out.append(Beat(found[1], found[2], max(0.0, now - changed_at), fields, problem))
@@ -251,7 +249,7 @@ def is_locked(path: Path) -> bool | None:
     needed. The owner's own lock is exclusive.
     """
     try:
-        fd = os.open(path, READ)
+        fd = nolinks.open_file(path, READ)
     except FileNotFoundError:
         return False  # locks are made first and removed last
     except OSError as error:
@@ -271,9 +269,7 @@ def is_locked(path: Path) -> bool | None:
 def list_names(place: Path, problems: list[str]) -> list[str]:
     """The names in a folder; none, and a problem, when it may not be listed; none when it is not there."""
     try:
-        return os.listdir(place)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+        return nolinks.names_in(place)
     except OSError as error:
         refuse_shortage(f"list {place}", error)
         problems.append(f"{place}: {error.strerror or error}")
@@ -282,7 +278,7 @@ def list_names(place: Path, problems: list[str]) -> list[str]:
 
 def read_small(path: Path) -> tuple[bytes, float]:
     """The bytes of a file and when it was changed (wall seconds). Raises OSError, also for what is no file."""
-    fd = os.open(path, READ)
+    fd = nolinks.open_file(path, READ)
     try:
         return read_up_to(fd, _MAX_BEAT_BYTES), os.fstat(fd).st_mtime
     finally:

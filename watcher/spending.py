@@ -14,6 +14,7 @@ Loop thread only. Raises OSError from the constructor and from the functions for
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from watcher import nolinks
 from watcher.atomicfile import Folder, replace, write_all
 from watcher.clock import Clock, rfc3339
 from watcher.errors import is_trouble
@@ -212,6 +214,8 @@ class Spending:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = os.open(f"spend-{day}.jsonl", flags, 0o666, dir_fd=self._folder.fd)
         try:
+            if os.fstat(fd).st_nlink > 1:
+                raise OSError(errno.EMLINK, "it has a second name (a hard link) and is not written to; remove it")
             # The first newline ends a line that somebody could not finish; empty lines say nothing.
             write_all(fd, b"\n" + json.dumps(line).encode() + b"\n")
             if self._daily or self._max_per_task:
@@ -274,7 +278,7 @@ def spent_on_day(control: Path, worker: str, now: float) -> float:
     """USD that a worker has spent on the UTC day of `now`; 0 when nothing says so."""
     ledger = _Ledger()
     try:
-        fd = os.open(control / worker / f"spend-{_day(now)}.jsonl", _READ)
+        fd = nolinks.open_file(control / worker / f"spend-{_day(now)}.jsonl", _READ)
     except FileNotFoundError:
         return 0.0
     try:

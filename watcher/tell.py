@@ -55,17 +55,16 @@ def pause(control: Path, worker: str, reason: str | None) -> Path:
 
 def resume(control: Path, worker: str) -> bool:
     """End the pause; returns whether there was one."""
-    path = control / checked(worker) / PAUSED
     try:
-        path.unlink()
+        folder = Folder(control / checked(worker), create=False)
     except FileNotFoundError:
         return False
-    folder = Folder(path.parent)
     try:
+        was_paused = folder.remove(PAUSED)
         os.fsync(folder.fd)
     finally:
         folder.close()
-    return True
+    return was_paused
 
 
 def checked(worker: str) -> str:

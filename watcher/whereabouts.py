@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from watcher import presence
+from watcher import nolinks, presence
 from watcher.atomicfile import read_regular, read_up_to
 from watcher.errors import InvalidTask, WatcherError
 from watcher.formats import deadletter, result
@@ -152,7 +152,7 @@ def workers(folders: Folders) -> list[str]:
     """Every worker that has a folder of tasks, results or dead letters."""
     names: set[str] = set()
     for parent in (folders.tasks, folders.results, folders.dlq):
-        names.update(n for n in _names(parent) if _WORKER.fullmatch(n) and (parent / n).is_dir())
+        names.update(n for n in _names(parent) if _WORKER.fullmatch(n) and nolinks.is_folder(parent / n))
     return sorted(names)
 
 
@@ -197,7 +197,7 @@ def _ignored(inbox: Path, worker: str) -> Iterator[Sighting]:
         if why is None:
             continue
         with contextlib.suppress(OSError):
-            info = (inbox / name).lstat()
+            info = nolinks.look_at(inbox / name)
             if name.startswith(".") and time.time() - info.st_mtime < _HIDDEN_SECONDS:
                 continue
             state: State = "unreadable" if name.endswith(".json") and name[0] != "." else "ignored"
@@ -258,7 +258,7 @@ def _state(
 def _read(path: Path, stem: str, worker: str) -> tuple[Task | None, str | None, float | None]:
     """The task in a file, or what is wrong with it, and when it came (None: it is gone)."""
     try:
-        fd = os.open(path, presence.READ)
+        fd = nolinks.open_file(path, presence.READ)
     except FileNotFoundError:
         return None, "gone", None
     except OSError as error:
@@ -281,6 +281,6 @@ def _is_of(stem: str, task_id: str) -> bool:
 
 def _names(place: Path) -> list[str]:
     try:
-        return os.listdir(place)
+        return nolinks.names_in(place)
     except (FileNotFoundError, NotADirectoryError):
         return []

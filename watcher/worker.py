@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from watcher import childproc
+from watcher import childproc, nolinks
 from watcher.clock import Clock
 from watcher.condition import Parts, Standing, pulse
 from watcher.errors import LockLost, WorkerTrouble
@@ -329,7 +329,7 @@ class Worker:
         new = False
         for worker in self._parts.spool.watched_results():
             path = self._options.results_root / worker
-            if not self._waker.is_watching(worker) and path.is_dir():
+            if not self._waker.is_watching(worker) and nolinks.is_folder(path):
                 new = self._waker.watch(worker, path) or new
         if new:
             self._scan_due = 0.0

@@ -108,11 +108,10 @@ class Desk:
 
     def die(self) -> None:
         """What a SIGKILL leaves: the locks are free, everything else stays."""
-        for lock in self.incarnation._locks:
-            lock.release(force=True)
+        for lock in (*self.incarnation._locks.values(), *self.incarnation._name_locks):
+            lock.release()
         self.incarnation._locks.clear()
-        while self.incarnation._name_fds:
-            os.close(self.incarnation._name_fds.pop())
+        self.incarnation._name_locks.clear()
         self.places.close()
 
     def close(self) -> None:

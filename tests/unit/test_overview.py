@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.world import BOB, NOW, World, world
+from watcher import nolinks
 from watcher.clock import rfc3339
 from watcher.errors import WorkerTrouble
 from watcher.formats.result import status_in_head
@@ -185,14 +186,14 @@ def test_folder_that_may_not_be_listed_is_told_and_the_rest_is_shown(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.put("tasks/marie/x.json")
-    real = os.listdir
+    real = nolinks.names_in
 
     def refuse(path: Any) -> list[str]:
         if str(path).endswith("dlq"):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return real(path)
 
-    monkeypatch.setattr("watcher.presence.os.listdir", refuse)
+    monkeypatch.setattr("watcher.presence.nolinks.names_in", refuse)
     seen = world.look()
     assert seen.workers[0].pending == 1
     assert [problem for problem in seen.problems if "dlq" in problem and "Permission denied" in problem]
@@ -204,7 +205,7 @@ def test_shortage_of_descriptors_is_an_error_and_no_number(world: World, monkeyp
     def none_left(*_: Any, **__: Any) -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr("watcher.overview.os.open", none_left)
+    monkeypatch.setattr("watcher.overview.nolinks.open_folder", none_left)
     with pytest.raises(WorkerTrouble, match="EMFILE"):
         world.look()
 

@@ -159,7 +159,7 @@ def test_folder_behind_a_link_to_nothing_is_refused_as_that(own_folder: Path) ->
             folders(read_layers(environ={"WATCHER_ROOT": str(root)}))
         assert str(refused.value) == said
     (own_folder / "away").mkdir()
-    assert folders(read_layers(environ={"WATCHER_ROOT": str(link / "deeper")})).root == link / "deeper"
+    assert folders(read_layers(environ={"WATCHER_ROOT": str(link / "deeper")})).root == own_folder / "away" / "deeper"
 
 
 def test_two_folder_settings_on_one_folder_are_refused() -> None:

@@ -7,12 +7,14 @@ no result that a waiting task depends on.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from watcher import nolinks
 from watcher.atomicfile import read_regular
 from watcher.commands import shared
 from watcher.errors import SettingError
@@ -44,7 +46,8 @@ def run(options: argparse.Namespace) -> int:
     found = list(dict.fromkeys(_files(places, options)))
     removed = 0
     for path in found if options.yes else ():
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            nolinks.remove(path)
         removed += 1
     size = len(found)
     if options.json:
@@ -68,7 +71,8 @@ def _files(places: Folders, options: argparse.Namespace) -> Iterator[Path]:
         for path in _old(results, limit, worker, options) if options.results else ():
             if path.stem not in needed:
                 yield path
-                yield from (p for s in ("stdout", "stderr") if (p := results / ".output" / f"{path.stem}.{s}").exists())
+                outputs = (results / ".output" / f"{path.stem}.{stream}" for stream in ("stdout", "stderr"))
+                yield from filter(nolinks.is_there, outputs)
         for path in _old(letters, limit, worker, options) if options.dead_letters else ():
             yield path
             original = _original(path)
@@ -84,15 +88,13 @@ def _old(
     place: Path, limit: float | None, worker: str, options: argparse.Namespace, any_ending: bool = False
 ) -> Iterator[Path]:
     """The files of a folder that are meant."""
-    if not place.is_dir():
-        return
-    for path in sorted(place.iterdir()):
+    for path in sorted(place / name for name in nolinks.names_in(place)):
         if path.name.startswith(".") or not (any_ending or path.suffix == ".json"):
             continue
         stem = path.stem.partition("~")[0]
         if options.tasks and not {stem, path.stem, f"{worker}/{stem}", f"{worker}/{path.stem}"} & set(options.tasks):
             continue
-        if limit is None or path.lstat().st_mtime < limit:
+        if limit is None or nolinks.look_at(path).st_mtime < limit:
             yield path
 
 
@@ -103,7 +105,7 @@ def _original(letter: Path) -> Path | None:
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
     path = letter.parent / ".originals" / Path(str(named)).name
-    return path if named is not None and path.exists() else None
+    return path if named is not None and nolinks.is_there(path) else None
 
 
 def _needed(places: Folders) -> set[str]:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from watcher import nolinks
 from watcher.atomicfile import read_regular
 from watcher.commands import shared
 from watcher.holdups import holdup
@@ -133,4 +135,4 @@ def _task_lines(sighting: Sighting) -> list[str]:
 
 def _archived(places: Folders, sighting: Sighting) -> list[Path]:
     folder = places.results / sighting.worker / ".archive"
-    return sorted(folder.glob(f"{sighting.task_id}~*.json")) if folder.is_dir() else []
+    return sorted(folder / name for name in nolinks.names_in(folder) if fnmatchcase(name, f"{sighting.task_id}~*.json"))

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from watcher import nolinks
 from watcher.commands import shared
 from watcher.terminal import clean
 
@@ -97,7 +98,7 @@ class _Follower:
             self._ask_for_a_beat(running[0].incarnation)
             return
         try:
-            self._fd = os.open(told, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._fd = nolinks.open_file(told, os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
             return  # it has just ended
         self._claim, self._shown = running[0].path, b""

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from watcher import nolinks
 from watcher.clock import rfc3339
 from watcher.formats import strictjson
 from watcher.formats.fields import (
@@ -203,7 +204,7 @@ def stored_status(path: Path) -> Status | None:
     Follows no link and waits for no FIFO: a folder of results may be written to by others.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = nolinks.open_file(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return None
     try:

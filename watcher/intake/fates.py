@@ -9,12 +9,12 @@ Raises OSError when a folder that is there cannot be listed.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from watcher import nolinks
 from watcher.atomicfile import Folder
 from watcher.formats import strictjson
 from watcher.formats.result import stored_status
@@ -160,9 +160,7 @@ def _id_of(name: str) -> str:
 
 
 def _names(folder: Path) -> list[str]:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        return os.listdir(folder)
-    return []
+    return nolinks.names_in(folder)
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -17,10 +17,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from watcher.atomicfile import Folder, replace, write_all
-from watcher.spool.incarnation import try_lock
+from watcher.spool.incarnation import Lock, take_lock
 
 _HANDLED = "handled.jsonl"
 #: Marks half-written files; the zone's lock sees to it that there is one writer.
@@ -74,32 +72,36 @@ class Record:
 class ZoneMemory:
     """The memory of one zone, locked. Make it with `take`."""
 
-    def __init__(self, root: Path, slug: str, lock: FileLock) -> None:
+    def __init__(self, root: Path, slug: str, lock: Lock) -> None:
         self._lock = lock
         self.slug = slug
         self._folder = Folder(root / slug)
         self._open = Folder(root / slug / OPEN)
         self.handled: dict[str, Handled] = {}
         self._lines = 0
+        self._real_folders: dict[str, str] = {}
         self._load()
 
     @classmethod
     def take(cls, root: Path, slug: str) -> ZoneMemory | None:
         """The memory, or None while another process serves this zone."""
-        root.mkdir(parents=True, exist_ok=True)
-        lock = try_lock(root / f"{slug}.lock")
+        folder = Folder(root)
+        try:
+            lock = take_lock(folder, f"{slug}.lock")
+        finally:
+            folder.close()
         if lock is None:
             return None
         try:
             return cls(root, slug, lock)
         except BaseException:
-            lock.release(force=True)
+            lock.release()
             raise
 
     def close(self) -> None:
         self._folder.close()
         self._open.close()
-        self._lock.release(force=True)
+        self._lock.release()
 
     def write(self, record: Record, *, durable: bool = True) -> None:
         """Note a file whose task is under way; `durable` before anything else happens to the file."""
@@ -118,8 +120,21 @@ class ZoneMemory:
                 self._open.remove(name)
                 continue
             with contextlib.suppress(ValueError, TypeError):  # not one of ours: leave it to whoever put it there
-                found.append(Record(**json.loads(self._open.read(name, _MAX_BYTES))))
+                found.append(self._real_record(Record(**json.loads(self._open.read(name, _MAX_BYTES)))))
         return found
+
+    def _real_record(self, record: Record) -> Record:
+        record.base = os.path.realpath(record.base)
+        record.path, record.place = self._real_path(record.path), self._real_path(record.place)
+        return record
+
+    def _real_path(self, path: str) -> str:
+        """As zones name it: an earlier version kept the links of a zone's own path."""
+        folder, name = os.path.split(path)
+        real = self._real_folders.get(folder)
+        if real is None:
+            real = self._real_folders[folder] = os.path.realpath(folder)
+        return os.path.join(real, name)
 
     def remember(self, path: str, handled: Handled) -> None:
         """Note that this file has had its task, durably."""
@@ -165,7 +180,7 @@ class ZoneMemory:
             self._lines += 1
             with contextlib.suppress(ValueError, TypeError, KeyError):  # torn by a crash: that file is looked at again
                 value = json.loads(line)
-                path = value.pop("path")
+                path = self._real_path(value.pop("path"))
                 if value.pop("gone", False):
                     self.handled.pop(path, None)
                 else:

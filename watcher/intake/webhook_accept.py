@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from watcher import nolinks
 from watcher.atomicfile import FEW, Folder, Sync, fsync_file, move_new
 from watcher.clock import Clock
 from watcher.errors import WorkerTrouble
@@ -103,7 +104,7 @@ class Accepter:
         self._prune_due = 0.0
         self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
-        folders.tasks.mkdir(parents=True, exist_ok=True)
+        nolinks.make_folder(folders.tasks)
         _sweep(folders.tasks, clock.wall())
         self._thread = threading.Thread(target=self._run, name="webhook-accept")
         self._thread.start()
@@ -315,10 +316,7 @@ class _Pending:
 
 
 def _count(inbox: Path) -> int:
-    try:
-        return sum(name.endswith(".json") and name[0] != "." for name in os.listdir(inbox))
-    except FileNotFoundError:
-        return 0
+    return sum(name.endswith(".json") and name[0] != "." for name in nolinks.names_in(inbox))
 
 
 def _follow(work: _Work, first: _Work) -> None:

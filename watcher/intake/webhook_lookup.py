@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from watcher import nolinks
 from watcher.atomicfile import read_up_to
 from watcher.formats import strictjson
 from watcher.formats.result import HEAD_BYTES, parse_result, status_in_head
@@ -61,11 +62,8 @@ class Found:
 
 def worker_names(tasks: Path) -> list[str]:
     """The workers that have an inbox, sorted."""
-    try:
-        with os.scandir(tasks) as entries:
-            return sorted(e.name for e in entries if re.fullmatch(WORKER_PATTERN, e.name) and e.is_dir())
-    except FileNotFoundError:
-        return []
+    names = (name for name in nolinks.names_in(tasks) if re.fullmatch(WORKER_PATTERN, name))
+    return sorted(name for name in names if nolinks.is_folder(tasks / name))
 
 
 def find(folders: Folders, worker: str, task_id: str) -> Found | None:
@@ -94,7 +92,7 @@ def stored_sha256(found: Found) -> str | None:
 
 def read_file(path: Path) -> bytes:
     """The bytes of a regular file; never follows a link, never blocks on a FIFO. Raises OSError."""
-    fd = os.open(path, READ)
+    fd = nolinks.open_file(path, READ)
     try:
         return read_up_to(fd, _MAX_STORED_BYTES)
     finally:
@@ -111,7 +109,7 @@ def _look(folders: Folders, worker: str, task_id: str) -> Found | None:
 def _result(folders: Folders, worker: str, task_id: str) -> Found | None:
     path = folders.results / worker / f"{task_id}.json"
     try:
-        fd = os.open(path, READ)
+        fd = nolinks.open_file(path, READ)
     except FileNotFoundError:
         return None
     try:
@@ -128,7 +126,7 @@ def _letter(folders: Folders, worker: str, task_id: str) -> Found | None:
 
 def _is_there(path: Path) -> bool:
     try:
-        path.lstat()
+        nolinks.look_at(path)
     except FileNotFoundError:
         return False
     return True

@@ -15,6 +15,7 @@ import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
 
+from watcher import nolinks
 from watcher.errors import SettingError, shortage_behind
 
 FILE_NAME = "webhook.db"
@@ -47,7 +48,9 @@ class Memory:
         self.rebuilt: str | None = None
         self._retention = retention_seconds
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            nolinks.make_folder(folder)
+            for suffix in ("", "-wal", "-shm"):
+                nolinks.refuse_link(f"{self.path}{suffix}")
             self._db = self._open()
         except (OSError, sqlite3.Error) as error:
             why = shortage_behind(error) or error  # asked here: later more descriptors may be free

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from watcher import nolinks
 from watcher.clock import Clock, rfc3339
 from watcher.formats.result import HEAD_BYTES, status_in_head
 from watcher.formats.task import TASK_FILE_NAME
@@ -164,7 +165,7 @@ class News:
             for place, parent in self._places.items():
                 folder = parent / worker
                 try:
-                    info = folder.stat()
+                    info = nolinks.look_at(folder)
                 except OSError:
                     continue  # it is not there yet, or cannot be seen now; the next scan looks again
                 self._watch(f"{place}/{worker}", folder, (info.st_dev, info.st_ino))
@@ -201,7 +202,7 @@ class News:
         if TASK_FILE_NAME.fullmatch(name) is None:
             return
         try:
-            inode = os.lstat(self._places[place] / worker / name).st_ino
+            inode = nolinks.look_at(self._places[place] / worker / name).st_ino
         except OSError:
             return  # it is gone already
         known = self._known.setdefault((place, worker), {})
@@ -223,7 +224,7 @@ class News:
 
     def _status(self, worker: str, name: str) -> str | None:
         try:
-            fd = os.open(self._places["results"] / worker / name, READ)
+            fd = nolinks.open_file(self._places["results"] / worker / name, READ)
         except OSError:
             return None  # removed meanwhile
         try:
@@ -233,7 +234,7 @@ class News:
 
 
 def _listed(folder: Path) -> dict[str, int]:
-    with os.scandir(folder) as entries:
+    with nolinks.entries_in(folder) as entries:
         return {e.name: e.inode() for e in entries if TASK_FILE_NAME.fullmatch(e.name)}
 
 

@@ -165,7 +165,7 @@ def _logging(config: WebhookConfig) -> logging.Logger:
 def _write_port(path: Path | None, port: int) -> None:
     if path is None:
         return
-    folder = Folder(path.absolute().parent)
+    folder = Folder(Path(os.path.realpath(path.parent)))
     try:
         replace(folder, path.name, f"{port}\n".encode(), str(os.getpid()))
     finally:

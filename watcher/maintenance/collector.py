@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from watcher import nolinks
 from watcher.atomicfile import Folder, read_up_to
 from watcher.clock import Clock, parse_rfc3339, rfc3339
 from watcher.errors import WorkerTrouble
@@ -88,7 +89,7 @@ class Collector:
         """When the next file to be read was written (wall seconds)."""
         with contextlib.suppress(StopIteration, OSError, RuntimeError):
             worker, folder, name = next(iter(self._found))
-            return (self._folders[folder] / worker / name).lstat().st_mtime
+            return nolinks.look_at(self._folders[folder] / worker / name).st_mtime
         return None
 
     def replaced(self) -> set[tuple[str, str]]:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from watcher import nolinks
 from watcher.errors import SettingError, shortage_behind
 from watcher.maintenance.aggregator import Outcome, Tally, Totals
 
@@ -80,7 +81,9 @@ class Ledger:
         self.path = folder / FILE_NAME
         self.rebuilt: str | None = None
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            nolinks.make_folder(folder)
+            for suffix in ("", "-wal", "-shm"):
+                nolinks.refuse_link(f"{self.path}{suffix}")
             self._db = self._open(silent_before)
         except (OSError, sqlite3.Error) as error:
             why = shortage_behind(error) or error  # asked here: later more descriptors may be free

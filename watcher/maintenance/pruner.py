@@ -10,11 +10,11 @@ is gone.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from watcher import nolinks
 from watcher.clock import Clock, NeverAhead
 from watcher.events import Emit, FilesPruned
 from watcher.maintenance.recorder import NOTICES
@@ -79,7 +79,8 @@ class Pruner:
         time stamp of whoever wrote them."""
         old = list(self._old(letters / ORIGINALS, self._retention.dead_letters, any_name=True))
         try:
-            named = {name.removesuffix(".json").partition("~")[0] for name in os.listdir(letters)} if old else set()
+            names = nolinks.names_in(letters) if old else []
+            named = {name.removesuffix(".json").partition("~")[0] for name in names}
         except OSError:
             return []
         return [place / name for place, name in old if name.rpartition(".")[0] not in named]
@@ -99,26 +100,24 @@ class Pruner:
             return
         limit = self.now() - seconds
         with contextlib.suppress(OSError):
-            names = os.listdir(place)
-            for name in names:
+            for name in nolinks.names_in(place):
                 if name.startswith(".") or not (any_name or name.endswith(".json")):
                     continue
                 with contextlib.suppress(FileNotFoundError):
-                    if os.lstat(place / name).st_mtime < limit:
+                    if nolinks.look_at(place / name).st_mtime < limit:
                         yield place, name
 
 
 def _folders_in(place: Path) -> list[str]:
-    try:
-        with os.scandir(place) as entries:
-            return sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir(follow_symlinks=False))
-    except OSError:
-        return []
+    with contextlib.suppress(OSError):
+        names = nolinks.names_in(place)
+        return sorted(name for name in names if not name.startswith(".") and nolinks.is_folder(place / name))
+    return []
 
 
 def _remove(path: Path) -> int:
     try:
-        path.unlink()
+        nolinks.remove(path)
     except OSError:
         return 0
     return 1

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from watcher import presence
+from watcher import nolinks, presence
 from watcher.atomicfile import Folder, fsync_file, move, publish_new
 from watcher.clock import Clock
 from watcher.events import Emit, HintFailed, TasksReassigned
@@ -59,7 +59,7 @@ class Reassigner:
         news = News()
         for worker, substitute in self._substitutes.items():
             dead_for = roster.dead_for(worker)
-            is_unfinished = (self._tasks / worker / HELD).is_dir()
+            is_unfinished = nolinks.is_folder(self._tasks / worker / HELD)
             if worker in workers and (is_unfinished or (dead_for is not None and dead_for >= self._after)):
                 self._move_all(worker, substitute, dead_for is not None and dead_for >= self._after, news)
         return news
@@ -127,9 +127,9 @@ class Reassigner:
                 held.close()
                 target.close()
             with contextlib.suppress(OSError):
-                place.rmdir()
+                nolinks.remove_folder(place)
         with contextlib.suppress(OSError):
-            (self._tasks / worker / HELD).rmdir()
+            nolinks.remove_folder(self._tasks / worker / HELD)
 
     def _publish(self, held: Folder, name: str, target: Folder, worker: str, together: set[str]) -> None:
         raw = held.read(name, _MAX_BYTES)
@@ -179,7 +179,7 @@ def _dependency(name: object, worker: str, together: set[str], results: Path) ->
 def _name_lock(inbox: Path) -> Iterator[bool]:
     """The lock of the worker's name for ourselves; False when a process of it has it."""
     try:
-        fd = os.open(inbox / CLAIMS / _NAME_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = nolinks.open_file(inbox / CLAIMS / _NAME_LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError:
         yield False
         return
@@ -219,6 +219,6 @@ def _folders_in(place: Path) -> list[Path]:
 
 def _names(place: Path) -> list[str]:
     try:
-        return os.listdir(place)
+        return nolinks.names_in(place)
     except OSError:
         return []

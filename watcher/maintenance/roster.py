@@ -7,14 +7,13 @@ a process has missed a beat. What was told of a process is in the ledger, so tha
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from watcher import presence
+from watcher import nolinks, presence
 from watcher.atomicfile import is_blank
 from watcher.clock import Clock
 from watcher.errors import WorkerTrouble
@@ -152,7 +151,7 @@ class Roster:
 
     def _read_beats(self) -> None:
         try:
-            with os.scandir(self._folder) as entries:
+            with nolinks.entries_in(self._folder) as entries:
                 found = [(e.name, e.stat(follow_symlinks=False)) for e in entries if _HEARTBEAT.fullmatch(e.name)]
         except OSError as error:
             presence.refuse_shortage(f"list {self._folder}", error)

@@ -14,21 +14,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from watcher.atomicfile import read_regular
+from watcher import nolinks
+from watcher.atomicfile import Folder, read_regular, write_all
 from watcher.errors import LockLost, NameTaken, SettingError
-from watcher.spool.incarnation import open_lock
+from watcher.spool.incarnation import Lock, take_lock
 
 LOCK_NAME = ".listener.lock"
 _MAX_NOTES_BYTES = 1 << 16
+#: A reader that asks whether the lock is held has it for a moment.
+_ASKING_SECONDS = 0.3
 
 
 class Seat:
     """Held from the start until `close`."""
 
     def __init__(self, *folders: Path) -> None:
-        self._held: list[tuple[Path, FileLock, int]] = []
+        self._held: list[tuple[Path, Lock]] = []
         try:
             for folder in folders:
                 self._take(folder)
@@ -38,48 +39,41 @@ class Seat:
 
     def check(self) -> None:
         """Raises LockLost when a lock file is no longer the one that is held."""
-        for path, _, inode in self._held:
+        for path, lock in self._held:
             try:
-                found = path.stat().st_ino
+                is_it = os.path.samestat(nolinks.look_at(path), os.fstat(lock.fd))
             except OSError:
-                found = -1
-            if found != inode:
+                is_it = False
+            if not is_it:
                 raise LockLost(
                     f"the lock file {path} was deleted or replaced; stopping before two listeners tell twice"
                 )
 
     def close(self) -> None:
         while self._held:
-            _, lock, _ = self._held.pop()
-            lock.release(force=True)
+            self._held.pop()[1].release()
 
     def _take(self, folder: Path) -> None:
         path = folder / LOCK_NAME
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = _take_soon(path)
+            there = Folder(folder)
+            try:
+                lock = take_lock(there, LOCK_NAME, _ASKING_SECONDS)
+            finally:
+                there.close()
         except OSError as error:
             raise SettingError(f"cannot lock {path}: {error.strerror or error}; the folder must be writable") from error
         if lock is None:
             raise NameTaken(f"{folder} has a listener already: {_describe(notes(folder))}; stop it first")
-        self._held.append((path, lock, path.stat().st_ino))
+        self._held.append((path, lock))
         about = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         # The lock file itself holds the notes: whoever may ask for the lock may read who has it.
-        path.write_text(json.dumps(about) + "\n")
-
-
-def _take_soon(path: Path) -> FileLock | None:
-    """The lock, or None when another process keeps it: a reader that asks whether it is held has it for a moment."""
-    lock = open_lock(path)
-    try:
-        lock.acquire(timeout=0.3, poll_interval=0.05)
-    except Timeout:
-        return None
-    return lock
+        os.ftruncate(lock.fd, 0)
+        write_all(lock.fd, json.dumps(about).encode() + b"\n")
 
 
 def notes(folder: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from watcher import nolinks
 from watcher.atomicfile import read_up_to
 from watcher.clock import Clock
 from watcher.formats import strictjson
@@ -112,7 +113,7 @@ class WaitingTasks:
         moment = max(facts.arrived_at, facts.not_before or 0.0, history.due)
         if incarnation is not None:
             with contextlib.suppress(OSError):
-                moment = path.lstat().st_ctime  # the claiming rename is the last thing that changed it
+                moment = nolinks.look_at(path).st_ctime  # the claiming rename is the last thing that changed it
         now = self._clock.monotonic()
         if facts.not_before is not None or history.due:
             return now - (self._clock.wall() - moment)  # may lie ahead: it cannot start before
@@ -120,7 +121,7 @@ class WaitingTasks:
 
     def _read(self, path: Path, inode: int) -> Facts | None:
         try:
-            fd = os.open(path, _FLAGS)
+            fd = nolinks.open_file(path, _FLAGS)
         except OSError:
             return None
         try:
@@ -160,7 +161,7 @@ def _places(inbox: Path) -> Iterator[tuple[Path, str | None]]:
     yield inbox / RETRY, None
     yield inbox / HELD, None
     with contextlib.suppress(OSError):
-        for name in os.listdir(inbox / CLAIMS):
+        for name in nolinks.names_in(inbox / CLAIMS):
             if _INCARNATION.fullmatch(name):
                 yield inbox / CLAIMS / name, name
     yield inbox / RETRY, None
@@ -175,18 +176,15 @@ def _is_still(known: Facts, entry: os.DirEntry[str]) -> bool:
     return (info.st_ino, info.st_mtime, info.st_size) == (known.inode, known.arrived_at, known.size)
 
 
-def _list(place: Path) -> list[os.DirEntry[str]]:
+def _list(place: Path) -> Iterator[os.DirEntry[str]]:
     is_hidden = place.name in (RETRY, HELD) or place.parent.name == CLAIMS
-    try:
-        with os.scandir(place) as entries:
-            return [
-                e
-                for e in entries
-                if (is_hidden and "~" in e.name and not e.name.endswith("!.json"))
-                or (place.parent.name != CLAIMS and place.name != RETRY and TASK_FILE_NAME.fullmatch(e.name))
-            ]
-    except OSError:
-        return []
+    with contextlib.suppress(OSError), nolinks.entries_in(place) as entries:
+        yield from [
+            e
+            for e in entries
+            if (is_hidden and "~" in e.name and not e.name.endswith("!.json"))
+            or (place.parent.name != CLAIMS and place.name != RETRY and TASK_FILE_NAME.fullmatch(e.name))
+        ]
 
 
 def _checked(value: dict[str, Any], name: str) -> Any:

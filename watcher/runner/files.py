@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
+from watcher import nolinks
 from watcher.errors import is_trouble
 from watcher.policy.printed import FULL_BYTES
 from watcher.runner.interface import Output
@@ -112,7 +113,7 @@ class Capture:
         while True:
             self.name = f"output-{next(numbers)}.{stream}"
             try:
-                self.fd = os.open(folder / self.name, flags, 0o644)
+                self.fd = nolinks.open_file(folder / self.name, flags, 0o644)
                 return
             except FileExistsError:  # of another runner in this folder, or kept and not yet moved
                 continue
@@ -144,7 +145,7 @@ class Capture:
         """From now on the file is the caller's. None when somebody has deleted it: then it has no name any more."""
         self.is_kept = True
         try:
-            there = os.stat(self._folder / self.name)
+            there = nolinks.look_at(self._folder / self.name)
         except FileNotFoundError:
             return None
         return self.name if there.st_ino == os.fstat(self.fd).st_ino else None
@@ -195,8 +196,9 @@ def unnamed_file(raw: bytes, folder: Path) -> int:
         if isinstance(error, OSError) and is_trouble(error):
             raise
         path = folder / f"prompt-{threading.get_ident()}.tmp"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        path.unlink()
+        remove(str(path))  # of a killed worker
+        fd = nolinks.open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        remove(str(path))
     try:
         write_all(fd, raw)
         os.lseek(fd, 0, os.SEEK_SET)
@@ -207,7 +209,8 @@ def unnamed_file(raw: bytes, folder: Path) -> int:
 
 
 def write_file(path: str, raw: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    remove(path)
+    fd = nolinks.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         write_all(fd, raw)
     finally:
@@ -223,4 +226,4 @@ def write_all(fd: int, raw: bytes) -> None:
 def remove(path: str | None) -> None:
     if path is not None:
         with contextlib.suppress(OSError):
-            os.unlink(path)
+            nolinks.remove(path)

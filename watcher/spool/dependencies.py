@@ -11,13 +11,13 @@ task declares. One that is declared as `worker/id` is meant by `{{id.stdout}}` t
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from watcher import nolinks
 from watcher.atomicfile import read_regular
 from watcher.errors import InvalidTask, WorkerTrouble, is_trouble
 from watcher.formats.result import parse_result, stored_status
@@ -65,7 +65,7 @@ class Results:
         if self._workers is None:
             names: list[str] = []
             with contextlib.suppress(OSError):
-                names = sorted(n for n in os.listdir(self.root) if not n.startswith("."))
+                names = sorted(n for n in nolinks.names_in(self.root) if not n.startswith("."))
             self._workers = [self.worker, *(n for n in names if n != self.worker)]
         return self._workers
 
@@ -83,7 +83,7 @@ class Results:
         if path is None:
             return None
         try:
-            found = os.stat(path, follow_symlinks=False)
+            found = nolinks.look_at(path)
         except OSError:
             return None
         known = self._statuses.get(path)
@@ -99,7 +99,7 @@ class Results:
         if found is None:
             found = set()
             with contextlib.suppress(OSError):
-                found = set(os.listdir(self.root / worker))
+                found = set(nolinks.names_in(self.root / worker))
             self._listings[worker] = found
         return found
 

@@ -7,10 +7,10 @@ What cannot be read counts as not there.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from watcher import nolinks
 from watcher.atomicfile import read_regular
 from watcher.errors import InvalidTask
 from watcher.formats.task import Task, parse_task
@@ -47,11 +47,11 @@ class Elsewhere:
     def workers(self) -> list[str]:
         """The workers that have an inbox."""
         if self._workers is None:
-            self._workers = [name for name in _names(self._tasks) if (self._tasks / name).is_dir()]
+            self._workers = [name for name in _names(self._tasks) if nolinks.is_folder(self._tasks / name)]
         return self._workers
 
     def is_in_inbox(self, worker: str, stem: str) -> bool:
-        return (self._tasks / worker / f"{stem}.json").exists()
+        return nolinks.is_there(self._tasks / worker / f"{stem}.json")
 
     def is_known(self, dependency: str) -> bool:
         """Whether a task of that name waits or runs at its worker (at any worker, for a plain id)."""
@@ -64,7 +64,7 @@ class Elsewhere:
         owner, _, stem = dependency.rpartition("/")
         for worker in [owner] if owner else self.workers():
             archive = self._results / worker / ARCHIVE
-            if (self._triggers / worker / f"{stem}.json").exists() or any(
+            if nolinks.is_there(self._triggers / worker / f"{stem}.json") or any(
                 name.startswith(f"{stem}~") for name in _names(archive)
             ):
                 return True
@@ -76,7 +76,7 @@ class Elsewhere:
         self._asked.add(node)
         path = self._tasks / worker / f"{stem}.json"
         try:
-            found = os.stat(path, follow_symlinks=False)
+            found = nolinks.look_at(path)
             stamp = (found.st_ino, found.st_size, found.st_mtime_ns)
             known = self._read.get(node)
             if known is None or known[0] != stamp:
@@ -117,6 +117,6 @@ class Elsewhere:
 
 def _names(path: Path) -> list[str]:
     try:
-        return os.listdir(path)
+        return nolinks.names_in(path)
     except OSError:
         return []

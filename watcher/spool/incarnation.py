@@ -3,12 +3,15 @@
 `.lock` says that the process lives; nothing inherits it. `.busy` says that something it started lives; every command
 inherits its descriptor. Both are needed: the kernel frees the first while a killed worker's command still works.
 Locks are made first and removed last, so that a claim folder without locks never belongs to a living process.
+Everything is done in the folder of the claims as it was opened: who may write to the inbox can exchange that folder
+at any moment, and a lock made behind a link would be a file made somewhere else.
 Raises NameTaken when somebody else serves the name, LockLost when a lock file was deleted or replaced under us.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -18,14 +21,30 @@ import time
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from watcher.atomicfile import Folder, read_regular, replace
+from watcher.atomicfile import Folder, replace
 from watcher.errors import LockLost, NameTaken, SettingError
 from watcher.spool.places import CLAIMS
 
 _NAME_LOCK = "name.lock"
 _MAX_NOTES_BYTES = 1 << 16
+_LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+#: A reader that asks whether a lock is held has it for a moment.
+_ASKING_SECONDS = 5.0
+_ASK_AGAIN_SECONDS = 0.01
+
+
+class Lock:
+    """A lock on one file, until `release` or the end of this process; threads share it."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def release(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 class Incarnation:
@@ -38,15 +57,19 @@ class Incarnation:
         self.id = secrets.token_hex(16)
         self.worker = worker
         self.instance = instance
-        self._claims = inbox / CLAIMS
-        self._claims.mkdir(parents=True, exist_ok=True)
         self._visit = visit
-        self._name_fds = [] if visit else self._take_name()
-        self._fds: dict[str, int] = {}
-        self._locks: list[FileLock] = []
+        self._locks: dict[str, Lock] = {}
+        self._name_locks: list[Lock] = []
         try:
+            # A tool may come as another user than the worker, whose folder it is; the worker keeps tasks in its own.
+            self._claims = Folder(inbox / CLAIMS, private=visit is None)
+        except OSError as error:
+            raise SettingError(f"TASK_DIR: cannot use {inbox / CLAIMS}: {error.strerror or error}") from error
+        try:
+            if visit is None:
+                self._take_name()
             for kind in ("lock", "busy"):
-                self._locks.append(self._take_lock(kind))
+                self._locks[kind] = self._take_lock(kind)
             self._write_notes()
         except BaseException:
             self.close()
@@ -55,11 +78,11 @@ class Incarnation:
     @property
     def busy_fd(self) -> int:
         """The descriptor that every command must inherit."""
-        return self._fds["busy"]
+        return self._locks["busy"].fd
 
     def began_ns(self) -> int:
         """When it began, as the file system of the tasks stamps it (nanoseconds)."""
-        return (self._claims / f"{self.id}.lock").stat().st_mtime_ns
+        return self._began_ns(self.id)
 
     def others(self, began_before_ns: int | None = None) -> list[dict[str, Any]]:
         """The notes of the other living processes that serve this worker, if asked only those older than this."""
@@ -68,76 +91,68 @@ class Incarnation:
             if notes.get("incarnation") == self.id:
                 continue
             with contextlib.suppress(OSError):
-                began = (self._claims / f"{notes.get('incarnation')}.lock").stat().st_mtime_ns
+                began = self._began_ns(str(notes.get("incarnation")))
                 if began_before_ns is None or began < began_before_ns:
                     out.append(notes)
         return out
 
+    def _began_ns(self, incarnation: str) -> int:
+        return os.stat(f"{incarnation}.lock", dir_fd=self._claims.fd, follow_symlinks=False).st_mtime_ns
+
     @property
     def busy_path(self) -> Path:
-        return self._claims / f"{self.id}.busy"
+        return self._claims.path / f"{self.id}.busy"
 
     def check(self) -> None:
         """Raises LockLost when a lock file is no longer the one that is held."""
-        for kind, fd in self._fds.items():
-            path = self._claims / f"{self.id}.{kind}"
+        if not self._claims.is_current():
+            text = f"the folder {self._claims.path} was deleted or replaced; stopping before somebody takes the tasks"
+            raise LockLost(text)
+        for kind, lock in self._locks.items():
+            path = self._claims.path / f"{self.id}.{kind}"
             try:
-                there = path.stat()
+                there = os.stat(path.name, dir_fd=self._claims.fd, follow_symlinks=False)
             except FileNotFoundError:
                 raise LockLost(f"the lock file {path} was deleted; stopping before somebody takes the tasks") from None
-            here = os.fstat(fd)
+            here = os.fstat(lock.fd)
             if (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino):
                 raise LockLost(f"the lock file {path} was replaced; stopping before somebody takes the tasks")
 
     def close(self) -> None:
         """Give up the locks and remove their files; the claim folder must be gone or left to rescuers by now."""
-        try:
-            keep = (self._claims / self.id).exists()
-        except OSError:
-            keep = True
-        for kind in ("json", "busy", "lock"):
-            if not keep:
-                with contextlib.suppress(OSError):
-                    (self._claims / f"{self.id}.{kind}").unlink()
-        for lock in self._locks:
-            lock.release(force=True)
+        with contextlib.suppress(OSError):
+            if self._claims.fd >= 0 and not self._claims.has(self.id):
+                for kind in ("json", "busy", "lock"):
+                    self._claims.remove(f"{self.id}.{kind}")
+        for lock in (*self._locks.values(), *self._name_locks):
+            lock.release()
         self._locks.clear()
-        while self._name_fds:
-            os.close(self._name_fds.pop())
+        self._name_locks.clear()
+        self._claims.close()
 
-    def _take_lock(self, kind: str) -> FileLock:
-        path = self._claims / f"{self.id}.{kind}"
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
-
-        def keep(fd: int) -> None:
-            self._fds[kind] = fd
-
-        lock = open_lock(path, on_acquired=keep)
-        lock.acquire(timeout=5)
+    def _take_lock(self, kind: str) -> Lock:
+        self._claims.write_new(f"{self.id}.{kind}", b"")
+        lock = take_lock(self._claims, f"{self.id}.{kind}", _ASKING_SECONDS)
+        if lock is None:
+            raise LockLost(f"somebody holds the new lock file {self._claims.path / self.id}.{kind}; starting anew")
         return lock
 
-    def _take_name(self) -> list[int]:
+    def _take_name(self) -> None:
         """One process per name, or several that all gave an instance: the first locks alone, the others together."""
         wanted = [(_NAME_LOCK, fcntl.LOCK_SH if self.instance else fcntl.LOCK_EX, "give each its own --instance")]
         if self.instance:
             wanted.append((f"instance-{self.instance}.lock", fcntl.LOCK_EX, "give this one another --instance"))
-        held: list[int] = []
         for name, kind, cure in wanted:
-            path = self._claims / name
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            held.append(fd)
+            lock = Lock(os.open(name, _LOCK_FLAGS, 0o644, dir_fd=self._claims.fd))
+            self._name_locks.append(lock)
             try:
-                fcntl.flock(fd, kind | fcntl.LOCK_NB)
+                fcntl.flock(lock.fd, kind | fcntl.LOCK_NB)
             except OSError as error:
-                for fd in held:
-                    os.close(fd)
                 if not isinstance(error, BlockingIOError):
-                    raise SettingError(
-                        f"TASK_DIR: cannot lock {path}: {error.strerror or error}; the file system must support flock"
-                    ) from error
+                    text = f"cannot lock {self._claims.path / name}: {error.strerror or error}"
+                    raise SettingError(f"TASK_DIR: {text}; the file system must support flock") from error
                 holders = "; ".join(_describe(n) for n in living_notes(self._claims)) or "another process"
                 raise NameTaken(f"worker {self.worker!r} is already served by {holders}: stop it, or {cure}") from None
-        return held
 
     def _write_notes(self) -> None:
         notes = {
@@ -149,43 +164,42 @@ class Incarnation:
             "visit": self._visit,
             "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        folder = Folder(self._claims)
+        replace(self._claims, f"{self.id}.json", json.dumps(notes).encode() + b"\n", self.id)
+
+
+def take_lock(folder: Folder, name: str, patience_seconds: float = 0.0) -> Lock | None:
+    """Take a lock, or None when its owner lives. Makes the file when it is not there. Raises OSError."""
+    lock = Lock(os.open(name, _LOCK_FLAGS, 0o644, dir_fd=folder.fd))
+    until = time.monotonic() + patience_seconds
+    while True:
         try:
-            replace(folder, f"{self.id}.json", json.dumps(notes).encode() + b"\n", self.id)
-        finally:
-            folder.close()
+            fcntl.flock(lock.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock
+        except OSError as error:
+            is_held = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+            if not is_held or time.monotonic() >= until:
+                lock.release()
+                if is_held:
+                    return None
+                raise
+        time.sleep(_ASK_AGAIN_SECONDS)
 
 
-def open_lock(path: Path, on_acquired: Any = None) -> FileLock:
-    """A lock object with the options this project needs: shared by threads, never soft, the file left in place."""
-    return FileLock(
-        path, timeout=0, thread_local=False, fallback_to_soft=False, preserve_lock_file=True, on_acquired=on_acquired
-    )
-
-
-def try_lock(path: Path) -> FileLock | None:
-    """Take a lock at once, or None when its owner lives."""
-    lock = open_lock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return None
-    return lock
-
-
-def living_notes(claims: Path) -> list[dict[str, Any]]:
+def living_notes(claims: Folder) -> list[dict[str, Any]]:
     """The notes of all incarnations whose process lives, for messages to people."""
     out = []
-    for path in sorted(claims.glob("*.json")):
-        lock_path = path.with_suffix(".lock")
-        if not lock_path.exists():
+    names = set(claims.names())
+    for name in sorted(name for name in names if name.endswith(".json")):
+        lock_name = name.removesuffix("json") + "lock"
+        if lock_name not in names:
             continue
-        lock = try_lock(lock_path)
-        if lock is not None:
-            lock.release()
-            continue
+        with contextlib.suppress(OSError):
+            lock = take_lock(claims, lock_name)
+            if lock is not None:
+                lock.release()
+                continue
         with contextlib.suppress(OSError, ValueError):
-            notes = json.loads(read_regular(path, _MAX_NOTES_BYTES))
+            notes = json.loads(claims.read(name, _MAX_NOTES_BYTES))
             if isinstance(notes, dict) and not notes.get("visit"):
                 out.append(notes)
     return out

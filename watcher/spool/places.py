@@ -16,6 +16,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from watcher import nolinks
 from watcher.atomicfile import Folder, move, publish_new
 from watcher.errors import LockLost, SettingError
 from watcher.policy.givenback import Given
@@ -89,23 +90,35 @@ class History:
 class Places:
     """Every folder that a worker uses, open. `mine` is the claim folder of this incarnation."""
 
-    def __init__(self, tasks: Path, triggers: Path, results: Path, dlq: Path, worker: str, incarnation: str) -> None:
+    def __init__(
+        self,
+        tasks: Path,
+        triggers: Path,
+        results: Path,
+        dlq: Path,
+        worker: str,
+        incarnation: str,
+        *,
+        visit: bool = False,
+    ) -> None:
+        """For a `visit` the hidden folders may be another user's: they are those of the worker, wherever it runs."""
         self.worker = worker
         self.incarnation = incarnation
         self.results_root = results
         self.tasks_root = tasks
+        is_ours = not visit
         with contextlib.ExitStack() as undo:
             self.inbox = _open(tasks / worker, undo)
-            self.claims = _open(tasks / worker / CLAIMS, undo)
-            self.retry = _open(tasks / worker / RETRY, undo)
-            self.held = _open(tasks / worker / HELD, undo)
-            self.mine = _open(tasks / worker / CLAIMS / incarnation, undo)
+            self.claims = _open(tasks / worker / CLAIMS, undo, is_ours)
+            self.retry = _open(tasks / worker / RETRY, undo, is_ours)
+            self.held = _open(tasks / worker / HELD, undo, is_ours)
+            self.mine = _open(tasks / worker / CLAIMS / incarnation, undo, is_ours)
             self.results = _open(results / worker, undo)
-            self.results_tmp = _open(results / worker / TEMPORARY, undo)
-            self.output = _open(results / worker / OUTPUT, undo)
+            self.results_tmp = _open(results / worker / TEMPORARY, undo, is_ours)
+            self.output = _open(results / worker / OUTPUT, undo, is_ours)
             self.dlq = _open(dlq / worker, undo)
-            self.dlq_tmp = _open(dlq / worker / TEMPORARY, undo)
-            self.originals = _open(dlq / worker / ORIGINALS, undo)
+            self.dlq_tmp = _open(dlq / worker / TEMPORARY, undo, is_ours)
+            self.originals = _open(dlq / worker / ORIGINALS, undo, is_ours)
             self.triggers = _open(triggers / worker, undo)
             self._undo = undo.pop_all()
         #: Folders of other rooms in which this worker's processes write through temporary files of ours.
@@ -137,10 +150,7 @@ class Places:
 
     def claims_of(self, incarnation: str) -> list[str]:
         """What another process has claimed now."""
-        try:
-            return os.listdir(self.claims.path / incarnation)
-        except FileNotFoundError:
-            return []
+        return nolinks.names_in(self.claims.path / incarnation)
 
     def mend(self) -> list[str]:
         """Open anew what was deleted or replaced under us; returns the names of those folders.
@@ -173,9 +183,10 @@ class Places:
                 if name.endswith((f".{incarnation}", f".{incarnation}.tmp")):
                     folder.remove(name)
         for path in self.shared:
-            with contextlib.suppress(FileNotFoundError):
-                for found in list(path.glob(f".*.{incarnation}.tmp")):
-                    found.unlink(missing_ok=True)
+            for name in nolinks.names_in(path):
+                if name.startswith(".") and name.endswith(f".{incarnation}.tmp"):
+                    with contextlib.suppress(FileNotFoundError):
+                        nolinks.remove(path / name)
 
     def remove_abandoned(self, now: float) -> list[str]:
         """Remove what killed tools left here under hidden names, an hour ago; returns their names."""
@@ -234,9 +245,9 @@ def original_name(folder: Folder, handle: str) -> str:
     return f"{handle.partition('~')[0].removesuffix('!.json')}.{found.st_ino}-{found.st_mtime_ns}"
 
 
-def _open(path: Path, undo: contextlib.ExitStack) -> Folder:
+def _open(path: Path, undo: contextlib.ExitStack, is_ours: bool = False) -> Folder:
     try:
-        folder = Folder(path)
+        folder = Folder(path, private=is_ours)
     except OSError as error:
         raise SettingError(
             f"cannot use the folder {path}: {error.strerror or error}; create it or make it writable"

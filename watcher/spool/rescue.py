@@ -22,7 +22,7 @@ from watcher.errors import InvalidTask
 from watcher.events import Emit, LeftoversKilled, TaskNotUnderstood, TaskRescued
 from watcher.formats.result import parse_result
 from watcher.formats.task import PAST, parse_task
-from watcher.spool.incarnation import try_lock
+from watcher.spool.incarnation import take_lock
 from watcher.spool.inhand import back_from_hand
 from watcher.spool.places import History, Places
 
@@ -36,12 +36,11 @@ def rescue(places: Places, emit: Emit) -> list[str]:
     found.discard(places.incarnation)
     out: list[str] = []
     for incarnation in sorted(found):
-        if (places.claims.path / incarnation).is_symlink():
-            continue  # planted: what lies behind it is not ours to move or remove
         try:
             out.extend(_rescue_one(places, incarnation, emit))
         except OSError as error:
-            # A folder or link where a lock belongs, a file for the folder: no process of ours; the others are rescued.
+            # A folder or link where a lock belongs, a file or a planted link for the folder: what lies behind it is not
+            # ours to move or remove, and the others are rescued.
             if error.errno not in (errno.EISDIR, errno.ENOTDIR, errno.ELOOP):
                 raise
     return out
@@ -49,8 +48,10 @@ def rescue(places: Places, emit: Emit) -> list[str]:
 
 def _rescue_one(places: Places, dead: str, emit: Emit) -> list[str]:
     claims = places.claims.path
+    if places.claims.is_link(dead) or not _is_lock(places.claims, f"{dead}.busy"):
+        return []  # planted: what lies behind it, and who uses that, is not ours to move, to remove or to kill
     # A folder without its lock file is older than any living process: locks are made first and removed last.
-    lock = try_lock(claims / f"{dead}.lock")
+    lock = take_lock(places.claims, f"{dead}.lock")
     if lock is None:
         return []
     try:
@@ -59,25 +60,34 @@ def _rescue_one(places: Places, dead: str, emit: Emit) -> list[str]:
         killed = childproc.kill_holders(claims / f"{dead}.busy") + childproc.kill_marked(dead)
         if killed:
             emit(LeftoversKilled("", killed))
-        busy = try_lock(claims / f"{dead}.busy")
+        busy = take_lock(places.claims, f"{dead}.busy")
         if busy is None:
             return []
         try:
             names = _take_back(places, dead, emit)
             _clean_up(places, dead)
         finally:
-            busy.release(force=True)
+            busy.release()
     finally:
-        lock.release(force=True)
+        lock.release()
     return names
 
 
+def _is_lock(claims: Folder, name: str) -> bool:
+    """Whether this is a lock file of ours, or nothing."""
+    try:
+        info = os.stat(name, dir_fd=claims.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return True
+    return stat.S_ISREG(info.st_mode) and info.st_nlink == 1
+
+
 def _take_back(places: Places, dead: str, emit: Emit) -> list[str]:
-    path = places.claims.path / dead
-    if not path.is_dir():
-        return []
     out: list[str] = []
-    folder = Folder(path, create=False)
+    try:
+        folder = Folder(places.claims.path / dead, create=False)
+    except FileNotFoundError:
+        return []
     try:
         for name in sorted(folder.names()):
             try:
@@ -141,17 +151,20 @@ def is_rerun_of(submitted: dict[str, Any], stored: dict[str, Any]) -> bool:
 
 def _clean_up(places: Places, dead: str) -> None:
     """Remove what else the dead process had: outputs of its attempts, temporary files, its folder, its locks."""
-    claims = places.claims.path
     with contextlib.suppress(FileNotFoundError):
-        for path in list((claims / dead).iterdir()):
-            if "~" not in path.name and not path.name.endswith("!.json") and not stat.S_ISDIR(path.lstat().st_mode):
-                path.unlink()
-        if not os.listdir(claims / dead):
-            (claims / dead).rmdir()
-    if (claims / dead).exists():
+        folder = Folder(places.claims.path / dead, create=False)
+        try:
+            for name in folder.names():
+                if "~" not in name and not name.endswith("!.json") and not folder.is_folder(name):
+                    folder.remove(name)
+            is_empty = not folder.names()
+        finally:
+            folder.close()
+        if is_empty:
+            os.rmdir(dead, dir_fd=places.claims.fd)
+    if places.claims.has(dead):
         return  # something could not be moved, or is none of ours: it is tried again, the locks stay as they are
     places.sweep(dead)
     # Notes and locks last, the process's own lock at the very end.
     for kind in ("json", "busy", "lock"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(claims / f"{dead}.{kind}")
+        places.claims.remove(f"{dead}.{kind}")

@@ -224,7 +224,8 @@ def _copy_across(source: Folder, name: str, target: Folder, new_name: str) -> No
             return
         raise
     with os.fdopen(fd, "rb") as reader:
-        out = os.open(new_name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=target.fd)
+        target.remove(new_name)  # half copied by a killed worker
+        out = os.open(new_name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target.fd)
         with os.fdopen(out, "wb") as writer:
             shutil.copyfileobj(reader, writer)
             writer.flush()

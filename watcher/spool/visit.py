@@ -24,7 +24,7 @@ class Visit:
         self._incarnation = Incarnation(folders.tasks / worker, worker, None, visit=purpose)
         try:
             self._places = Places(
-                folders.tasks, folders.triggers, folders.results, folders.dlq, worker, self._incarnation.id
+                folders.tasks, folders.triggers, folders.results, folders.dlq, worker, self._incarnation.id, visit=True
             )
         except BaseException:
             self._incarnation.close()
