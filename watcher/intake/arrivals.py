@@ -6,8 +6,9 @@ not changed for its zone's `settle` seconds and no process has it open for writi
 monotonic clock.
 
 Memory holds a bounded number of files; the others wait where they lie and are found when there is room. Nothing is
-opened for longer than the question for writers, no link is followed, nothing that begins with a dot is looked at.
-Raises nothing for a folder or file that cannot be read: it is told once, and looked at again by the next scan.
+opened for longer than the question for writers, no link is followed, neither a file nor a folder on the way that was
+exchanged for one, nothing that begins with a dot is looked at. Raises nothing for a folder or file that cannot be read:
+it is told once, and looked at again by the next scan.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from watcher import nolinks
 from watcher.clock import Clock
 from watcher.intake.zonefile import Zone
 from watcher.spool.reading import has_writer
@@ -128,7 +130,7 @@ class Arrivals:
             return
         path = os.path.join(folder, name)
         try:
-            info = os.lstat(path)
+            info = nolinks.look_at(path)
         except OSError:
             self.drop(path)
             self._on_gone(path)
@@ -167,7 +169,7 @@ class Arrivals:
         """It was settled and is not any more: look at it again from the start."""
         self.drop(arrival.path)
         with contextlib.suppress(OSError):
-            self.consider(arrival.path, os.lstat(arrival.path))
+            self.consider(arrival.path, nolinks.look_at(arrival.path))
 
     def postpone(self, arrival: Arrival, seconds: float) -> None:
         """Offer it again after a while."""
@@ -195,16 +197,16 @@ class Arrivals:
         for zone in self._zones:
             for base in zone.dirs if zone.name in self._served else ():
                 try:
-                    base.mkdir(parents=True, exist_ok=True)
+                    nolinks.make_folder(base)
                 except OSError as error:
-                    self._tell(str(base), f"cannot make the folder: {error.strerror or error}")
+                    self.tell(str(base), f"cannot make the folder: {error.strerror or error}")
                     continue
                 yield from self._walk(base, seen)
         for folder in [folder for folder in self._watched if folder not in seen]:
             self._waker.unwatch(folder)
             del self._watched[folder]
         for path in [p for files in (self._unsettled, self.settled) for p in files]:
-            if not os.path.lexists(path):
+            if not nolinks.is_there(path):
                 self.drop(path)
         yield
 
@@ -218,15 +220,15 @@ class Arrivals:
             seen.add(folder)
             self._watch(folder)  # before it is listed, so that nothing falls between
             try:
-                with os.scandir(folder) as entries:
+                with nolinks.entries_in(folder) as entries:
                     for entry in entries:
                         if entry.name.startswith("."):
                             continue
                         if entry.is_dir(follow_symlinks=False):
-                            ahead.append((entry.path, depth + 1))
+                            ahead.append((os.path.join(folder, entry.name), depth + 1))
                         else:
                             with contextlib.suppress(FileNotFoundError):
-                                self.consider(entry.path, entry.stat(follow_symlinks=False))
+                                self.consider(os.path.join(folder, entry.name), entry.stat(follow_symlinks=False))
                         step += 1
                         if step % _STEPS == 0:
                             yield
@@ -234,11 +236,11 @@ class Arrivals:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                self._tell(folder, f"cannot be listed: {error.strerror or error}; make it readable")
+                self.tell(folder, f"cannot be listed: {error.strerror or error}; make it readable")
 
     def _watch(self, folder: str) -> None:
         try:
-            info = os.stat(folder)
+            info = nolinks.look_at(folder)
         except OSError:
             return
         identity = (info.st_dev, info.st_ino)
@@ -272,7 +274,7 @@ class Arrivals:
 
     def _examine(self, arrival: Arrival, now: float) -> None:
         try:
-            signature = Signature.of(os.lstat(arrival.path))
+            signature = Signature.of(nolinks.look_at(arrival.path))
         except OSError:
             self.drop(arrival.path)
             return
@@ -303,7 +305,8 @@ class Arrivals:
             text = "%s waits: a process has had it open for writing for a minute without changing it"
             log.warning(text, arrival.path, extra={"event": "zones.file_held_open"})
 
-    def _tell(self, folder: str, what: str) -> None:
+    def tell(self, folder: str, what: str) -> None:
+        """Say once what is wrong with a folder."""
         if folder not in self._told:
             self._told.add(folder)
             log.error("drop folder %s: %s", folder, what, extra={"event": "zones.folder_unusable"})
@@ -313,7 +316,7 @@ def is_being_written(path: str) -> bool | None:
     """Whether some process has the file open for writing; None when that cannot be told, False for what is no file
     or cannot be opened: whoever takes it says what is wrong with it."""
     try:
-        fd = os.open(path, _OPEN)
+        fd = nolinks.open_file(path, _OPEN)
     except OSError:
         return False
     try:

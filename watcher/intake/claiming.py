@@ -6,8 +6,9 @@ where it was; after it, the next process finds the same id and the same task in 
 harmless. The id follows from the zone, the path and the file's identity: without the record it would be the same
 again.
 
-Nothing here follows a link, waits for a FIFO or reads more than the limit. Raises WorkerTrouble when the machine is
-short of something: then the file, or its record, is as it was, and the same call may work later.
+Nothing here follows a link, in a name or in a folder on the way, waits for a FIFO or reads more than the limit. Raises
+WorkerTrouble when the machine is short of something: then the file, or its record, is as it was, and the same call may
+work later.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from watcher import nolinks
 from watcher.atomicfile import Folder, move_new, read_up_to
 from watcher.clock import Clock
 from watcher.errors import InvalidTask, WorkerTrouble, is_trouble
@@ -59,6 +61,14 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocked:
+    """The file stays where it is until a person has looked at `folder`; `detail` says what to do."""
+
+    folder: Path
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Contents:
     text: str | None
     sha256: str | None
@@ -73,7 +83,7 @@ class Claimer:
         self._max_task_bytes = max_task_bytes
         self.timeout = timeout
 
-    def take(self, arrival: Arrival, memory: ZoneMemory) -> Record | Refused | Not:
+    def take(self, arrival: Arrival, memory: ZoneMemory) -> Record | Refused | Blocked | Not:
         """Note the file and take hold of it; the record that comes back is to be given to `submit`."""
         zone, path = arrival.zone, arrival.path
         with _trouble(f"read {path}"):
@@ -110,9 +120,9 @@ class Claimer:
     def _read(self, arrival: Arrival) -> _Contents | Refused | Not:
         zone, path = arrival.zone, arrival.path
         try:
-            fd = os.open(path, _FLAGS)
+            fd = nolinks.open_file(path, _FLAGS)
         except OSError as error:
-            return _not_openable(error)
+            return _not_openable(path, error)
         try:
             info = os.fstat(fd)
             if Signature.of(info) != arrival.signature:
@@ -183,7 +193,7 @@ class Claimer:
             return Refused("too_large", f"{text}; let the prompt name {{path}} instead of {{text}}")
         return None
 
-    def _hold(self, record: Record, memory: ZoneMemory) -> Record | Refused | Not:
+    def _hold(self, record: Record, memory: ZoneMemory) -> Record | Refused | Blocked | Not:
         """One rename into the zone's own folder; back again when what came was not what had been read."""
         try:
             if not self._rename(record, memory):
@@ -191,12 +201,14 @@ class Claimer:
                 return Not.SETTLED
         except OSError as error:
             with contextlib.suppress(OSError):  # what is left then, file or record, is mended at the next start
-                if os.path.lexists(record.place):
+                if nolinks.is_there(record.place):
                     give_back(record)
                 leave_house(Path(record.place))
                 memory.forget(record.task_id)
             if is_trouble(error):
                 raise WorkerTrouble(f"claim {record.path}", error) from error
+            if isinstance(error, nolinks.Refused):
+                return Blocked(Path(record.place).parent.parent, f"no file is taken: {error.strerror}")
             text = f"cannot be moved to {record.place}: {error.strerror or error}"
             return Refused("not_claimable", f"{text}; make its folder writable, or use on_done: keep")
         return record
@@ -218,7 +230,7 @@ class Claimer:
         if not moved:
             leave_house(Path(record.place))
             return False
-        info = os.lstat(record.place)
+        info = nolinks.look_at(record.place)
         is_it = (info.st_ino, info.st_size, info.st_mtime_ns) == (record.inode, record.size, record.mtime_ns)
         if is_it and not is_being_written(record.place):
             return True
@@ -232,7 +244,7 @@ def give_back(record: Record) -> str:
     number = 1
     target = path
     while not _rename_durably(place, target):
-        if not os.path.lexists(place):
+        if not nolinks.is_there(place):
             break
         number += 1
         target = path.with_name(f"{path.stem}~{number}{path.suffix}")
@@ -244,13 +256,18 @@ def leave_house(place: Path) -> None:
     """Remove the folder of a held file, and the one above, when nothing is in them."""
     for folder in (place.parent, place.parent.parent):
         with contextlib.suppress(OSError):
-            folder.rmdir()
+            nolinks.remove_folder(folder)
 
 
 def _rename_durably(source: Path, target: Path) -> bool:
     """Returns False when the source is gone or the target is taken."""
-    there = Folder(source.parent, create=False)
     try:
+        there = Folder(source.parent, create=False)
+    except nolinks.Refused:
+        return False  # a folder on the way was exchanged for a link: the file is somewhere else now
+    try:
+        if target.parent.parent.name == PROCESSING:
+            Folder(target.parent.parent, private=True).close()
         here = Folder(target.parent)
         try:
             done = move_new(there, source.name, here, target.name)
@@ -300,11 +317,11 @@ def _unfit(info: os.stat_result, limit: int | None) -> Refused | None:
     return None
 
 
-def _not_openable(error: OSError) -> Refused | Not:
+def _not_openable(path: str, error: OSError) -> Refused | Not:
     if is_trouble(error):
         raise error
-    if error.errno == errno.ENOENT:
-        return Not.SETTLED
+    if error.errno == errno.ENOENT or not nolinks.is_there(path):
+        return Not.SETTLED  # also when a folder above it has become a link: the file is somewhere else now
     if error.errno in (errno.ELOOP, errno.EMLINK):
         return Refused("not_regular", "a symbolic link is not followed; copy the file instead")
     if error.errno in (errno.ENXIO, errno.ENODEV):

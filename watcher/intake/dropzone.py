@@ -16,16 +16,16 @@ import contextlib
 import dataclasses
 import heapq
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from watcher import nolinks
 from watcher.clock import Clock
 from watcher.errors import WatcherError, WorkerTrouble
 from watcher.intake.arrivals import Arrival, Arrivals, Signature
-from watcher.intake.claiming import Claimer, Not, Refused
+from watcher.intake.claiming import Blocked, Claimer, Not, Refused
 from watcher.intake.fates import Fate, Fates
 from watcher.intake.finishing import finish, refuse
 from watcher.intake.memory import Handled, Record, ZoneMemory
@@ -207,7 +207,7 @@ class DropZones:
                 await self._waker.flag.wait()
 
     def _after_scan(self, began: float) -> None:
-        for path in [path for path in self._queue if not os.path.lexists(path)]:
+        for path in [path for path in self._queue if not nolinks.is_there(path)]:
             self._leave_queue(path)
         self._collect_quietly()
         now = self._clock.monotonic()
@@ -250,7 +250,7 @@ class DropZones:
         folder = self._options.folders.results / worker
         if not self._waker.is_watching(key):
             with contextlib.suppress(OSError):  # the scan finds results without events
-                folder.mkdir(parents=True, exist_ok=True)
+                nolinks.make_folder(folder)
                 self._waker.watch(key, folder)
 
     # --- files
@@ -379,6 +379,10 @@ class DropZones:
             self._try_to_submit(self._begin(found, memory))
         elif isinstance(found, Refused):
             self._refuse(arrival, found, memory)
+        elif isinstance(found, Blocked):
+            self._leave_queue(arrival.path)
+            self._arrivals.postpone(arrival, _POSTPONED_SECONDS)
+            self._arrivals.tell(str(found.folder), found.detail)
         elif found is Not.SETTLED:
             self._leave_queue(arrival.path)
             self._arrivals.unsettle(arrival)
@@ -457,6 +461,16 @@ class DropZones:
         record = under_way.record
         try:
             where = finish(record, fate, under_way.memory)
+        except nolinks.Refused as refused:
+            # Its place is free for others; the record stays, and the next process of this zone finishes it.
+            where = f"{record.place}, until the zone is served anew"
+            log.error(  # noqa: TRY400
+                "%s: %s; %s stays where it is until the zone is served anew",
+                refused.filename,
+                refused.strerror,
+                record.place,
+                extra={"event": "zones.trouble"},
+            )
         except OSError as error:
             # The record stays, and the next scan tries again.
             self._in_trouble(f"finish {record.path}: {error}")
@@ -471,7 +485,7 @@ class DropZones:
         why = "" if fate.reason is None else f": {fate.reason}"
         log.log(level, "%s %s%s", record.path, fate.status, why, extra=told)
         with contextlib.suppress(OSError):  # it is gone, or the scan finds it
-            self._arrivals.consider(record.path, os.lstat(record.path))
+            self._arrivals.consider(record.path, nolinks.look_at(record.path))
 
     def _in_trouble(self, what: str) -> None:
         self._no_claims_before = self._clock.monotonic() + _TROUBLE_SECONDS

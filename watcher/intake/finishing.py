@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -19,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from watcher import nolinks
 from watcher.atomicfile import Folder, move_new, replace
 from watcher.clock import rfc3339
 from watcher.intake.arrivals import Signature
@@ -30,6 +32,8 @@ from watcher.spool.abandoned import remove_abandoned
 
 _SUFFIX_LIMIT = 100_000
 
+log = logging.getLogger("watcher.zones")
+
 
 def finish(record: Record, fate: Fate, memory: ZoneMemory) -> str:
     """Do with the file what its zone says, then forget its record. Returns where the file is now; empty: nowhere."""
@@ -38,7 +42,7 @@ def finish(record: Record, fate: Fate, memory: ZoneMemory) -> str:
         memory.remember(record.path, _handled(record))
     elif fate.is_completed:
         where = _done(record)
-    elif os.path.lexists(record.place):
+    elif _is_there(record.place):
         where = str(_put_aside(Path(record.place), _relative(record), Path(record.base), _told(record, fate)))
     if record.on_done != "keep":
         _save_the_rest(record)
@@ -54,12 +58,16 @@ def refuse(path: str, base: Path, zone: str, signature: Signature, why: Refused,
     relative = Path(os.path.relpath(path, base))
     told = {"reason": why.reason, "detail": why.detail, "zone": zone, "path": _text(path)}
     try:
-        if Signature.of(os.lstat(path)) != signature:
+        if Signature.of(nolinks.look_at(path)) != signature:
             return None
         return str(_put_aside(source, relative, base, told))
     except FileNotFoundError:
         return None
-    except OSError:
+    except OSError as error:
+        if not nolinks.is_there(path):
+            return None  # a folder on the way was exchanged for a link: the file is somewhere else now
+        told = {"event": "zones.trouble", "zone": zone, "file": path}
+        log.warning("%s stays where it is: %s: %s", path, error.filename, error.strerror, extra=told)
         memory.remember(path, Handled(signature.inode, signature.size, signature.mtime_ns))
         return path
 
@@ -67,8 +75,8 @@ def refuse(path: str, base: Path, zone: str, signature: Signature, why: Refused,
 def _handled(record: Record) -> Handled:
     """The identity that had its task. A file that changed meanwhile differs from it and is a new drop."""
     chain = 0
-    with contextlib.suppress(FileNotFoundError):
-        info = os.lstat(record.path)
+    with contextlib.suppress(FileNotFoundError, nolinks.Refused):
+        info = nolinks.look_at(record.path)
         if (info.st_ino, info.st_size, info.st_mtime_ns) != (record.inode, record.size, record.mtime_ns):
             chain = record.chain + 1
     return Handled(record.inode, record.size, record.mtime_ns, record.sha256, record.task_id, chain, record.at)
@@ -77,9 +85,10 @@ def _handled(record: Record) -> Handled:
 def _done(record: Record) -> str:
     place = Path(record.place)
     if record.on_done == "delete":
-        place.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            nolinks.remove(place)
         return ""
-    if not os.path.lexists(place):
+    if not _is_there(place):
         return ""
     relative = _relative(record)
     return str(_move_numbered(place, Path(record.done) / relative.parent, relative.name))
@@ -90,7 +99,7 @@ def _save_the_rest(record: Record) -> None:
     house = Path(record.place).parent
     target = Path(record.done) if record.on_done == "move" else Path(record.base) / DONE
     with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(house):
+        for name in _names(house):
             try:
                 _move_numbered(house / name, target, name)
             except OSError as error:
@@ -110,7 +119,7 @@ def _put_aside(source: Path, relative: Path, base: Path, told: dict[str, Any]) -
 
 def _aside_in(source: Path, folder: Path, name: str, told: dict[str, Any]) -> Path:
     """The reason is written before the move: a crash between leaves it to be written over, never a file without one."""
-    target = Folder(folder)
+    target = _open(folder)
     try:
         for number in range(1, _SUFFIX_LIMIT):
             final = _numbered(name, number)
@@ -130,17 +139,18 @@ def _aside_in(source: Path, folder: Path, name: str, told: dict[str, Any]) -> Pa
 
 
 def _move_numbered(source: Path, folder: Path, name: str) -> Path:
-    target = Folder(folder)
+    target = _open(folder)
     try:
         try:
             return folder / _take_a_name(source, target, name)
         except OSError as error:
-            if error.errno != errno.EXDEV or not stat.S_ISREG(os.lstat(source).st_mode):
+            if error.errno != errno.EXDEV or not stat.S_ISREG(nolinks.look_at(source).st_mode):
                 raise
         copy = _copy_into(source, target)
         final = folder / _take_a_name(copy, target, name)
         # A crash before this line leaves both, and the next try makes a second copy: rather two than none.
-        source.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            nolinks.remove(source)
         return final
     finally:
         target.close()
@@ -157,17 +167,48 @@ def _take_a_name(source: Path, target: Folder, name: str) -> str:
 def _copy_into(source: Path, target: Folder) -> Path:
     """A whole, durable copy under a hidden name: the other file system takes no rename."""
     remove_abandoned(target, time.time())
-    copy = target.path / f".{secrets.token_hex(8)}.tmp"
+    name = f".{secrets.token_hex(8)}.tmp"
+    target.write_new(name, b"")
     try:
-        with source.open("rb") as reader, copy.open("xb") as writer:
+        with (
+            os.fdopen(nolinks.open_file(source, os.O_RDONLY), "rb") as reader,
+            os.fdopen(os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=target.fd), "wb") as writer,
+        ):
             shutil.copyfileobj(reader, writer)
             writer.flush()
+            info = os.fstat(reader.fileno())
+            os.fchmod(writer.fileno(), stat.S_IMODE(info.st_mode))
+            os.utime(writer.fileno(), ns=(info.st_atime_ns, info.st_mtime_ns))
             os.fsync(writer.fileno())
-        shutil.copystat(source, copy)
     except OSError:
-        copy.unlink(missing_ok=True)
+        target.remove(name)
         raise
-    return copy
+    return target.path / name
+
+
+def _open(folder: Path) -> Folder:
+    """A folder that takes files; below one of the zone's hidden folders only when that is ours."""
+    for above in (folder, *folder.parents):
+        if above.name in (DONE, ASIDE):
+            Folder(above, private=True).close()
+    return Folder(folder)
+
+
+def _is_there(path: str | Path) -> bool:
+    """Raises OSError when that cannot be told: a link on the way says nothing about the file."""
+    try:
+        nolinks.look_at(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _names(house: Path) -> list[str]:
+    folder = Folder(house, create=False)
+    try:
+        return folder.names()
+    finally:
+        folder.close()
 
 
 def _move_into(source: Path, target: Folder, name: str) -> bool:

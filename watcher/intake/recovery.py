@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from pathlib import Path
 
+from watcher import nolinks
 from watcher.intake.claiming import give_back, leave_house
 from watcher.intake.fates import Fates
 from watcher.intake.memory import OPEN, Record, ZoneMemory
@@ -25,9 +25,9 @@ def slugs_with_records(state: Path) -> list[str]:
     """The zones that left files under way, also such as are no longer configured."""
     found = []
     with contextlib.suppress(OSError):
-        for name in os.listdir(state):
+        for name in nolinks.names_in(state):
             with contextlib.suppress(OSError):
-                if any(not one.startswith(".") for one in os.listdir(state / name / OPEN)):
+                if any(not one.startswith(".") for one in nolinks.names_in(state / name / OPEN)):
                     found.append(name)
     return found
 
@@ -52,9 +52,9 @@ def adopt(memory: ZoneMemory, zone: Zone | None, fates: Fates) -> list[Record]:
 
 def _is_as_it_was(record: Record) -> bool:
     if record.place != record.path:
-        return os.path.lexists(record.place)
+        return nolinks.is_there(record.place)
     try:
-        info = os.lstat(record.path)
+        info = nolinks.look_at(record.path)
     except OSError:
         return False
     return (info.st_ino, info.st_size, info.st_mtime_ns) == (record.inode, record.size, record.mtime_ns)
@@ -86,7 +86,7 @@ def _without_record(zone: Zone, base: Path, known: set[str], memory: ZoneMemory,
 
 def _made_up(zone: Zone, base: Path, task_id: str, place: Path) -> Record:
     """A record of a file whose own is lost."""
-    info = os.lstat(place)
+    info = nolinks.look_at(place)
     return Record(
         task_id=task_id, zone=zone.name, worker=zone.worker, base=str(base), path=str(base / place.name),
         place=str(place), on_done=zone.on_done, done=str(done_folder(zone, base)),
@@ -96,5 +96,5 @@ def _made_up(zone: Zone, base: Path, task_id: str, place: Path) -> Record:
 
 def _names(folder: Path) -> list[str]:
     with contextlib.suppress(OSError):
-        return sorted(os.listdir(folder))
+        return sorted(nolinks.names_in(folder))
     return []

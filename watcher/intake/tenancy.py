@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
+from watcher import nolinks
 from watcher.intake.memory import ZoneMemory
 
 log = logging.getLogger("watcher.zones")
@@ -51,7 +51,7 @@ class Tenancy:
         """Forget the files that are there no longer."""
         for memory in self._memories.values():
             with contextlib.suppress(OSError):  # it only stays a little larger
-                memory.prune(lambda path: not os.path.lexists(path))
+                memory.prune(lambda path: not nolinks.is_there(path))
 
     def _take(self, slug: str, trouble: Callable[[str], None]) -> ZoneMemory | None:
         try:

@@ -181,7 +181,8 @@ class _Checker:
         on_done = members.get("on_done")
         if on_done is None or on_done.value != "move":
             self._say(given.line, f"{where}: move_to needs on_done: move")
-        return Path(os.path.expanduser(given.value))
+        path = Path(os.path.expanduser(given.value))
+        return Path(os.path.realpath(path)) if path.is_absolute() else path
 
     def _together(self, zones: list[tuple[Zone, Marked]]) -> None:
         """What one zone must not be beside another, or beside the suite's own folders."""
@@ -254,7 +255,8 @@ class _Checker:
 
     def _dir(self, given: Marked, where: str) -> Path:
         text = self._check(given, Text(4096, 1, r"[^\x00]*"), where)
-        return Path(os.path.abspath(self._path.absolute().parent / os.path.expanduser(text or "")))
+        # Links are resolved here, once: below a zone's folder none is followed.
+        return Path(os.path.realpath(self._path.absolute().parent / os.path.expanduser(text or "")))
 
     def _pattern(self, given: Marked, where: str) -> Any:
         return self._check(given, Text(255, 1), where)
