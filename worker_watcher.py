@@ -275,6 +275,7 @@ class Service:
             min_free_bytes=config.min_free_bytes,
             model=config.model or None,
             max_worker_deaths=config.max_worker_deaths,
+            max_given_back=config.max_given_back,
         )
 
     def _worker_options(self, places: Places) -> WorkerOptions:

@@ -24,6 +24,8 @@ from watcher.policy.disposition import Ending, Failure
 from watcher.runner.interface import Attempt, Outcome, Runner, without_output
 from watcher.spool.interface import Claim, Settlement, Spool
 
+#: Why an attempt is given back that was not begun, for its provider has been held meanwhile.
+NOT_BEGUN = "provider_held"
 #: Outcomes that are stored in one go, at most.
 LARGEST_BATCH = 256
 #: How often storing one outcome may fail by a defect.
@@ -33,12 +35,13 @@ _TRIES = 3
 @dataclass(slots=True)
 class Running:
     """A task that is being run now. `has_the_days_money`: it may cost what is left of the day, not what it may cost
-    in all."""
+    in all. `is_alone`: nothing else has run at any time since it began."""
 
     claim: Claim
     attempt: Attempt
     started_at: float
     has_the_days_money: bool = False
+    is_alone: bool = False
 
 
 @dataclass(slots=True)
@@ -144,7 +147,7 @@ class Crew:
         while (running := self._starts.get()) is not None:
             self.begun += 1
             if not self._callbacks.may_start(running):
-                ending = Ending(Failure.STOPPED, "provider_held", "held since it was claimed")
+                ending = Ending(Failure.STOPPED, NOT_BEGUN, "held since it was claimed")
                 outcome = without_output(ending, self._clock.wall())
                 self._hand_over(self._callbacks.ended, running, outcome)
                 continue

@@ -2,7 +2,8 @@
 
 Here is what is claimed next, what runs, and what follows from how it ended. Everything here is the loop thread's; the
 crew runs attempts and stores outcomes on threads of its own and tells the loop. Promise: whatever an attempt does, its
-claim ends in exactly one of settle, retry or release, through `wayout`; trouble of the machine burns no attempt.
+claim ends in exactly one of settle, retry or release, through `wayout`. A release costs no attempt, and each kind of it
+is bounded: what blames the account or the machine by `blame`, a stop by who stops, a budget by the money.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from watcher.blame import Blame
 from watcher.budgets import Budgets
 from watcher.clock import Clock
-from watcher.crew import LARGEST_BATCH, Callbacks, Crew, Running
+from watcher.crew import LARGEST_BATCH, NOT_BEGUN, Callbacks, Crew, Running
 from watcher.errors import WorkerTrouble
 from watcher.events import (
     AttemptEnded,
@@ -28,6 +30,8 @@ from watcher.events import (
 from watcher.gates import Gates
 from watcher.policy.ahead import ClaimingAhead
 from watcher.policy.disposition import Disposition, Ending, Failure, HoldProvider, Retry, Settle, decide
+from watcher.policy.givenback import GaveBack, weigh
+from watcher.policy.order import doubted, undoubted
 from watcher.policy.printed import FULL_BYTES, OUTPUT_TOO_LARGE
 from watcher.policy.retry import RetryDelays
 from watcher.runner.interface import Attempt, Live, Outcome, Runner, without_output
@@ -57,6 +61,7 @@ class ExecutorOptions:
     min_free_bytes: int
     model: str | None = None
     max_worker_deaths: int = 3
+    max_given_back: int = 3
 
 
 @dataclass(slots=True)
@@ -68,6 +73,7 @@ class _Books:
     draining: bool = False
     paused: bool = False
     cancelling: dict[str, str] = field(default_factory=dict)
+    stopping: set[str] = field(default_factory=set)
 
 
 class Executor:
@@ -95,6 +101,7 @@ class Executor:
         self._idle.set()
         self._crew = Crew(spool, runner, options.max_concurrent, clock)
         self._trouble = Trouble(clock, emit)
+        self._blame = Blame(gates, options.worker, options.probe_seconds)
         self._out = WayOut(spool, self._crew.store, self._budgets, options.delays, self._trouble, emit)
         self._ahead = ClaimingAhead()
         self._signature = Signature(options.worker, options.incarnation, spool.output_path)
@@ -129,7 +136,10 @@ class Executor:
     def _claim(self) -> None:
         try:
             while (room := self._room()) > 0:
-                excluded, probing = self._gates.closed_to()
+                excluded, probing = self._gates.closed_to(self._spool.has_undoubted)
+                if self._trouble.is_on:  # who met it before is not the one to tell whether it is over
+                    others = self._spool.has_ready({*excluded, doubted()})
+                    excluded.add(doubted() if others else undoubted())
                 if not self._spool.has_ready(excluded):
                     break
                 if probing:
@@ -174,6 +184,7 @@ class Executor:
                 self._gates.answered(running.claim.provider, mark)
             why = self._budgets.heed(running, live)
             if why is not None:
+                self._books.stopping.add(mark)
                 self._runner.stop(mark, *why)
         return live
 
@@ -220,6 +231,7 @@ class Executor:
         """
         running = self.running()
         for one in running:
+            self._books.stopping.add(one.attempt.mark)
             self._runner.stop(one.attempt.mark, Failure.STOPPED)
         return len(running)
 
@@ -317,8 +329,12 @@ class Executor:
         allowance = self._budgets.allowance(task.task_id)
         attempt.max_cost_usd = None if allowance is None else allowance.usd
         running = Running(claim, attempt, self._clock.wall(), allowance is not None and allowance.is_the_days)
+        for other in self._books.running.values():
+            other.is_alone = False
+        running.is_alone = not self._books.running
         self._books.running[attempt.mark] = running
         self._trouble.task_started()
+        self._blame.began(attempt.mark)
         self._idle.clear()
         self._gates.started(claim.provider, attempt.mark)
         self._crew.run(running, len(self._books.running))
@@ -362,7 +378,7 @@ class Executor:
         """An attempt is over: decide and act."""
         claim = running.claim
         del self._books.running[running.attempt.mark]
-        outcome.ending = self._asked_to_end(running.attempt.mark, self._blame_the_disk(outcome.ending))
+        outcome.ending = self._blame_the_disk(self._asked_to_end(running.attempt.mark, outcome.ending))
         self._ahead.attempt_took(outcome.duration_seconds)
         self._budgets.count(running, outcome)
         self._tell(claim, outcome)
@@ -370,9 +386,10 @@ class Executor:
             self._end_trouble()
         retries, delay = self._retries(claim), self._options.delays.after(claim.attempt)
         what = self._budgets.within(claim, decide(outcome.ending, claim.attempt, retries, delay))
-        self._carry_out(what, claim, running.attempt.mark, outcome)
+        self._carry_out(what, running, outcome)
 
-    def _carry_out(self, what: Disposition, claim: Claim, mark: str, outcome: Outcome) -> None:
+    def _carry_out(self, what: Disposition, running: Running, outcome: Outcome) -> None:
+        claim, mark = running.claim, running.attempt.mark
         if isinstance(what, Settle):
             self._tell_gate(claim.provider, mark, outcome.ending)
             self._settle(claim, outcome, what)
@@ -381,22 +398,46 @@ class Executor:
             self._drop_outputs(outcome)
             self._out.retry(claim, what)
         elif isinstance(what, HoldProvider):
-            self._drop_outputs(outcome)
-            self._gates.hold(claim.provider, what.reason, what.detail, what.until, self._options.probe_seconds, mark)
-            self._out.release(claim, what.reason)
+            self._give_back(claim, outcome, self._blame.account(claim, mark, what))
         else:
-            self._drop_outputs(outcome)
             self._gates.told_nothing(claim.provider, mark)
             if what.trouble:
                 self._trouble.begin(f"{what.reason}: {outcome.ending.detail or ''}".rstrip(": "))
-            self._out.release(claim, what.reason)
+                self._give_back(claim, outcome, self._blame.machine(running, what, outcome.ending.detail))
+            else:
+                self._drop_outputs(outcome)
+                self._out.release(claim, what.reason)
+
+    def _give_back(self, claim: Claim, outcome: Outcome, gave: GaveBack) -> None:
+        """Give it back with a note of that, unless it counts after all."""
+        given, what = weigh(
+            claim.given, gave, attempt=claim.attempt, max_retries=self._retries(claim),
+            delay_seconds=self._options.delays.after(claim.attempt), at_most=self._options.max_given_back,
+        )  # fmt: skip
+        claim = replace(claim, given=given)
+        what = None if what is None else self._budgets.within(claim, what)
+        if isinstance(what, Settle):
+            self._settle(claim, outcome, what)
+            return
+        self._drop_outputs(outcome)
+        if isinstance(what, Retry):
+            self._out.retry(claim, what)
+        else:
+            self._out.release(claim, gave.reason)
 
     def _asked_to_end(self, mark: str, ending: Ending) -> Ending:
-        """Whoever was cancelled and did not complete is cancelled, whatever it died of: it must not run again."""
+        """Whoever was cancelled and did not complete is cancelled, whatever it died of: it must not run again.
+
+        One that was stopped though nobody asked for that has failed: it would be stopped again, and never counted.
+        """
         detail = self._books.cancelling.pop(mark, None)
-        if detail is None or ending.failure is None:
-            return ending
-        return Ending(Failure.CANCELLED, "cancelled", detail)
+        was_asked = mark in self._books.stopping or ending.reason == NOT_BEGUN
+        self._books.stopping.discard(mark)
+        if detail is not None and ending.failure is not None:
+            return Ending(Failure.CANCELLED, "cancelled", detail)
+        if ending.failure is Failure.STOPPED and not was_asked:
+            return Ending(Failure.TRANSIENT, "ended_unasked", ending.detail)
+        return ending
 
     def _blame_the_disk(self, ending: Ending) -> Ending:
         """A command that fails while the disk is full has most likely failed by that: it costs no attempt, unless its
@@ -431,6 +472,7 @@ class Executor:
     def _tell_gate(self, provider: str, mark: str, ending: Ending) -> None:
         """Successes and failures that say something about the provider; a bad task of ours does not."""
         if ending.failure is None:
+            self._blame.succeeded(provider, mark)
             self._gates.succeeded(provider, mark)
         elif ending.failure is Failure.TRANSIENT:
             self._gates.failed(provider, mark)
@@ -450,6 +492,7 @@ class Executor:
                     self._emit(HintFailed("", f"remove {output.kept}: {error.strerror or error}"))
 
     def _settle(self, claim: Claim, outcome: Outcome, what: Settle) -> None:
+        self._blame.settled(claim.task.task_id)
         self._store(settlement(claim, outcome, what, self._signature, self._clock.wall()))
 
     def _store(self, ending: Settlement) -> None:

@@ -6,6 +6,10 @@ again before each claim when its time stamp has moved, so a hold is seen at once
 beat elsewhere. `control/<worker>/breakers.json` is this worker's open breakers. All are small and rarely written. A
 file that cannot be read counts as absent and is replaced: a gate is caution, not data.
 
+A hold that only one task has met may be doubted. When another task succeeds that was started after that, the hold is
+refuted: how often that was is kept there too, `.<account>~well`, and a task that was given back before it and blames
+the account once more is itself to blame.
+
 Loop thread only, but for `may_start`.
 """
 
@@ -22,14 +26,15 @@ from watcher.holdfiles import FOLDER, StoredHold, key_of, safe_account, split_na
 from watcher.knownholds import KnownHolds, try_to_replace
 from watcher.permits import Permits
 from watcher.policy.breaker import Breaker, BreakerState
-from watcher.policy.hold import Gate, Hold
+from watcher.policy.hold import Gate, Hold, next_pause
+from watcher.policy.order import doubted, undoubted
 
 _BREAKERS = "breakers.json"
 _MAX_BYTES = 1 << 20
 #: A stored hold that ends later than this is a clock that jumped or a foreign file: it is asked again by then.
 _LONGEST_HOLD_SECONDS = 8 * 24 * 3600.0
 #: Facts of this process, its machine or its user: the other workers of the root look for themselves.
-_OWN_REASONS = frozenset({"command_missing", "command_not_executable", "refuses_root", "unknown_provider", "unusable"})
+OWN_REASONS = frozenset({"command_missing", "command_not_executable", "refuses_root", "unknown_provider", "unusable"})
 #: A permit that was taken for a task which did not come is not asked for again before this.
 _UNUSED_SECONDS = 1.0
 
@@ -70,6 +75,10 @@ class Gates:
         self._in_hand: dict[str, str] = {}
         self._not_before: dict[str, float] = {}
         self._unused: dict[str, float] = {}
+        #: For each provider whose hold is doubted: what was started since, until one of that succeeds.
+        self._begun_since: dict[str, set[str]] = {}
+        #: Which attempt refuted a hold of each provider last.
+        self._refuted_by: dict[str, str] = {}
         self._restore_breakers()
         self.refresh()
 
@@ -86,8 +95,12 @@ class Gates:
 
     # --- may it start?
 
-    def closed_to(self) -> tuple[set[str], bool]:
-        """Providers for which nothing may start now, and whether some may start only one (a probe)."""
+    def closed_to(self, has_undoubted: Callable[[str], bool] | None = None) -> tuple[set[str], bool]:
+        """For what nothing may start now (as in `policy.order`), and whether some may start only one (a probe).
+
+        `has_undoubted` tells whether a task of a provider is ready that was never given back: such a one probes a hold
+        first, and without one who was given back longest ago.
+        """
         self._look_again()
         now = self._clock.monotonic()
         excluded: set[str] = set()
@@ -99,6 +112,9 @@ class Gates:
                 excluded.add(provider)
             elif allowed is not None:
                 probing = True
+                if gate.hold is not None and has_undoubted is not None:
+                    is_early = not gate.is_due(now)
+                    excluded.add((doubted if is_early or has_undoubted(provider) else undoubted)(provider))
         return excluded, probing
 
     def refused_permits(self, excluded: Collection[str], has_ready: Callable[[Collection[str]], bool]) -> set[str]:
@@ -143,12 +159,18 @@ class Gates:
     def started(self, provider: str, mark: str = "") -> None:
         gate = self.gate(provider)
         now = self._clock.monotonic()
+        if provider in self._begun_since:
+            self._begun_since[provider].add(mark)
         if gate.started(now):
             self._probes[mark] = (provider, self._in_hand.pop(provider, None))
         if gate.state(now) is BreakerState.HALF_OPEN:
             self._emit(BreakerMoved(provider, BreakerState.HALF_OPEN.value, gate.breaker.failures))
 
     def succeeded(self, provider: str, mark: str = "") -> None:
+        if mark in self._begun_since.get(provider, ()):
+            del self._begun_since[provider]
+            self._refuted_by[provider] = mark
+            self._known.refuted(provider)
         probe = self._probes.pop(mark, None)
         self._changed(provider, lambda gate: gate.succeeded(probe is not None))
         self._end_probe(probe)
@@ -176,28 +198,60 @@ class Gates:
         until: float | None,
         probe_in: float | None,
         mark: str = "",
-    ) -> None:
-        """Hold a provider until wall time `until`; without one, probe again after `probe_in` seconds (None: never).
+        *,
+        task: str = "",
+        is_doubtful: bool = False,
+    ) -> bool:
+        """Hold a provider until wall time `until`; without one, probe again after `probe_in` seconds, then after
+        twice as long and so on (None: never). Returns whether only this task has met it.
 
-        An end that is over already is none: who believed it would try again and again.
+        An end that is over already is none: who believed it would try again and again. `task` has met it; when that is
+        doubtful and nobody else has, others may try at once whether it is so.
         """
-        gate, now = self.gate(provider), self._clock.monotonic()
-        known = gate.hold
-        is_own = reason in _OWN_REASONS
-        is_straggler = mark not in self._probes and any(probe[0] == provider for probe in self._probes.values())
-        if known is not None and ((is_own and not known.is_own) or is_straggler):
-            self.told_nothing(provider, mark)  # the hold that is there says more
-            return
-        if until is not None and until < self._clock.wall():
+        gate, now, wall = self.gate(provider), self._clock.monotonic(), self._clock.wall()
+        known, is_probe = gate.hold, mark in self._probes
+        is_own = reason in OWN_REASONS
+        if known is not None and self._says_more(known, provider, is_own, is_probe):
+            self.told_nothing(provider, mark)
+            return False
+        is_alone = bool(task) and (known is None or known.task == task)
+        is_doubted = is_alone and is_doubtful
+        if until is not None and until < wall:
             until = None  # nor is it for those who read the file: each would try at once, and write it anew
-        wait = probe_in if until is None else min(until - self._clock.wall(), _LONGEST_HOLD_SECONDS)
-        new = Hold(reason, detail, until, None if wait is None else now + wait + self._jitter(wait), is_own)
+        pause = None if probe_in is None or is_own else next_pause(known, probe_in, was_probe=is_probe)
+        wait = (pause or probe_in) if until is None else until - wall
+        if until is not None and wait is not None and is_probe and known is not None and not is_own:
+            wait = max(wait, known.pause_seconds or 0.0)  # the time that was told before did not hold either
+            until = wall + wait
+        wait = None if wait is None else min(wait, _LONGEST_HOLD_SECONDS)
+        due = None if wait is None else now + wait + self._jitter(wait)
+        new = Hold(reason, detail, until, due, is_own, pause, task if is_alone else "", is_doubted)
+        self._doubt(provider, is_doubted=is_doubted)
         gate.held(new)
         if not is_own:
             self._known.store(provider, new)
         self._drop_probes(provider)
         if known is None or (known.reason, known.until) != (reason, until):
             self._emit(ProviderHeld(provider, reason, detail or "", None if until is None else rfc3339(until)))
+        return is_alone
+
+    def refutations(self, provider: str, mark: str) -> tuple[int, int]:
+        """How often a hold of the provider's account was refuted: by others than this attempt, and in all."""
+        times = self._known.refutations(provider)
+        return times - (self._refuted_by.get(provider) == mark), times
+
+    def _doubt(self, provider: str, *, is_doubted: bool) -> None:
+        """From now on what is started tells whether the hold is right, if it is doubted at all."""
+        self._begun_since.pop(provider, None)
+        if is_doubted:
+            self._begun_since[provider] = set()
+
+    def _says_more(self, known: Hold, provider: str, is_own: bool, is_probe: bool) -> bool:
+        """Whether the hold that is there says more than what was met now: a person's word, or what a probe tells."""
+        if is_own and not known.is_own:
+            return True
+        is_word = known.until_monotonic is None and not known.is_own
+        return not is_probe and (is_word or any(probe[0] == provider for probe in self._probes.values()))
 
     def lift(self, provider: str) -> None:
         """The provider works again, or somebody says so."""
@@ -323,6 +377,7 @@ class Gates:
         is_same = known is not None and (known.reason, known.until) == (stored.reason, stored.until)
         if is_same and not is_another:
             return
+        self._doubt(provider, is_doubted=stored.is_doubted)
         gate.held(self._as_known_here(stored))
         self._drop_probes(provider)
         if not is_same:
@@ -332,10 +387,16 @@ class Gates:
     def _as_known_here(self, stored: StoredHold) -> Hold:
         if stored.waits_for_word:
             return Hold(stored.reason, stored.detail, None, None)
-        # A hold without an end was stored by somebody who tries again at the breaker's pace.
-        left = self._timeout if stored.until is None else stored.until - self._clock.wall()
+        wall = self._clock.wall()
+        pause = stored.pause_seconds or self._timeout
+        # Without an end it is tried again after its pause, which a clock that was set neither ends nor prolongs.
+        left = min(pause, (stored.since or wall) + pause - wall) if stored.until is None else stored.until - wall
         wait = min(max(0.0, left), _LONGEST_HOLD_SECONDS)
-        return Hold(stored.reason, stored.detail, stored.until, self._clock.monotonic() + wait + self._jitter(wait))
+        due = self._clock.monotonic() + wait + self._jitter(wait)
+        return Hold(
+            stored.reason, stored.detail, stored.until, due,
+            pause_seconds=stored.pause_seconds, is_doubted=stored.is_doubted, task=stored.task,
+        )  # fmt: skip
 
     def _store_breakers(self) -> None:
         wall, now = self._clock.wall(), self._clock.monotonic()

@@ -2,8 +2,8 @@
 
 A hold keeps every worker of the root from starting anything for that account. Workers write holds when a provider
 refuses; `hold_provider` writes one by hand, `lift_hold` ends one, and so does removing the file. Each change is one
-rename or unlink, so a reader sees a whole file or none. Beside it lie hidden files: the ramp after a hold, and the
-permits of `permits`.
+rename or unlink, so a reader sees a whole file or none. Beside it lie hidden files: the ramp after a hold, how often
+one was refuted, and the permits of `permits`.
 
 An account is whatever tells two logins of one provider apart (`PROVIDER_ACCOUNT`). One that would make a bad file name
 is rewritten, with a digest so that two never become one.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import re
 import secrets
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ _RAMP = re.compile(rf"\.{_KEY}~ramp")
 class StoredHold:
     """One hold as its file says it. Times are wall seconds; `until` None has no end that is known.
 
-    `waits_for_word`: nobody probes by himself, it must be lifted.
+    `waits_for_word`: nobody probes by himself, it must be lifted. The last three are those of `policy.hold.Hold`.
     """
 
     provider: str
@@ -51,6 +52,9 @@ class StoredHold:
     until: float | None = None
     since: float | None = None
     waits_for_word: bool = False
+    pause_seconds: float | None = None
+    is_doubted: bool = False
+    task: str = ""
 
     def dump(self) -> bytes:
         out: dict[str, Any] = {
@@ -64,6 +68,10 @@ class StoredHold:
             out["account"] = self.account
         if self.waits_for_word:
             out["probe"] = False
+        if self.pause_seconds is not None:
+            out["pause_seconds"] = self.pause_seconds
+        if self.task:
+            out |= {"task": self.task, "doubted": self.is_doubted}
         return json.dumps(out).encode() + b"\n"
 
 
@@ -91,6 +99,11 @@ def split_name(name: str) -> tuple[str, str] | None:
 def ramp_name(key: str) -> str:
     """The file that says how many may start at once after a hold."""
     return f".{key}~ramp"
+
+
+def well_name(key: str) -> str:
+    """The file that says how often a doubted hold of the account was refuted."""
+    return f".{key}~well"
 
 
 def split_ramp_name(name: str) -> tuple[str, str] | None:
@@ -169,6 +182,9 @@ def read_hold(folder: Folder, name: str) -> StoredHold | None:
             until,
             since,
             waits_for_word=value.get("probe") is False and until is None,
+            pause_seconds=_pause(value.get("pause_seconds")),
+            is_doubted=value.get("doubted") is True,
+            task=task if isinstance(task := value.get("task"), str) else "",
         )
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None
@@ -176,11 +192,24 @@ def read_hold(folder: Folder, name: str) -> StoredHold | None:
 
 def read_ramp(folder: Folder, key: str) -> int | None:
     """How many may start at once; None when nothing (readable) says so."""
+    return _number(folder, ramp_name(key), "allowed")
+
+
+def read_well(folder: Folder, key: str) -> int:
+    """How often a doubted hold of the account was refuted; 0 when nothing (readable) says so."""
+    return _number(folder, well_name(key), "times") or 0
+
+
+def _number(folder: Folder, name: str, field: str) -> int | None:
     try:
-        allowed = json.loads(folder.read(ramp_name(key), _MAX_BYTES))["allowed"]
+        number = json.loads(folder.read(name, _MAX_BYTES))[field]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return allowed if isinstance(allowed, int) and not isinstance(allowed, bool) and allowed >= 1 else None
+    return number if type(number) is int and 1 <= number < 10**9 else None
+
+
+def _pause(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and 0 < value < math.inf else None
 
 
 def _moment(value: object) -> float | None:

@@ -16,7 +16,17 @@ from collections.abc import Callable, Collection
 
 from watcher.atomicfile import Folder, replace
 from watcher.clock import Clock, parse_rfc3339, rfc3339
-from watcher.holdfiles import StoredHold, key_of, ramp_name, read_hold, read_ramp, split_name, split_ramp_name
+from watcher.holdfiles import (
+    StoredHold,
+    key_of,
+    ramp_name,
+    read_hold,
+    read_ramp,
+    read_well,
+    split_name,
+    split_ramp_name,
+    well_name,
+)
 from watcher.policy.hold import Hold
 
 #: A folder that changed less than this before it was listed may change again under the same time stamp.
@@ -124,7 +134,10 @@ class KnownHolds:
     def store(self, provider: str, hold: Hold) -> None:
         """Let the others see this hold; it ends the ramp of one before."""
         since = self._clock.wall()
-        stored = StoredHold(provider, self._account, hold.reason, hold.detail, hold.until, since)
+        stored = StoredHold(
+            provider, self._account, hold.reason, hold.detail, hold.until, since,
+            pause_seconds=hold.pause_seconds, is_doubted=hold.is_doubted, task=hold.task,
+        )  # fmt: skip
         name = f"{self.key(provider)}.json"
         if try_to_replace(self.folder, name, stored.dump(), self._owner):
             self._holds[provider] = self._version(name)
@@ -140,6 +153,15 @@ class KnownHolds:
         if try_to_replace(self.folder, name, json.dumps({"allowed": allowed}).encode() + b"\n", self._owner):
             self._ramps[provider] = self._version(name)
             self._ramp_since[provider] = self._clock.monotonic()
+
+    def refutations(self, provider: str) -> int:
+        """How often a doubted hold of its account was refuted, by anybody."""
+        return read_well(self.folder, self.key(provider))
+
+    def refuted(self, provider: str) -> None:
+        """That was once more. Of two who see it at once only one may be counted; that is enough."""
+        raw = json.dumps({"times": self.refutations(provider) + 1}).encode() + b"\n"
+        try_to_replace(self.folder, well_name(self.key(provider)), raw, self._owner)
 
     def remove(self, provider: str) -> None:
         """End its hold for all; one that was never stored is only forgotten."""

@@ -168,6 +168,9 @@ class WatcherConfig(TeamSettings, TakingSettings):
     max_worker_deaths: int = Field(
         3, ge=1, le=100, description="workers that may die on one task until it is a dead letter"
     )
+    max_given_back: int = Field(
+        3, ge=1, le=100, description="times a task may blame its account or the machine wrongly until it has failed"
+    )
     min_free_bytes: int = Field(
         16 << 20, ge=0, le=1 << 50, description="bytes free on the disk below which nothing is claimed"
     )

@@ -270,6 +270,11 @@ class Site:
     def pending(self, worker: str = "marie") -> list[str]:
         return [name.removesuffix(".json") for name in names(self.inbox(worker))]
 
+    def waiting(self, worker: str = "marie") -> list[str]:
+        """What waits, whether or not it ran before."""
+        retry = [name.partition("~")[0] for name in names(self.inbox(worker) / ".retry")]
+        return sorted(self.pending(worker) + retry)
+
     def leftovers(self) -> list[str]:
         """Claims, retries, locks and temporary files that a clean stop must not leave (a name's lock may stay)."""
         found = []

@@ -192,7 +192,7 @@ def test_limit_of_one_account_holds_no_other(site: Site) -> None:
     serve(site, "anga", PROVIDER_ACCOUNT="b")
     site.drop("t", "anga")
     assert site.result("t", "anga")["status"] == "completed"
-    assert site.pending() == ["t"]
+    assert site.waiting() == ["t"]
 
 
 def test_hold_by_hand_stops_starts_and_waits_for_the_word(site: Site) -> None:

@@ -79,10 +79,10 @@ def test_what_is_remembered_of_give_backs_survives_a_kill_a_hold_and_an_edit(off
     dead.drop("b")
     dead.scan()
     a, b = dead.claim()
-    dead.spool.release(replace(a, given=Given(1, 2, 3)), "test")
-    dead.spool.retry_in(replace(b, given=Given(0, 1)), 0.0)
+    dead.spool.release(replace(a, given=Given(1, 2, 3, 4)), "test")
+    dead.spool.retry_in(replace(b, given=Given(0, 0, 1)), 0.0)
     [a] = dead.claim(limit=1)
-    assert a.given == Given(1, 2, 3) and a.attempt == 1
+    assert a.given == Given(1, 2, 3, 4) and a.attempt == 1
     office.fire(dead)
     dead.die()
     desk = office.desk()
@@ -91,11 +91,11 @@ def test_what_is_remembered_of_give_backs_survives_a_kill_a_hold_and_an_edit(off
     assert desk.spool.edit("a", {"priority": "high"}) == "held"
     assert desk.spool.release_held("a") == "waits" and desk.spool.release_held("b") == "waits"
     desk.clock.pass_seconds(1)
-    assert desk.spool.is_ready("command", is_doubted=True) and not desk.spool.is_ready(None, is_doubted=False)
-    assert desk.claim(excluded=frozenset({doubted("command")})) == []
+    assert desk.spool.has_ready(()) and not desk.spool.has_undoubted("command")
+    assert desk.claim(excluded=frozenset({doubted("command")})) == [] == desk.claim(excluded=frozenset({doubted()}))
     again = desk.claim()
     assert [(c.task.task_id, c.attempt, c.deaths, c.given) for c in again] == [
-        ("a", 1, 1, Given(1, 2, 3)), ("b", 2, 0, Given(0, 1)),
+        ("a", 1, 1, Given(1, 2, 3, 4)), ("b", 2, 0, Given(0, 0, 1)),
     ]  # fmt: skip
 
 

@@ -78,6 +78,9 @@ class StubSpool:
     def has_ready(self, excluded: Collection[str]) -> bool:
         return bool(self.waiting_names) and "command" not in excluded
 
+    def has_undoubted(self, provider: str) -> bool:
+        return bool(self.waiting_names)
+
     def next_due_in(self) -> float | None:
         return None
 

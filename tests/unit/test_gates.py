@@ -33,7 +33,7 @@ def test_hold_is_a_file_that_says_why_and_until_when(tmp_path: Path, clock: Hand
     stored = json.loads((tmp_path / "holds" / "claude.json").read_text())
     assert stored == {
         "provider": "claude", "reason": "usage_limit", "detail": "resets at 1", "until": rfc3339(until),
-        "since": rfc3339(clock.wall()),
+        "since": rfc3339(clock.wall()), "pause_seconds": 60.0,
     }  # fmt: skip
     assert held.closed_to() == ({"claude"}, False)
     assert [(e.provider, e.reason, e.until) for e in memory.of(ProviderHeld)] == [

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from watcher.policy.order import FIFO_MODES, FifoMode, Lineup, Waiting, doubted
+from watcher.policy.order import FIFO_MODES, FifoMode, Lineup, Waiting, doubted, undoubted
 
 
 def waiting(
@@ -63,12 +63,36 @@ def test_doubted_tasks_can_be_left_out_and_keep_their_place_otherwise() -> None:
     lineup.add(Waiting("first", 0, 1.0, "claude", is_doubted=True), 0)
     lineup.add(waiting("second", arrived=2.0), 0)
     lineup.add(waiting("other", arrived=3.0, provider="gemini"), 0)
-    assert lineup.is_ready("claude", is_doubted=False) and not lineup.is_ready("gemini", is_doubted=True)
+    assert lineup.has_undoubted("claude") and not lineup.has_undoubted("qwen")
     assert not lineup.has_ready({"claude", "gemini"}) and lineup.providers() == {"claude", "gemini"}
     taken = lineup.take(0, {doubted("claude")})
     assert taken is not None and taken.name == "second"
-    assert not lineup.is_ready("claude", is_doubted=False) and lineup.is_ready(None, is_doubted=False)
+    assert not lineup.has_undoubted("claude") and lineup.has_ready({doubted()}) and lineup.has_ready({"gemini"})
+    assert not lineup.has_ready({"gemini", doubted()})
+    assert lineup.has_ready({undoubted()}) and not lineup.has_ready({undoubted("claude"), "gemini", "claude"})
     assert drain(lineup) == ["first", "other"]
+
+
+def test_doubted_head_of_a_lane_keeps_its_place_before_those_of_its_provider() -> None:
+    lineup = Lineup("strict")
+    lineup.add(Waiting("first", 0, 1.0, "claude", "*", is_doubted=True), 0)
+    lineup.add(waiting("second", arrived=2.0, lane="*"), 0)
+    lineup.add(waiting("other", arrived=3.0, provider="gemini", lane="*"), 0)
+    assert not lineup.has_undoubted("claude"), "a limit that is over must not have changed the order"
+    taken = lineup.take(0, {doubted("claude")})
+    assert taken is not None and taken.name == "other"
+    lineup.free("*", 0)
+    assert drain(lineup) == ["first", "second"]
+
+
+def test_doubted_tasks_take_turns_when_only_they_are_asked() -> None:
+    lineup = Lineup("relaxed")
+    for number, turn in enumerate((3, 1, 2)):
+        lineup.add(Waiting(f"t{number}", 0, float(number), "claude", is_doubted=True, turn=turn), 0)
+    lineup.add(waiting("new", arrived=9.0), 0)
+    taken = [lineup.take(0, {undoubted("claude")}), lineup.take(0, {undoubted()})]
+    assert [task.name for task in taken if task is not None] == ["t1", "t2"]
+    assert drain(lineup) == ["t0", "new"]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """What to do after an attempt: one pure function from what happened to what happens next.
 
 The classes are those of the failure table in docs/lifecycle.md. A retry is only for what may pass by itself; a hold
-is for the provider, not the task, so it costs the task no attempt; trouble is the machine's and costs none either.
+is for the provider, not the task, so it costs the task no attempt; trouble is the machine's and costs none either,
+both until `policy.givenback` finds that it is the task after all.
 """
 
 from __future__ import annotations
@@ -68,17 +69,19 @@ class Retry:
 
 @dataclass(slots=True)
 class HoldProvider:
-    """Give the task back uncounted and start nothing for its provider until `until` (wall seconds; None: until it is
-    lifted or a probe works)."""
+    """Give the task back and start nothing for its provider until `until` (wall seconds; None: until it is lifted or a
+    probe works). Whether it counts is for `policy.givenback`; `is_weak` evidence is tried on another task."""
 
     reason: str
     detail: str | None
     until: float | None
+    is_weak: bool = False
 
 
 @dataclass(slots=True)
 class GiveBack:
-    """Give the task back uncounted; with `trouble`, claim nothing until the machine is well again."""
+    """Give the task back; with `trouble`, claim nothing until the machine is well again, and `policy.givenback` says
+    whether it counts; without, it never does."""
 
     reason: str
     trouble: bool
@@ -102,7 +105,8 @@ def decide(ending: Ending, attempt: int, max_retries: int, delay_seconds: float)
     if failure is Failure.CANCELLED:
         return Settle("cancelled", ending.reason or "cancelled", ending.detail, dead_letter=False)
     if failure in (Failure.AUTH, Failure.LIMIT):
-        return HoldProvider(ending.reason or failure.value, ending.detail, ending.resets_at)
+        is_weak = ending.evidence == "weak"
+        return HoldProvider(ending.reason or failure.value, ending.detail, ending.resets_at, is_weak)
     status: Literal["failed", "timeout"] = "timeout" if ending.timed_out else "failed"
     if failure is Failure.PERMANENT:
         return Settle(status, ending.reason or "permanent_failure", ending.detail, dead_letter=True)

@@ -5,6 +5,9 @@ command. When its time is over one probe goes first. Its success ends the hold a
 once, then four, doubled by each success, until nothing is counted any more; so a queue that has waited for hours does
 not fall upon a provider that has just come back. Who else may probe is not known here: see `permits`.
 
+A hold that rests on words alone is doubted: a task that prints such words may be its own cause. Then another task may
+probe at once, and what it meets decides: success ends the hold, the same words make the hold the account's.
+
 Only a probe tells something about the hold: what was started before it may still end well. Times are monotonic
 seconds that the caller passes in; the stored wall time is turned into them once, so that a later clock jump changes
 nothing.
@@ -16,6 +19,8 @@ from dataclasses import dataclass
 
 from watcher.policy.breaker import Breaker, BreakerState
 
+#: Without a time that is told the pauses between probes double up to this, however long a limit lasts.
+LONGEST_PAUSE_SECONDS = 3600.0
 #: A ramp that has come so far is over. Each step costs one success, so this is five of them.
 RAMP_IS_OVER_AT = 32
 
@@ -25,6 +30,8 @@ class Hold:
     """Why a provider is held. `until` is wall seconds for people, `until_monotonic` decides; None waits for a word.
 
     `is_own`: it concerns this process only (its machine, its user), so there is nothing to share and no ramp.
+    `pause_seconds` is how long the last pause without a told time was, or would have been. `task`: the
+    only one that has met it (empty: several, or nobody knows). `is_doubted`: that one's words alone say so.
     """
 
     reason: str
@@ -32,6 +39,16 @@ class Hold:
     until: float | None
     until_monotonic: float | None
     is_own: bool = False
+    pause_seconds: float | None = None
+    task: str = ""
+    is_doubted: bool = False
+
+
+def next_pause(known: Hold | None, shortest: float, *, was_probe: bool) -> float:
+    """Seconds until the next probe of what was met just now, when no time was told; `known` is the hold until now."""
+    if known is None or known.pause_seconds is None:
+        return shortest
+    return min(known.pause_seconds * (2 if was_probe else 1), max(shortest, LONGEST_PAUSE_SECONDS))
 
 
 @dataclass(slots=True)
@@ -48,7 +65,7 @@ class Gate:
         breaker = self.breaker.allows(now)
         if self.hold is None and self.ramp is None:
             return breaker
-        if self.hold is not None and not self._is_due(now):
+        if self.hold is not None and not (self.hold.is_doubted or self.is_due(now)):
             return 0
         return 1 if breaker != 0 and self.probes < self.at_once() else 0
 
@@ -124,7 +141,8 @@ class Gate:
             return None
         return max(0.0, self.hold.until_monotonic - now, breaker or 0.0)
 
-    def _is_due(self, now: float) -> bool:
+    def is_due(self, now: float) -> bool:
+        """Whether the time of its hold is over; a hold that is doubted may be probed by another task before."""
         return self.hold is not None and self.hold.until_monotonic is not None and now >= self.hold.until_monotonic
 
     def _one_less(self) -> None:

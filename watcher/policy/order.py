@@ -7,7 +7,8 @@ that waits stands in nobody's way: with a `not_before` or dependencies it is not
 it is ready, and where its provider may not start those of others pass.
 
 A task that was given back before (its account or the machine was blamed) is doubted. Who wants to learn whether that
-was right asks another one first: `excluded` may name `doubted(provider)`, which stands for only those.
+was right asks another one first: `excluded` may name `doubted(provider)`, which stands for only those, or
+`undoubted(provider)`: then the doubted take turns, whatever their place in line. The order within a lane stays.
 
 Pure bookkeeping: no file and no clock. `now` and due times are monotonic seconds, so that a clock that is set moves
 nobody; arrival is wall seconds and only orders.
@@ -24,9 +25,15 @@ FifoMode = Literal["relaxed", "per_agent", "strict"]
 FIFO_MODES: tuple[FifoMode, ...] = ("relaxed", "per_agent", "strict")
 
 
-def doubted(provider: str) -> str:
-    """What excludes only those tasks of a provider that were given back before; no provider has such a name."""
+def doubted(provider: str = "") -> str:
+    """What excludes only those tasks of a provider, or of all, that were given back before. No provider has such a
+    name."""
     return f"{provider}?"
+
+
+def undoubted(provider: str = "") -> str:
+    """What excludes all but those."""
+    return f"{provider}!"
 
 
 @dataclass(slots=True, eq=False)
@@ -34,7 +41,8 @@ class Waiting:
     """One waiting task: a key that orders it and what decides whether it may start.
 
     `name` identifies it (the file's name); `arrived_at` is wall seconds, `due` monotonic seconds, 0 for now.
-    `keeps_place`: it is retried, so that those behind it in its lane wait for it. `is_deferred` is the Lineup's.
+    `keeps_place`: it is retried, so that those behind it in its lane wait for it. `turn` is when it was given back
+    last, in no unit; only which is lower matters. `is_deferred` is the Lineup's.
     """
 
     name: str
@@ -45,6 +53,7 @@ class Waiting:
     due: float = 0.0
     is_doubted: bool = False
     keeps_place: bool = False
+    turn: int = 0
     is_deferred: bool = False
 
     def kind(self) -> _Kind:
@@ -65,7 +74,7 @@ _Entry = tuple[int, float, str, Waiting]
 
 
 class _Lane:
-    """Tasks that must run one at a time: those in line, by kind, and of these the ones that keep their place.
+    """Tasks that must run one at a time: those in line, by provider, and of these the ones that keep their place.
 
     `offered` are the heads that stand in a front now; the first that is taken makes the others wait.
     """
@@ -73,14 +82,14 @@ class _Lane:
     __slots__ = ("heaps", "kept", "offered", "running")
 
     def __init__(self) -> None:
-        self.heaps: dict[_Kind, list[_Entry]] = {}
+        self.heaps: dict[str, list[_Entry]] = {}
         self.kept: list[_Entry] = []
-        self.offered: dict[_Kind, Waiting] = {}
+        self.offered: dict[str, Waiting] = {}
         self.running: str | None = None
 
     def push(self, task: Waiting) -> None:
         entry = task.entry()
-        heapq.heappush(self.heaps.setdefault(task.kind(), []), entry)
+        heapq.heappush(self.heaps.setdefault(task.provider, []), entry)
         if task.keeps_place:
             heapq.heappush(self.kept, entry)
 
@@ -144,7 +153,8 @@ class Lineup:
                 best = front
         if best is None:
             return None
-        task = heapq.heappop(best)[3]
+        # One that is taken out of turn is dropped from its heap when it comes to the head.
+        task = self._whose_turn(best) if _is_by_turn(best[0][3], excluded) else heapq.heappop(best)[3]
         del self._all[task.name]
         if task.lane is not None:
             lane = self._lanes[task.lane]
@@ -177,13 +187,11 @@ class Lineup:
                 return True
         return False
 
-    def is_ready(self, provider: str | None, *, is_doubted: bool) -> bool:
-        """Whether a task of this provider (None: of any) is ready that is doubted, or one that is not."""
-        for kind, front in self._fronts.items():
-            self._trim(front)
-            if front and kind[1] == is_doubted and provider in (None, kind[0]):
-                return True
-        return False
+    def has_undoubted(self, provider: str) -> bool:
+        """Whether a task of this provider is ready that was never given back."""
+        front = self._fronts.get((provider, False), [])
+        self._trim(front)
+        return bool(front)
 
     def providers(self) -> set[str]:
         """The providers for which a task is ready."""
@@ -212,6 +220,16 @@ class Lineup:
         lane.push(task)
         self._promote(lane, now)
 
+    def _whose_turn(self, front: list[_Entry]) -> Waiting:
+        ready = [entry for entry in front if self._is_offered(entry[3])]
+        return min(ready, key=lambda entry: (entry[3].turn, *entry[:3]))[3]
+
+    def _is_offered(self, task: Waiting) -> bool:
+        """Whether it is still there, and is the one of its lane that may start."""
+        return self._is_current(task) and (
+            task.lane is None or self._lanes[task.lane].offered.get(task.provider) is task
+        )
+
     def _offer(self, task: Waiting) -> None:
         heapq.heappush(self._fronts.setdefault(task.kind(), []), task.entry())
 
@@ -225,34 +243,31 @@ class Lineup:
     def _trim(self, front: list[_Entry]) -> None:
         """Drop heads that are gone, or that a better one of their lane has displaced."""
         while front:
-            task = front[0][3]
-            if self._is_current(task) and (
-                task.lane is None or self._lanes[task.lane].offered.get(task.kind()) is task
-            ):
+            if self._is_offered(front[0][3]):
                 return
             heapq.heappop(front)
 
     def _promote(self, lane: _Lane, now: float) -> None:
-        """Offer what may come next of a lane that runs nothing: of each kind its first task, as the one that is best of
-        all may be excluded; but nobody who stands behind a task that keeps its place."""
+        """Offer what may come next of a lane that runs nothing: of each provider its first task, as the one that is
+        best of all may be excluded; but nobody who stands behind a task that keeps its place."""
         self._drop_gone(lane.kept)
-        for kind in list(lane.heaps):
-            self._drop_gone(lane.heaps[kind])
-            if not lane.heaps[kind]:
-                del lane.heaps[kind]
-                lane.offered.pop(kind, None)
+        for provider in list(lane.heaps):
+            self._drop_gone(lane.heaps[provider])
+            if not lane.heaps[provider]:
+                del lane.heaps[provider]
+                lane.offered.pop(provider, None)
         if lane.running is not None:
             return
         kept = lane.kept[0] if lane.kept else None
-        for kind, heap in lane.heaps.items():
+        for provider, heap in lane.heaps.items():
             head = heap[0][3]
             if kept is not None and kept < heap[0]:
-                lane.offered.pop(kind, None)
+                lane.offered.pop(provider, None)
             elif head.due > now:  # it keeps its place: nobody passes it, and it is waited for
-                lane.offered.pop(kind, None)
+                lane.offered.pop(provider, None)
                 self._defer(head)
-            elif lane.offered.get(kind) is not head:
-                lane.offered[kind] = head
+            elif lane.offered.get(provider) is not head:
+                lane.offered[provider] = head
                 self._offer(head)
 
     def _drop_gone(self, heap: list[_Entry]) -> None:
@@ -274,4 +289,9 @@ class Lineup:
 
 def _is_excluded(kind: _Kind, excluded: Collection[str]) -> bool:
     provider, is_doubted = kind
-    return provider in excluded or (is_doubted and doubted(provider) in excluded)
+    kinds = doubted if is_doubted else undoubted
+    return provider in excluded or kinds(provider) in excluded or kinds() in excluded
+
+
+def _is_by_turn(task: Waiting, excluded: Collection[str]) -> bool:
+    return task.is_doubted and (undoubted(task.provider) in excluded or undoubted() in excluded)

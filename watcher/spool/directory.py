@@ -58,6 +58,7 @@ class DirectorySpool:
         self._endings = Endings(places, options, clock)
         self._settler = Settler(places)
         self._active: dict[str, str] = {}
+        self._turns = 0
         self._claims_seen: tuple[int, list[str]] = (-1, [])
         self._never_ahead = NeverAhead(clock)
         self._abandoned_due = 0.0
@@ -107,8 +108,8 @@ class DirectorySpool:
     def has_ready(self, excluded: Collection[str]) -> bool:
         return self._lookout.has_ready(excluded)
 
-    def is_ready(self, provider: str | None, *, is_doubted: bool) -> bool:
-        return self._lookout.is_ready(provider, is_doubted=is_doubted)
+    def has_undoubted(self, provider: str) -> bool:
+        return self._lookout.has_undoubted(provider)
 
     def next_due_in(self) -> float | None:
         return self._lookout.next_due_in()
@@ -486,9 +487,10 @@ class DirectorySpool:
     def _back_in_line(self, claim: Claim, name: str, due: float) -> None:
         stem = claim.task.task_id
         self._active.pop(stem, None)
+        self._turns += 1
         waiting = Waiting(
             name, claim.task.priority, claim.order_at, claim.provider, claim.lane, due,
-            is_doubted=claim.given is not None, keeps_place=bool(due) or claim.attempt > 1,
+            is_doubted=claim.given is not None, keeps_place=bool(due) or claim.attempt > 1, turn=self._turns,
         )  # fmt: skip
         self._lookout.came_back(stem, name, waiting)
         self._lineup.free(claim.lane, self._clock.monotonic())

@@ -141,8 +141,8 @@ class Spool(Protocol):
         """Whether a claim may find something now."""
         ...
 
-    def is_ready(self, provider: str | None, *, is_doubted: bool) -> bool:
-        """Whether a task of this provider (None: of any) is ready that was, or was not, given back before."""
+    def has_undoubted(self, provider: str) -> bool:
+        """Whether a task of this provider is ready that was never given back."""
         ...
 
     def next_due_in(self) -> float | None:

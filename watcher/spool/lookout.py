@@ -222,9 +222,9 @@ class Lookout:
         """The providers for which a task is ready."""
         return self.lineup.providers()
 
-    def is_ready(self, provider: str | None, *, is_doubted: bool) -> bool:
-        """Whether a task of this provider (None: of any) is ready that was, or was not, given back before."""
-        return self.lineup.is_ready(provider, is_doubted=is_doubted)
+    def has_undoubted(self, provider: str) -> bool:
+        """Whether a task of this provider is ready that was never given back."""
+        return self.lineup.has_undoubted(provider)
 
     def has_ready(self, excluded: Collection[str]) -> bool:
         if self.endings:

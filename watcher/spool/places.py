@@ -4,8 +4,8 @@ A task's counters live in its file's name, so that one rename moves the task and
 stay as they were submitted: `x.json` is new; `x~2-1.json` in a claim folder is running its attempt 2 after one worker
 died; `x~2-1-1763768000123.json` in `.retry` waits until that wall time in milliseconds. `~` is in no task id.
 A claim whose name has that third number does not run: somebody has it in hand, to change or to end it, and a rescuer
-puts it back as it was. `h` after the number says that it came from `.held`. `+0-1-7` before the ending is what is
-remembered of give-backs (`policy.givenback`): alone 0 times, counted once, account seen to work 7 times.
+puts it back as it was. `h` after the number says that it came from `.held`. `+0-2-1-7` before the ending is what is
+remembered of give-backs (`policy.givenback`): words 0, facts 2, counted 1, holds refuted 7 by then.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ORIGINALS = ".originals"
 _INCARNATION = re.compile(r"[0-9a-f]{32}")
 _NAME = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})~(\d{1,9})-(\d{1,9})(?:-(\d{1,15})(h)?)?"
-    r"(\+(\d{1,9})-(\d{1,9})-(\d{0,9}))?\.json"
+    r"(\+(\d{1,9})-(\d{1,9})-(\d{1,9})-(\d{0,9}))?\.json"
 )
 
 
@@ -60,7 +60,9 @@ class History:
         if found is None:
             return cls(name[:-5]) if "~" not in name and name.endswith(".json") else None
         due = int(found[4]) / 1000 if found[4] else 0.0
-        given = Given(int(found[7]), int(found[8]), int(found[9]) if found[9] else None) if found[6] else None
+        given = None
+        if found[6]:
+            given = Given(int(found[7]), int(found[8]), int(found[9]), int(found[10]) if found[10] else None)
         return cls(found[1], int(found[2]), int(found[3]), due, found[4] is not None, found[5] is not None, given)
 
     def claimed(self) -> str:
@@ -84,7 +86,9 @@ class History:
 
     def _note(self) -> str:
         given = self.given
-        return "" if given is None else f"+{given.alone}-{given.counted}-{'' if given.seen is None else given.seen}"
+        if given is None:
+            return ""
+        return f"+{given.words}-{given.facts}-{given.counted}-{'' if given.seen is None else given.seen}"
 
 
 class Places:
