@@ -62,7 +62,9 @@ def main() -> None:
             note("started")
             info = {"name": OPTIONS.get("name", "player"), "version": "1"}
             ways = [{"id": "api-key", "name": "a key"}, {"id": "browser", "name": "a person"}]
-            write({"id": number, "result": {"protocolVersion": 1, "agentInfo": info, "authMethods": ways}})
+            can = {"sessionCapabilities": {"close": {}}}
+            about = {"protocolVersion": 1, "agentInfo": info, "authMethods": ways, "agentCapabilities": can}
+            write({"id": number, "result": about})
         elif method == "authenticate":
             note(f"authenticate {params['methodId']}")
             is_in = params["methodId"] == OPTIONS.get("login")
@@ -74,6 +76,9 @@ def main() -> None:
             sessions += 1
             write({"id": number, "result": {"sessionId": f"s{sessions}"}})
             play(OPTIONS.get("banner", []), f"s{sessions}", 0)
+        elif method == "session/close":
+            note(f"close {params['sessionId']}")
+            write({"id": number, **OPTIONS.get("close", {"result": {}})})
         elif method == "session/prompt":
             prompt = params["prompt"][0]["text"]
             note("prompt")

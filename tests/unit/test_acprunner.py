@@ -266,7 +266,9 @@ def test_one_that_wants_a_login_is_asked_for_it_by_the_way_that_is_named(player:
     assert len(peers.noted("authenticate api-key")) == 2
 
 
-@pytest.mark.parametrize(("method", "words"), [("", "it offers api-key, browser"), ("browser", "browser: no such way")])
+@pytest.mark.parametrize(
+    ("method", "words"), [("", "one of its ways (api-key, browser)"), ("browser", "browser: no such way")]
+)
 def test_one_that_cannot_be_logged_in_says_which_ways_it_has(
     method: str, words: str, player: Callable[..., Peers]
 ) -> None:
@@ -288,3 +290,19 @@ def test_agent_that_prints_too_much_for_one_task_is_ended_and_the_attempt_counts
         assert reason(peers.do("say well")) == (None, None)
     finally:
         peers.runner.close()
+
+
+@pytest.mark.parametrize("close", [{"result": {}}, {"error": {"code": -32603, "message": "what session?"}}])
+def test_a_session_is_closed_before_the_next_one(close: dict[str, Any], player: Callable[..., Peers]) -> None:
+    peers = player({"close": close})
+    assert [played(peers, chunk(word), END).stdout.text for word in ("a", "b", "c")] == ["a", "b", "c"]
+    assert len(peers.noted("started")) == len(peers.noted("close s1")) == len(peers.noted("close s2")) == 1
+
+
+def test_one_that_does_not_close_its_session_costs_nothing(
+    player: Callable[..., Peers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acp, "_CLOSE_SECONDS", 0.3)
+    peers = player({"close": {"id": None, "method": "never"}})
+    assert [played(peers, chunk(word), END).stdout.text for word in ("a", "b")] == ["a", "b"]
+    assert len(peers.noted("started")) == 2

@@ -37,6 +37,8 @@ _QUIET_SECONDS = 0.2
 _PATIENCE_SECONDS = 2.0
 #: Whoever goes on talking is not listened to for longer than this.
 _LATE_SECONDS = 5.0
+#: An agent that takes longer to forget a session is taken for dead, and another one is started.
+_CLOSE_SECONDS = 10.0
 #: An agent that has never spoken before its task is believed not to, after its first session.
 _AT_ONCE_SECONDS = 0.001
 #: Agents of these names number the messages of their model, and nothing else.
@@ -54,6 +56,7 @@ class AcpProcess:
         self.is_over = False
         #: Its ways to log in.
         self.methods: tuple[str, ...] = ()
+        self._closes = False
         self._numbers = False
         self._speaks_first = True
 
@@ -74,6 +77,9 @@ class AcpProcess:
         methods = answer.get("authMethods")
         found = [name(one.get("id")) for one in methods if isinstance(one, dict)] if isinstance(methods, list) else []
         self.methods = tuple(filter(None, found))
+        can = answer.get("agentCapabilities")
+        of_sessions = can.get("sessionCapabilities") if isinstance(can, dict) else None
+        self._closes = isinstance(of_sessions, dict) and of_sessions.get("close") is not None
         info = answer.get("agentInfo")
         self._numbers = isinstance(info, dict) and str(info.get("name")).endswith(_NUMBERING)
         return None
@@ -90,8 +96,11 @@ class AcpProcess:
         return RpcError(AUTH_REQUIRED, f"{method}: {answer.message}") if isinstance(answer, RpcError) else None
 
     def open(self, cwd: str, deadline: float) -> RpcError | None:
-        """Begin a session that knows nothing of any other."""
-        self.heard = Heard()
+        """Begin a session that knows nothing of any other. The one before is closed: some agents keep a process of
+        200 MB for each."""
+        before, self.heard = self.heard.session, Heard()
+        if before and self._closes:
+            self._close(before, deadline)
         answer = self._call("session/new", {"cwd": cwd, "mcpServers": []}, deadline)
         if isinstance(answer, RpcError):
             return answer
@@ -147,6 +156,14 @@ class AcpProcess:
             if result is not None and not isinstance(result, dict):
                 raise WireBroken("bad_answer", f"the result of {method} is no object")
             return result or {}
+
+    def _close(self, session: str, deadline: float) -> None:
+        try:
+            self._call("session/close", {"sessionId": session}, min(deadline, time.monotonic() + _CLOSE_SECONDS))
+        except WireBroken as broken:
+            if broken.reason != "timeout":
+                raise
+            raise WireBroken("handler_crashed", "it did not close its session in time") from None
 
     def _listen(self, quiet: Callable[[], float], deadline: float) -> None:
         """Hear what comes until nothing of this session has come for so long."""

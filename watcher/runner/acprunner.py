@@ -270,11 +270,11 @@ class AcpRunner(Unseen):
 
     def _judged(self, provider: Provider, answer: Turn | RpcError, run: _Run) -> Ending:
         if isinstance(answer, RpcError) and answer.code == AUTH_REQUIRED:
-            ways = f"; it offers {', '.join(run.methods)}" if run.methods else ""
-            what = (
-                f"{provider.name}: {harmless(answer.message)[:600]}; log in with the agent's own program, or name a way"
+            ways = f", or name one of its ways ({', '.join(run.methods)}) in {_AUTH_SETTING}" if run.methods else ""
+            what = f"{provider.name}: {harmless(answer.message)[:600]}; log in with the agent's own program{ways}"
+            return Ending(
+                Failure.AUTH, "not_authenticated", f"{what}, then `watcher resume --provider {provider.name}`"
             )
-            return Ending(Failure.AUTH, "not_authenticated", f"{what} in {_AUTH_SETTING}{ways}")
         reading = fault_of(answer) if isinstance(answer, RpcError) else answer.reading
         reading.message = harmless(reading.message)
         judged = replace(provider, rules=(*provider.rules, *ACP), needs_answer=True)
