@@ -60,10 +60,11 @@ class Blame:
         return GaveBack(what.reason, what.detail, is_refuted, alone, None if is_own else seen)
 
     def machine(self, running: Running, what: GiveBack, detail: str | None) -> GaveBack:
-        """It blames this machine. Beside others that run it may be right although some of them succeed: what is short
-        may be enough for one."""
+        """It blames this machine. Beside others that run it may be right although some of them succeed, for what is
+        short may be enough for one: that refutes nothing, but is not believed for ever."""
         others = self._others_succeeded(running.claim, self._succeeded)
-        return GaveBack(what.reason, detail, others and running.is_alone)
+        alone: Alone | None = "facts" if others and not running.is_alone else None
+        return GaveBack(what.reason, detail, others and running.is_alone, alone)
 
     def _others_succeeded(self, claim: Claim, providers: Collection[str]) -> bool:
         """Whether something did that was begun after this task had last been given back here."""

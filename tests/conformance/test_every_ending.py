@@ -7,6 +7,7 @@ comes to. A class of ending that is not in the table below fails the first test.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -211,24 +212,36 @@ def test_task_that_always_ends_so_ends_or_lets_the_others_pass(
     looped(office, Scripted(office.clock, {"poison": told}), body, mode, slots=slots)
 
 
+@pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize("told", FORMS)
-def test_task_that_always_ends_so_is_over_soon_when_others_keep_succeeding(office: Office, told: Told) -> None:
+def test_task_that_always_ends_so_is_over_soon_when_others_keep_succeeding(
+    office: Office, told: Told, slots: int
+) -> None:
+    is_trouble = told(0.0).failure is Failure.TROUBLE
+    turns, most = (500, 400) if is_trouble and slots > 1 else (60, 5)
+
     async def body(loop: Loop) -> None:
         loop.desk.drop("poison")
-        for turn in range(60):
-            loop.desk.drop(f"t{turn}")
+        others = []
+        for _ in range(turns):
+            for _ in range(slots):
+                others.append(f"t{len(others)}")
+                loop.desk.drop(others[-1])
             await loop.turn()
+            if loop.ended("poison"):
+                break
         result = loop.desk.result("poison")
         assert result is not None, loop.runner.runs
-        assert loop.runner.runs.count("poison") <= 5, loop.runner.runs
+        assert loop.runner.runs.count("poison") <= most, loop.runner.runs
         if result["reason"] == GIVEN_BACK_TOO_OFTEN:
             letter = loop.desk.dead_letter("poison")
-            ending = told(0.0)
             assert letter is not None and letter["dlq_reason"] == GIVEN_BACK_TOO_OFTEN
-            assert str(ending.reason) in result["detail"] and result["retry_count"] <= 3
-        assert sum(loop.ended(f"t{turn}") for turn in range(60)) >= 58
+            assert str(told(0.0).reason) in result["detail"] and result["retry_count"] <= 3
+        for _ in range(10):
+            await loop.turn()
+        assert all(map(loop.ended, others))
 
-    looped(office, Scripted(office.clock, {"poison": told}), body, "per_agent")
+    looped(office, Scripted(office.clock, {"poison": told}), body, "per_agent", slots=slots)
 
 
 @pytest.mark.parametrize("told", WORDS)
@@ -350,3 +363,42 @@ def test_task_whose_worker_is_killed_after_each_give_back_does_not_loop_either(o
         desk = office.desk()
     result = desk.result("poison")
     assert result is not None and result["reason"] == GIVEN_BACK_TOO_OFTEN and runner.runs.count("poison") <= 6
+
+
+def test_orderly_stop_never_counts(office: Office) -> None:
+    """Whoever stops a worker a hundred times has not made its task fail."""
+    clock = office.clock
+    begun, stopped = threading.Event(), threading.Event()
+
+    class Slow(Scripted):
+        def run(self, attempt: Attempt) -> Outcome:
+            assert attempt.number == 1
+            begun.set()
+            assert stopped.wait(60)
+            return super().run(attempt)
+
+        def stop(self, mark: str, failure: Failure, reason: str | None = None) -> None:
+            stopped.set()
+
+    runner = Slow(clock, {"t": lambda now: Ending(Failure.STOPPED)})
+
+    async def one_life(desk: Desk) -> None:
+        loop = Loop(desk, runner)
+        desk.scan()
+        loop.executor.fill()
+        await asyncio.to_thread(begun.wait, 60)
+        loop.executor.drain()
+        loop.executor.stop_running()
+        await loop.executor.idle()
+        loop.close()
+
+    desk = office.desk()
+    desk.drop("t")
+    for _ in range(100):
+        begun.clear()
+        stopped.clear()
+        asyncio.run(one_life(desk))
+        office.fire(desk)
+        desk.close()
+        desk = office.desk()
+    assert len(runner.runs) == 100 and (desk.inbox / "t.json").exists()

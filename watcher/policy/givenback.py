@@ -30,8 +30,8 @@ Alone = Literal["words", "facts"]
 @dataclass(frozen=True, slots=True)
 class Given:
     """What is remembered of a task's give-backs. `words`: how many rested on words alone that no other task had met,
-    `facts`: how many on facts that no other had met; `counted`: how many counted; `seen`: how often a hold of its
-    account had been refuted by the last one (None: no hold)."""
+    `facts`: how many on facts that no other had met, or may have met beside others; `counted`: how many counted;
+    `seen`: how often a hold of its account had been refuted by the last one (None: no hold)."""
 
     words: int = 0
     facts: int = 0
@@ -71,7 +71,7 @@ def weigh(
     elif what.alone == "words" and after.words >= at_most:
         why = f"words alone said so, {after.words} times, and no other task was there to ask"
     elif what.alone == "facts" and after.facts >= FACTS_BELIEVED:
-        why = f"it was so {after.facts} times, and no other task was there to ask"
+        why = f"it was so {after.facts} times, and for this task alone"
     else:
         return after, None
     believed = f"believed to be {what.reason}" + (f" ({what.detail})" if what.detail else "")

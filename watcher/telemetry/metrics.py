@@ -51,7 +51,7 @@ LATENCY_BUCKETS_SECONDS = (
 KNOWN_REASONS = (
     "max_retries_exceeded", "permanent_failure", "timeout", "failed", "cancelled", "worker_died",
     "dependency_failed", "dependency_cycle", "duplicate_id", "id_mismatch", "invalid_json", "invalid_field",
-    "missing_description", "budget_exceeded", "prompt_too_large",
+    "missing_description", "budget_exceeded", "prompt_too_large", "given_back_too_often",
 )  # fmt: skip
 
 #: Which of several providers `watcher_circuit_breaker_state` shows: open starts nothing, half open one probe.
