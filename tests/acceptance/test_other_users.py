@@ -6,18 +6,20 @@ give. Behind every link lies a private folder: nothing in it may be read, writte
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Site, names
+from tests.acceptance.conftest import Process, Site, names
 from tests.waiting import wait_for
 from tests.zones import NOTING, SECONDS, drop, start_zones
 from watcher import atomicfile
@@ -188,6 +190,36 @@ def test_inbox_that_another_user_made_for_all_is_served(site: Site) -> None:
     site.start("marie")
     act(site.inbox(), """echo '{"description": "x"}' > .x; mv .x x.json""")
     assert site.result("x")["status"] == "completed"
+
+
+def test_task_in_a_sticky_inbox_of_another_user_is_told_with_the_cure_until_it_can_be_taken(site: Site) -> None:
+    """The worker is root without the right to move every file, as in a container: the interpreter may lie where no
+    other user can start it."""
+    inbox = site.inbox()
+    site.drop("x")
+    os.chown(inbox, STRANGER, STRANGER)
+    os.chown(inbox / "x.json", STRANGER + 1, STRANGER)
+    inbox.chmod(0o1777)
+    started: list[Process] = []
+
+    def start() -> None:
+        assert ctypes.CDLL(None).prctl(24, 3, 0, 0, 0) == 0  # PR_CAPBSET_DROP, CAP_FOWNER: of this thread and its own
+        started.append(site.launch("marie", SCAN_INTERVAL="0.1"))
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    beat = site.beat_that(lambda beat: "sticky" in (beat.get("reason") or ""), what="that says it")
+    assert f"chmod -t {inbox}" in beat["reason"] and beat["status"] == "healthy"
+    os.chown(inbox / ".claims", STRANGER + 2, STRANGER)  # whose the worker is, for those who ask
+    shown = site.run("show", "marie/x").stdout
+    assert "held up" in shown and f"chmod -t {inbox}" in shown, shown
+    site.pass_beats(10)
+    (told,) = [line for line in started[0].lines("file.ignored") if "sticky" in line["message"]]
+    assert f"chmod -t {inbox}" in told["message"]
+    inbox.chmod(0o777)
+    assert site.result("x")["status"] == "completed"
+    site.beat_that(lambda beat: not beat.get("reason"), what="without it")
 
 
 @pytest.mark.parametrize("place", ["tasks/marie/.claims", "results/marie/.tmp", "results/marie", "dlq/marie"])

@@ -20,6 +20,7 @@ from watcher.atomicfile import read_regular
 from watcher.commands import shared
 from watcher.holdups import holdup
 from watcher.screen import letter_line, result_line
+from watcher.spool.places import CLAIMS, why_stuck
 from watcher.terminal import clean, duration
 from watcher.whereabouts import Sighting, archived, find, on_their_way
 
@@ -87,7 +88,19 @@ def _holdup(places: Folders, sighting: Sighting) -> str | None:
     is_due = sighting.due is None or sighting.due <= time.time()
     if sighting.state not in ("waiting", "retrying") or not is_due or sighting.task is None:
         return None
-    return holdup(places, sighting.worker, sighting.task.provider) or _behind(places, sighting)
+    return (
+        holdup(places, sighting.worker, sighting.task.provider) or _stuck(places, sighting) or _behind(places, sighting)
+    )
+
+
+def _stuck(places: Folders, sighting: Sighting) -> str | None:
+    """Why its worker, whose the folder of its claims is, may not take the file."""
+    try:
+        inbox = places.tasks / sighting.worker
+        owner = nolinks.look_at(inbox / CLAIMS).st_uid
+        return why_stuck(inbox, nolinks.look_at(inbox), nolinks.look_at(sighting.path), owner) if owner else None
+    except OSError:
+        return None
 
 
 def _behind(places: Folders, sighting: Sighting) -> str | None:

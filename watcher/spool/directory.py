@@ -10,6 +10,7 @@ folders only. Raises WorkerTrouble when the machine, not a file, is at fault.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -29,7 +30,7 @@ from watcher.spool.dependencies import fill, sources, unfilled
 from watcher.spool.endings import NOT_UNDERSTOOD, Ending, Endings
 from watcher.spool.interface import Claim, Claimed, Settlement
 from watcher.spool.lookout import SLICE_SECONDS, Lookout, SpoolOptions
-from watcher.spool.places import History, Places
+from watcher.spool.places import History, Places, why_stuck
 from watcher.spool.reading import FileState, Reading, file_state, read_task_file
 from watcher.spool.rescue import rescue
 from watcher.spool.settling import Settler
@@ -94,7 +95,7 @@ class DirectorySpool:
         return self._lookout.watched_results()
 
     def waits_for(self) -> str | None:
-        """What all that waits here waits for, in words; None when a task could start, or none waits."""
+        """What cannot be claimed, or what all that waits here waits for, in words; None when neither is so."""
         return self._lookout.waits_for()
 
     def oldest_arrival(self) -> float | None:
@@ -469,8 +470,11 @@ class DirectorySpool:
         """One file that may not be moved (immutable, sticky folder) is left alone for a while; said once."""
         if error.errno not in (errno.EPERM, errno.EACCES) or not os.access(folder.path, os.W_OK | os.X_OK):
             return False
-        self._lookout.tell_once(name, f"cannot be claimed: {error.strerror}; it is tried again later")
-        self._lookout.look_again_later(name)
+        why = None
+        with contextlib.suppress(OSError):
+            file = os.stat(name, dir_fd=folder.fd, follow_symlinks=False)
+            why = why_stuck(folder.path, os.fstat(folder.fd), file, os.geteuid())
+        self._lookout.stuck(name, why or f"{error.strerror}: {folder.path / name}; mend its rights or attributes")
         return True
 
     # --- giving back

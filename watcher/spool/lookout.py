@@ -32,6 +32,8 @@ WRITER_PATIENCE_SECONDS = 30.0
 #: A file that was not ready is looked at again after this long, doubling up to the second figure.
 _LOOK_AGAIN_SECONDS = (0.1, 2.0)
 _CLOCK_JUMP_SECONDS = 1.0
+#: A file that this user may not move is tried again after so long, or by the next scan.
+_STUCK_SECONDS = 30.0
 #: How often this program may fail over one file until that is refused.
 _TRIES = 3
 #: Looking at files may take so long at once; what is left has its turn after whatever else the loop has to do.
@@ -78,6 +80,8 @@ class Lookout:
         self.endings: dict[str, tuple[Folder, InvalidTask]] = {}
         self._blocked = Blocked(places, self.results, options, clock)
         self._unsettled: dict[str, _Unsettled] = {}
+        # Of these the files that this user may not take, and why.
+        self._stuck: dict[str, str] = {}
         # Complete files whose writer was found at work at the claim; they are in line or unsettled, in turns.
         self._open: dict[str, _Unsettled] = {}
         self._returned: dict[str, str] = {}
@@ -141,6 +145,8 @@ class Lookout:
             if found is not None:
                 self.endings[found[0]] = (self.folder_of(found[0]), found[1])
             yield
+        for name in [name for name in self._stuck if name not in there]:
+            del self._stuck[name]
         self._look_at_unsettled(everything=True)
         while self._todo:
             self._work()
@@ -201,7 +207,10 @@ class Lookout:
         return len(self._blocked)
 
     def waits_for(self) -> str | None:
-        """What all that waits here waits for, in words; None when a task could start, or none waits."""
+        """What cannot be claimed, or what all that waits here waits for, in words; None when neither is so."""
+        stuck = [why for name, why in self._stuck.items() if name in self._unsettled]
+        if stuck:
+            return f"{len(stuck)} of the tasks here cannot be claimed: {stuck[0]}"
         later = len(self.lineup.deferred())
         counts = (
             (len(self._blocked), "for dependencies"),
@@ -388,6 +397,13 @@ class Lookout:
         entry.again_at = now + entry.pause
         entry.pause = min(entry.pause * 2, _LOOK_AGAIN_SECONDS[1])
         self._unsettled[name] = entry
+
+    def stuck(self, name: str, why: str) -> None:
+        """A file that may not be taken is tried again with each scan, and told until it is taken or gone."""
+        now = self._clock.monotonic()
+        self.tell_once(name, f"cannot be claimed: {why}; it is tried again until then")
+        self._stuck[name] = why
+        self._unsettled[name] = _Unsettled(None, now, now + _STUCK_SECONDS, _STUCK_SECONDS)
 
     def _look_at_unsettled(self, everything: bool) -> None:
         now = self._clock.monotonic()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -227,6 +228,14 @@ class Places:
                 for folder in (source, target):
                     with contextlib.suppress(OSError):
                         folder.remove(name)
+
+
+def why_stuck(inbox: str | Path, folder: os.stat_result, file: os.stat_result, uid: int) -> str | None:
+    """Why this user may not take a file out of a folder (EPERM of rename(2)), with the cure; None: nothing is known."""
+    if not folder.st_mode & stat.S_ISVTX or uid in (folder.st_uid, file.st_uid):
+        return None
+    text = f"{inbox} is sticky, as /tmp is, and neither the folder nor the file belongs to the worker (uid {uid})"
+    return f"{text}; chmod -t {inbox}, or chown it to the worker"
 
 
 def _probe_name(incarnation: str) -> str:
