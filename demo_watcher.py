@@ -84,7 +84,7 @@ def _setup(options: argparse.Namespace, places: Folders) -> int:
     for path in [*(parent / worker for worker in workers for parent in parents), places.heartbeats, places.control]:
         (there if path.is_dir() else made).append(path)
         path.mkdir(parents=True, exist_ok=True)
-    shared.say(setup_text(made, there, workers))
+    shared.say(setup_text(made, there, workers, places.root))
     return 0
 
 

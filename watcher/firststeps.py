@@ -18,7 +18,7 @@ WORKER = "python worker_watcher.py"
 DEMO = "python demo_watcher.py"
 
 
-def setup_text(made: Sequence[Path], there: Sequence[Path], workers: Sequence[str]) -> str:
+def setup_text(made: Sequence[Path], there: Sequence[Path], workers: Sequence[str], root: Path) -> str:
     """What `--setup` did and what comes next."""
     lines = [f"made   {path}" for path in made]
     if there:
@@ -33,6 +33,14 @@ def setup_text(made: Sequence[Path], there: Sequence[Path], workers: Sequence[st
         "",
         f"Without an account: PROVIDER=command AGENT_COMMAND='python -m watcher.standin' {WORKER} {first}",
     ]
+    umask = os.umask(0o077)
+    os.umask(umask)
+    if umask & 0o044 != 0o044:
+        lines += [
+            "",
+            f"Other users of this machine can read tasks and results (umask {umask:03o}). On a shared machine:",
+            f"  umask 077; chmod -R go-rwx {shlex.quote(os.fspath(root))}   # before workers are started",
+        ]
     return "\n".join(lines)
 
 

@@ -311,10 +311,18 @@ def test_frame_fits_the_screen_and_leaves_nothing_of_the_last_one() -> None:
 
 
 def test_setup_names_what_was_made_and_what_comes_next() -> None:
-    text = firststeps.setup_text([Path("/s/tasks/anga")], [Path("/s/dlq/anga")], ["anga"])
+    text = firststeps.setup_text([Path("/s/tasks/anga")], [Path("/s/dlq/anga")], ["anga"], Path("/s"))
     assert "made   /s/tasks/anga" in text
     assert "1 folder was there already" in text
     assert "python worker_watcher.py anga" in text
+
+
+def test_setup_says_when_everybody_on_the_machine_can_read_results(request: pytest.FixtureRequest) -> None:
+    before = os.umask(0o022)
+    request.addfinalizer(lambda: os.umask(before) and None)
+    assert "umask 077; chmod -R go-rwx /s " in firststeps.setup_text([], [], ["anga"], Path("/s"))
+    os.umask(0o077)
+    assert "umask" not in firststeps.setup_text([], [], ["anga"], Path("/s"))
 
 
 def test_pasted_examples_make_tasks_that_a_worker_accepts(tmp_path: Path) -> None:
