@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from watcher import __version__, service
+from watcher.bounds import all_unbound
 from watcher.childproc import become_subreaper
 from watcher.clock import SystemClock
 from watcher.condition import Parts
@@ -196,8 +197,7 @@ class Service:
             incarnation.id,
             self.clock,
             self.bus.emit,
-            config.max_cost_per_task,
-            config.daily_budget,
+            config.limits,
         )
 
     def _beats(self, incarnation: Incarnation) -> Beats:
@@ -291,6 +291,7 @@ class Service:
             shutdown_grace=config.shutdown_grace,
             about=self._about(),
             holds=config.folders.control / HOLDS,
+            unbound=all_unbound(self.providers.values(), config.limits),
         )
 
     def _about(self) -> str:

@@ -40,10 +40,10 @@ class Budgets:
 
     def heed(self, running: Running, live: Live) -> tuple[Failure, str] | None:
         """Count what a running task has cost so far; returns as what, and why, it must be ended."""
-        if self._spending is None or live.cost_usd is None:
+        if self._spending is None or (live.cost_usd is None and live.tokens is None):
             return None
         claim = running.claim
-        self._spending.record(claim.task.task_id, claim.provider, running.attempt.mark, live.cost_usd)
+        self._spending.record(claim.task.task_id, claim.provider, running.attempt.mark, live.cost_usd, live.tokens)
         if self._spending.is_task_over_budget(claim.task.task_id):
             return Failure.PERMANENT, BUDGET_EXCEEDED
         return (Failure.STOPPED, DAILY_BUDGET) if self._spending.is_day_over_budget() else None
@@ -56,8 +56,10 @@ class Budgets:
         if self._spending is None:
             return
         task_id, mark = running.claim.task.task_id, running.attempt.mark
-        cost = None if outcome.usage is None else outcome.usage.cost_usd
-        self._spending.record(task_id, running.claim.provider, mark, cost)
+        usage = outcome.usage
+        cost = None if usage is None else usage.cost_usd
+        tokens = None if usage is None else (usage.input_tokens or 0) + (usage.output_tokens or 0)
+        self._spending.record(task_id, running.claim.provider, mark, cost, tokens)
         self._spending.attempt_over(mark)
         was_the_days = outcome.ending.reason == BUDGET_EXCEEDED and running.has_the_days_money
         if was_the_days and not self._spending.is_task_over_budget(task_id):

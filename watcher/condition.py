@@ -7,7 +7,8 @@ task ready for it; the others go on as healthy. Reads what the parts know and ch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from watcher.control import ControlDesk
 from watcher.crew import Running
@@ -38,13 +39,15 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What only the loop knows: what is wrong with its scans, why it ends (None: it serves), and how it is woken."""
+    """What only the loop knows: what is wrong with its scans, why it ends (None: it serves), how it is woken, and
+    which providers its budgets do not bound."""
 
     scan_trouble: str | None
     stop_reason: str | None
     wake: str
     wake_problem: str | None
     oldest_pending_age_seconds: float | None
+    unbound: Mapping[str, str] = field(default_factory=dict)
 
 
 def pulse(parts: Parts, default_provider: str, standing: Standing, status: HeartbeatStatus | None = None) -> Pulse:
@@ -84,7 +87,9 @@ def _status(
         return "degraded", "the circuit breaker stopped starting tasks after failures in a row", None
     if standing.wake_problem is not None:
         return "degraded", standing.wake_problem, None
-    return "healthy", parts.runner.remark() or parts.spool.waits_for(), None
+    unbound = [words for name, words in standing.unbound.items() if name in wanted]
+    remarks = [parts.runner.remark() or parts.spool.waits_for(), *unbound]
+    return "healthy", "; ".join(filter(None, remarks)) or None, None
 
 
 def _active(parts: Parts, running: Running) -> ActiveTask:

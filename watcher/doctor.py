@@ -56,6 +56,7 @@ class Finding:
     usage: dict[str, Any] | None = None
     reason: str | None = None
     detail: str | None = None
+    budget: str = ""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

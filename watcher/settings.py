@@ -14,6 +14,7 @@ from typing import Annotated, ClassVar, cast, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from watcher.bounds import Limits
 from watcher.formats import task
 from watcher.formats.fields import Text
 from watcher.layered import LayeredConfig, MetricsConfig, Setting, in_force, render_config
@@ -76,6 +77,9 @@ class WatcherConfig(TeamSettings, TakingSettings):
     )
     daily_budget: float = Field(
         0.0, ge=0, le=1e6, description="USD that this worker may spend in a day (UTC), where providers tell; 0: any"
+    )
+    max_tokens_per_task: int = Field(
+        0, ge=0, le=10**12, description="tokens that all attempts of a task may use, where the provider tells; 0: any"
     )
     stall_timeout: float = Field(
         0.0, ge=0, le=DAY, description="seconds without output after which an attempt is ended and retried; 0: never"
@@ -192,6 +196,11 @@ class WatcherConfig(TeamSettings, TakingSettings):
 
     def __init__(self, layers: Layers | None = None, **values: object) -> None:
         LayeredConfig.__init__(self, layers, **values)
+
+    @property
+    def limits(self) -> Limits:
+        """The budgets."""
+        return Limits(self.max_cost_per_task, self.daily_budget, self.max_tokens_per_task)
 
     @property
     def commands(self) -> dict[str, tuple[str, ...]]:

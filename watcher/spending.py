@@ -1,5 +1,7 @@
 """What a worker's attempts have cost, and what they may still cost: per task over all its attempts, and per day (UTC).
 
+Money and tokens: many providers tell no cost, but tokens. Both stand in the same books.
+
 `control/<worker>/spend-YYYYMMDD.jsonl` has a line for each amount that a provider told, appended in one write before
 the attempt is settled or given back; so a killed worker forgets nothing that it knew. All processes of a worker name
 append to the same file and read each other's lines. `control/<worker>/budget-YYYYMMDD.json` raises the budget of one
@@ -29,6 +31,7 @@ from typing import Any
 
 from watcher import nolinks
 from watcher.atomicfile import Folder, replace, write_all
+from watcher.bounds import NO_LIMITS, Limits
 from watcher.clock import Clock, rfc3339
 from watcher.errors import is_trouble
 from watcher.events import BudgetLifted, BudgetReached, Emit, HintFailed, SpendingRecorded
@@ -72,18 +75,20 @@ class Spending:
         owner: str,
         clock: Clock,
         emit: Emit,
-        max_cost_per_task: float = 0.0,
-        daily_budget: float = 0.0,
+        limits: Limits = NO_LIMITS,
     ) -> None:
         self._folder = Folder(control / worker)
         self._owner = owner
         self._clock = clock
         self._emit = emit
-        self._max_per_task = max_cost_per_task
-        self._daily = daily_budget
+        self._max_per_task = limits.max_cost_per_task
+        self._daily = limits.daily_budget
+        self._max_tokens = limits.max_tokens_per_task
         self._days: dict[str, _Ledger] = {}
         self._tasks: dict[str, float] = {}
         self._told: dict[str, float] = {}
+        self._task_tokens: dict[str, int] = {}
+        self._told_tokens: dict[str, int] = {}
         self._unwritten: list[tuple[str, dict[str, Any]]] = []
         self._extra: tuple[str, float] = ("", 0.0)
         self._was_reached = False
@@ -98,33 +103,48 @@ class Spending:
 
     # --- what was spent
 
-    def record(self, task_id: str, provider: str, mark: str, cost_usd: float | None) -> None:
-        """The attempt `mark` has cost so much by now, in all. Only what is new is written."""
+    def record(self, task_id: str, provider: str, mark: str, cost_usd: float | None, tokens: int | None = None) -> None:
+        """The attempt `mark` has cost and used so much by now, in all. Only what is new is written."""
         new = (cost_usd or 0.0) - self._told.get(mark, 0.0)
-        if not math.isfinite(new) or new <= _NOTHING_USD:
+        new = new if math.isfinite(new) and new > _NOTHING_USD else 0.0
+        new_tokens = max(0, (tokens or 0) - self._told_tokens.get(mark, 0))
+        if not new and not new_tokens:
             return
-        self._told[mark] = cost_usd or 0.0
-        line = {"at": rfc3339(self._clock.wall()), "task_id": task_id, "provider": provider, "attempt": mark}
-        self._append(line | {"cost_usd": round(new, 9)})
-        self._emit(SpendingRecorded(task_id, provider, new))
+        line: dict[str, Any] = {"at": rfc3339(self._clock.wall()), "task_id": task_id, "provider": provider}
+        line["attempt"] = mark
+        if new:
+            self._told[mark] = cost_usd or 0.0
+            line["cost_usd"] = round(new, 9)
+        if new_tokens:
+            self._told_tokens[mark] = tokens or 0
+            line["tokens"] = new_tokens
+        self._append(line)
+        if new:
+            self._emit(SpendingRecorded(task_id, provider, new))
         self.refresh()
 
     def attempt_over(self, mark: str) -> None:
         self._told.pop(mark, None)
+        self._told_tokens.pop(mark, None)
 
     def settled(self, task_id: str) -> None:
         """The task is over; should it be run again on purpose, it may cost as much again."""
-        if self.spent_on(task_id) > 0:
+        if self.spent_on(task_id) > 0 or self.tokens_of(task_id):
             self._append({"at": rfc3339(self._clock.wall()), "task_id": task_id, "settled": True})
             self.refresh()
 
     @property
     def has_limits(self) -> bool:
-        return bool(self._max_per_task or self._daily)
+        return bool(self._max_per_task or self._daily or self._max_tokens)
 
     def spent_on(self, task_id: str) -> float:
         """USD that the attempts of a task have cost which is not over yet."""
         return self._tasks.get(task_id, 0.0) + self._in_memory(task_id=task_id)
+
+    def tokens_of(self, task_id: str) -> int:
+        """Tokens that the attempts of a task have used which is not over yet."""
+        unwritten = (int(line.get("tokens", 0)) for _, line in self._unwritten if line["task_id"] == task_id)
+        return self._task_tokens.get(task_id, 0) + sum(unwritten)
 
     def spent_today(self) -> float:
         """USD of all processes of this worker name since midnight UTC. Any thread, for a look."""
@@ -169,19 +189,27 @@ class Spending:
         return min(limits, default=None)
 
     def is_task_over_budget(self, task_id: str) -> bool:
+        if self._has_used_its_tokens(task_id):
+            return True
         most = self.most_per_task()
         return most is not None and self.spent_on(task_id) >= most - _NOTHING_USD
 
+    def _has_used_its_tokens(self, task_id: str) -> bool:
+        return bool(self._max_tokens) and self.tokens_of(task_id) >= self._max_tokens
+
     def words_about(self, task_id: str) -> str:
         """Why the task may not run again, for its dead letter."""
+        cure = "raise that, or make the task smaller, and submit it again"
+        if self._has_used_its_tokens(task_id):
+            used, most_tokens = self.tokens_of(task_id), self._max_tokens
+            return (
+                f"its attempts have used {used} tokens, and MAX_TOKENS_PER_TASK allows one task {most_tokens}; {cure}"
+            )
         name = (
             "MAX_COST_PER_TASK" if self._max_per_task and self.most_per_task() == self._max_per_task else DAILY_BUDGET
         )
         spent, most = _usd(self.spent_on(task_id)), _usd(self.most_per_task() or 0.0)
-        return (
-            f"its attempts have cost {spent} USD, and {name.upper()} allows one task {most}; "
-            "raise that, or make the task smaller, and submit it again"
-        )
+        return f"its attempts have cost {spent} USD, and {name.upper()} allows one task {most}; {cure}"
 
     def words_about_today(self) -> str:
         """Why nothing starts, for the heartbeat."""
@@ -218,7 +246,7 @@ class Spending:
                 raise OSError(errno.EMLINK, "it has a second name (a hard link) and is not written to; remove it")
             # The first newline ends a line that somebody could not finish; empty lines say nothing.
             write_all(fd, b"\n" + json.dumps(line).encode() + b"\n")
-            if self._daily or self._max_per_task:
+            if self.has_limits:
                 os.fdatasync(fd)
         finally:
             os.close(fd)
@@ -252,7 +280,12 @@ class Spending:
             return
         if line.get("settled") is True:
             self._tasks.pop(task_id, None)
-        elif isinstance(cost, int | float) and not isinstance(cost, bool) and 0 <= cost < 1e12:
+            self._task_tokens.pop(task_id, None)
+            return
+        tokens = line.get("tokens")
+        if isinstance(tokens, int) and not isinstance(tokens, bool) and 0 <= tokens < 10**15:
+            self._task_tokens[task_id] = self._task_tokens.get(task_id, 0) + tokens
+        if isinstance(cost, int | float) and not isinstance(cost, bool) and 0 <= cost < 1e12:
             ledger.total_usd += cost
             self._tasks[task_id] = self._tasks.get(task_id, 0.0) + cost
 

@@ -13,8 +13,8 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from watcher import childproc, nolinks
@@ -22,6 +22,7 @@ from watcher.clock import Clock
 from watcher.condition import Parts, Standing, pulse
 from watcher.errors import LockLost, WorkerTrouble
 from watcher.events import (
+    BudgetUnbound,
     Emit,
     FenceMissing,
     HintFailed,
@@ -69,6 +70,7 @@ class WorkerOptions:
     shutdown_grace: float
     about: str
     holds: Path | None = None
+    unbound: Mapping[str, str] = field(default_factory=dict)
 
 
 class Worker:
@@ -109,6 +111,8 @@ class Worker:
         parts.control.on_drain(self.drain)
         try:
             self._emit(WorkerStarted(parts.incarnation.id, os.getpid(), self._options.about))
+            for provider, words in self._options.unbound.items():
+                self._emit(BudgetUnbound(provider, words))
             if fence.state() != IN_FORCE:
                 self._emit(FenceMissing(fence.state()))
             self._try_to_look_around()
@@ -390,6 +394,7 @@ class Worker:
             wake="polling" if self._waker is None else self._waker.mode,
             wake_problem=None if self._waker is None else self._waker.problem,
             oldest_pending_age_seconds=self.oldest_pending_age(),
+            unbound=self._options.unbound,
         )
         return pulse(self._parts, self._options.default_provider, standing, status)
 

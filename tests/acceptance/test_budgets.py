@@ -160,3 +160,36 @@ def test_books_that_cannot_be_read_stop_nothing(site: Site) -> None:
         site.drop(f"t{number}")
     assert site.result("t0")["status"] == site.result("t1")["status"] == "completed"
     assert read(site.root / "heartbeats" / "marie.json")["status"] == "healthy"
+
+
+CODEX = """
+echo "$WATCHER_TASK_ID $WATCHER_ATTEMPT $*" >> "$SITE/notes"
+echo '{"type":"turn.started"}'
+echo '{"type":"item.completed","item":{"type":"agent_message","text":"x"}}'
+echo '{"type":"turn.completed","usage":{"input_tokens":300,"output_tokens":100}}'
+case "$WATCHER_TASK_ID" in bad*) exit 1;; long*) sleep 600;; esac
+"""
+
+
+def test_tokens_bound_a_provider_that_tells_no_cost_between_attempts_and_while_it_runs(site: Site) -> None:
+    settings = {"PROVIDER": "codex", "CODEX_COMMAND": site.script(CODEX, "codex"), "MAX_RETRIES": "50"}
+    worker = serve(site, MAX_TOKENS_PER_TASK="1000", HEARTBEAT_INTERVAL="0.2", **settings)
+    site.drop("bad")
+    result = site.result("bad")
+    assert (result["status"], result["reason"]) == ("failed", "budget_exceeded")
+    assert "1200 tokens" in result["detail"] and "MAX_TOKENS_PER_TASK" in result["detail"]
+    assert starts(site, "bad") == 3
+    assert worker.stop() == 0
+    serve(site, MAX_TOKENS_PER_TASK="400", HEARTBEAT_INTERVAL="0.2", **settings)
+    site.drop("long")
+    result = site.result("long")
+    assert (result["reason"], starts(site, "long")) == ("budget_exceeded", 1)
+
+
+def test_budget_that_cannot_bound_its_provider_says_so_at_the_start_and_in_the_heartbeat(site: Site) -> None:
+    settings = {"PROVIDER": "codex", "CODEX_COMMAND": site.script(CODEX, "codex")}
+    worker = serve(site, MAX_COST_PER_TASK="1", **settings)
+    beat = site.beat_that(lambda beat: beat["status"] == "healthy", what="that is healthy")
+    assert beat["reason"].startswith("MAX_COST_PER_TASK cannot bound codex")
+    told = {line["provider"]: line["detail"] for line in worker.lines("budget.unbound")}
+    assert "MAX_TOKENS_PER_TASK would" in told["codex"] and "claude" not in told

@@ -52,6 +52,7 @@ RANGES = {
     "MAX_RETRY_DELAY": ("0", "86400", "-1", "inf"),
     "RETRY_JITTER": ("0", "1", "-0.1", "nan"),
     "MAX_COST_PER_TASK": ("0", "1000000", "-0.01", "nan"),
+    "MAX_TOKENS_PER_TASK": ("0", "1000000000000", "-1", "0.5"),
     "DAILY_BUDGET": ("0", "1000000", "-0.01", "inf"),
     "STALL_TIMEOUT": ("0", "86400", "-1", "86401"),
     "CIRCUIT_BREAKER_THRESHOLD": ("1", "10000", "0", "10001"),

@@ -12,6 +12,7 @@ import pytest
 
 from tests.doubles import HandClock, Memory
 from watcher import cli, spending
+from watcher.bounds import Limits
 from watcher.clock import rfc3339
 from watcher.events import BudgetLifted, BudgetReached, HintFailed, SpendingRecorded
 from watcher.spending import Spending, raise_daily_budget, raised_on_day, spent_on_day
@@ -30,9 +31,16 @@ def closed() -> Iterator[None]:
 
 
 def books(
-    path: Path, clock: HandClock | None = None, memory: Memory | None = None, per_task: float = 0.0, daily: float = 0.0
+    path: Path,
+    clock: HandClock | None = None,
+    memory: Memory | None = None,
+    per_task: float = 0.0,
+    daily: float = 0.0,
+    tokens: int = 0,
 ) -> Spending:
-    out = Spending(path, "marie", "owner", clock or HandClock(NOON), memory or Memory(), per_task, daily)
+    out = Spending(
+        path, "marie", "owner", clock or HandClock(NOON), memory or Memory(), Limits(per_task, daily, tokens)
+    )
     MADE.append(out)
     return out
 
@@ -197,3 +205,17 @@ def test_command_shows_and_raises_what_a_day_may_cost(
     assert cli.main(["budget", "marie"]) == 0 and "raised by 2.5 until" in capsys.readouterr().out
     for words in (["budget", "../x"], ["budget", "marie", "--raise", "-1"], ["budget", "marie", "--raise", "nan"]):
         assert cli.main(words) == 2
+
+
+def test_tokens_of_a_task_are_counted_over_attempts_and_a_kill(tmp_path: Path) -> None:
+    mine = books(tmp_path, tokens=1000)
+    for used in (300, 300, 700):
+        mine.record("t", "codex", "first", None, used)
+    assert mine.has_limits and not mine.is_task_over_budget("t")
+    again = books(tmp_path, tokens=1000)
+    again.record("t", "codex", "second", None, 300)
+    assert again.is_task_over_budget("t") and again.tokens_of("t") == 1000
+    assert "have used 1000 tokens, and MAX_TOKENS_PER_TASK allows one task 1000" in again.words_about("t")
+    assert again.spent_today() == 0.0 and not again.is_task_over_budget("other")
+    again.settled("t")
+    assert books(tmp_path, tokens=1000).tokens_of("t") == 0

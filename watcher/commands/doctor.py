@@ -22,6 +22,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from watcher.bounds import unbound
 from watcher.childproc import become_subreaper
 from watcher.clock import SystemClock
 from watcher.commands import shared
@@ -59,6 +60,8 @@ def run(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing stays behind
     _tell_ignored(config.folders)
     findings = _examine(Doctor(ward, SystemClock()), wanted, is_quiet=options.json or not sys.stderr.isatty())
+    for finding, provider in zip(findings, wanted, strict=False):
+        finding.budget = unbound(provider, config.limits) or ""
     is_well = all(finding.state != "ill" for finding in findings)
     if options.json:
         told = {
@@ -100,7 +103,7 @@ def _lines(finding: Finding, width: int) -> list[str]:
     facts = (
         ("login", finding.login), ("permissions", finding.permissions), ("trust", finding.trust),
         ("model", finding.model), ("", tokens),
-        ("", cost), ("answered", repr(finding.answer) if finding.answer else ""),
+        ("", cost), ("budget:", finding.budget), ("answered", repr(finding.answer) if finding.answer else ""),
         *(("MCP", f"{name} {state}") for name, state in finding.mcp.items()),
     )  # fmt: skip
     told = "; ".join(f"{name} {text}".strip() for name, text in facts if text)

@@ -71,6 +71,16 @@ class BudgetLifted(Event):
 
 
 @dataclass(slots=True)
+class BudgetUnbound(Event):
+    """A budget is set that some providers do not tell enough for. Said once, at the start."""
+
+    name: ClassVar[str] = "budget.unbound"
+    level: ClassVar[str] = "warning"
+    provider: str
+    detail: str
+
+
+@dataclass(slots=True)
 class StallNotWatched(Event):
     """STALL_TIMEOUT does not apply: what the provider prints tells nothing until it ends. Said once a provider."""
 

@@ -56,6 +56,7 @@ _CLAUDE = Provider(
     refuses_root_without=("IS_SANDBOX", "CLAUDE_CODE_BUBBLEWRAP"),
     rules=failures.CLAUDE,
     setting="CLAUDE_COMMAND",
+    tells=frozenset({"cost", "tokens"}),
     needs_answer=True,
     looks={"version": ("--version",), "login": ("auth", "status")},
     protocol="claude",
@@ -85,6 +86,7 @@ _GEMINI = Provider(
     variables={"GEMINI_CLI_NO_RELAUNCH": "true"},
     rules=failures.GEMINI,
     setting="GEMINI_COMMAND",
+    tells=frozenset({"tokens"}),
     needs_answer=True,
     looks={"version": ("--version",)},
 )
@@ -132,6 +134,7 @@ _CODEX = Provider(
     environment=("CODEX_*", "OPENAI_*"),
     rules=failures.CODEX,
     setting="CODEX_COMMAND",
+    tells=frozenset({"tokens"}),
     needs_answer=True,
     looks={"version": ("--version",), "login": ("login", "status")},
 )
@@ -153,6 +156,7 @@ _OPENCODE = Provider(
     variables={"OPENCODE_DISABLE_AUTOUPDATE": "1"},
     rules=failures.OPENCODE,
     setting="OPENCODE_COMMAND",
+    tells=frozenset({"tokens"}),
     needs_answer=True,
     looks={"version": ("--version",)},
 )  # fmt: skip
@@ -174,6 +178,7 @@ _QWEN = Provider(
     variables={"QWEN_CODE_NO_RELAUNCH": "true"},
     rules=failures.QWEN,
     setting="QWEN_COMMAND",
+    tells=frozenset({"tokens"}),
     needs_answer=True,
     looks={"version": ("--version",)},
 )

@@ -16,12 +16,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from watcher.runner.tokens import TokenCount
+
 #: What one look reads at most.
 LOOK_BYTES = 1 << 20
 #: Of the newest lines so many are tried for one that can be named.
 _LINES = 64
 _MAX_NAME = 80
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9_.:/ -]+")
+_TOKENS = re.compile(rb'"(?:usage|tokens)"')
 _COST = re.compile(rb'"(?:total_cost_usd|cost_usd|cost)"')
 
 
@@ -29,13 +32,14 @@ _COST = re.compile(rb'"(?:total_cost_usd|cost_usd|cost)"')
 class Live:
     """`event` is a few words like `tool Bash`; `at` (wall seconds) is when the last look saw it first.
 
-    `cost_usd` is what the attempt has cost so far, where events tell; `is_answered`: the provider has begun to
-    answer, so it works.
+    `cost_usd` and `tokens` are what the attempt has cost and used so far, where events tell; `is_answered`: the
+    provider has begun to answer, so it works.
     """
 
     event: str | None = None
     at: float | None = None
     cost_usd: float | None = None
+    tokens: int | None = None
     is_answered: bool = False
 
 
@@ -45,6 +49,7 @@ class Look:
     def __init__(self) -> None:
         self.live = Live()
         self._read_to = 0
+        self._tokens = TokenCount()
 
     def again(self, fd: int, now: float) -> Live:
         """Read what is new in the file; `now` is wall seconds. Returns the same record each time, as it is now."""
@@ -75,6 +80,9 @@ class Look:
         if not self.live.is_answered:
             self.live.is_answered = any(is_answer(event) for event in _parsed(iter(lines[-_LINES:])))
         self._learn_costs(lines)
+        for event in _parsed(line for line in lines if _TOKENS.search(line)):
+            self._tokens.learn(event)
+        self.live.tokens = self._tokens.total
 
     def _learn_costs(self, lines: list[bytes]) -> None:
         for event in _parsed(line for line in lines if _COST.search(line)):

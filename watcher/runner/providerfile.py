@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import shlex
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -173,9 +173,10 @@ class _Table:
         if "fields" in given and kind != "fields":
             raise self._wrong("fields", 'are only for reader = "fields"')
         if kind == "fields":
-            made = replace(made, reader=self._field_reader(given.get("fields", {})), mentions=())
+            reader = self._field_reader(given.get("fields", {}))
+            made = replace(made, reader=reader, mentions=(), tells=_tells(name for name, _ in reader.usage))
         elif kind is not None:
-            made = replace(made, reader=_READERS[kind], mentions=())
+            made = replace(made, reader=_READERS[kind], mentions=(), tells=BUILT_IN[kind].tells)
         if made.output != "text" and made.reader is None:
             what = f'is missing: output = "{made.output}" needs one of {", ".join(_READERS)}, or the table `fields`'
             raise self._wrong("reader", what)
@@ -247,3 +248,9 @@ class _Table:
 
     def _wrong(self, key: str, what: str) -> SettingError:
         return SettingError(f"PROVIDERS_FILE={self._file}: [providers.{self._name}]{' ' if key else ''}{key}: {what}")
+
+
+def _tells(usage: Iterable[str]) -> frozenset[str]:
+    told = set(usage)
+    named = {"cost": "cost_usd" in told, "tokens": bool(told & {"input_tokens", "output_tokens"})}
+    return frozenset(name for name, is_told in named.items() if is_told)

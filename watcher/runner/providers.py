@@ -85,7 +85,8 @@ class Provider:
     way in which an agent of the Agent Client Protocol is asked to log in, when it wants that. With
     `claude` one waits for its only task when `waits_with` are added to its words; `reads_at_start` are files that it
     reads before (in its folder and those above, or `~/`): when one has changed, it is not used. `looks` are words that
-    make the program tell its version or its login and end at once.
+    make the program tell its version or its login and end at once. `tells` are those of `cost` and `tokens` that its
+    machine-readable output always tells.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Provider:
     waits_with: tuple[str, ...] = ()
     reads_at_start: tuple[str, ...] = ()
     looks: Mapping[Literal["version", "login"], tuple[str, ...]] = field(default_factory=dict)
+    tells: frozenset[str] = frozenset()
 
     def argv(self) -> tuple[tuple[str, ...], OutputFormat]:
         """The command with all it needs but model and prompt, and how its output is to be read.
@@ -131,6 +133,10 @@ class Provider:
             if not any(_has_flag(said, flag) for flag in (argument.words[0], *argument.unless)):
                 words.extend(word.replace(OUTPUT_WORD, self._output_word(output)) for word in argument.words)
         return tuple(words), output
+
+    def tells_of(self) -> frozenset[str]:
+        """What it tells of `cost` and `tokens` as it is started."""
+        return frozenset() if self.protocol != "acp" and self.argv()[1] == "text" else self.tells
 
     def takes_budget(self) -> bool:
         """Whether it can be told what an attempt may cost, and its command does not say so itself."""

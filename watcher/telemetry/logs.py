@@ -125,6 +125,7 @@ _SENTENCES: dict[type[events.Event], str] = {
     events.SpendingRecorded: "{task_id} has cost {cost_usd:.4f} USD more on {provider}",
     events.BudgetReached: "{spent_usd:.4f} of {budget_usd:.4f} USD spent today, claiming nothing until {until}",
     events.BudgetLifted: "there is money again, {spent_usd:.4f} of {budget_usd:.4f} USD spent today",
+    events.BudgetUnbound: "a budget that is set cannot bound {provider}",
     events.StallNotWatched: "STALL_TIMEOUT does not apply to {provider}",
     events.TroubleBegan: "trouble with this machine, claiming nothing",
     events.TroubleEnded: "trouble is over after {seconds:.3f} s",
