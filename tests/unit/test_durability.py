@@ -1,0 +1,219 @@
+"""The order that keeps tasks and outcomes through a power cut: everything is flushed before it is told or relied on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.doubles import HandClock, Memory
+from tests.powercut import PowerCut
+from tests.unit.test_webhook_accept import run as accepting
+from tests.unit.test_webhook_accept import submission
+from watcher import again, intervene, spending, tell
+from watcher.events import LeftoversKilled
+from watcher.formats.deadletter import DeadLetter
+from watcher.formats.result import Result
+from watcher.holdfiles import hold_provider
+from watcher.intake.webhook_accept import Accepter
+from watcher.maintenance.ledger import Ledger
+from watcher.maintenance.reassign import Reassigner
+from watcher.spool import settling
+from watcher.spool.interface import Settlement
+from watcher.spool.places import Places
+from watcher.spool.settling import Settler
+from watcher.submit import submit, submit_many
+from watcher_config import Folders, folders, read_layers
+
+EVENT = LeftoversKilled("", 1)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Folders:
+    return folders(read_layers({"WATCHER_ROOT": str(tmp_path)}))
+
+
+@pytest.fixture
+def places(site: Folders) -> Iterator[Places]:
+    made = Places(site.tasks, site.triggers, site.results, site.dlq, "marie", "a" * 32)
+    yield made
+    made.close()
+
+
+def result(task_id: str, text: str = "x") -> bytes:
+    return Result(
+        task_id=task_id, worker="marie", status="completed", exit_code=0, stdout=text, stderr="", duration_seconds=1.0,
+        finished_at=1.0, started_at=1.0, retry_count=0, attempts=1, task_sha256="0" * 64,
+        submitted={"description": "x"},
+    ).dump()  # fmt: skip
+
+
+def letter(task_id: str) -> bytes:
+    return DeadLetter(task_id=task_id, worker="marie", reason="failed", at=1.0, retry_count=0, detail="x").dump()
+
+
+# --- what is accepted
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_submitted_tasks_are_safe_when_submit_returns(
+    site: Folders, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    (site.tasks / "marie").mkdir(parents=True)
+    cut = PowerCut(monkeypatch)
+    ids = submit_many(site.tasks, "marie", [{"description": "x"}] * count)
+    assert cut.unsafe(*(site.tasks / "marie" / f"{task_id}.json" for task_id in ids)) == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_posted_tasks_are_safe_before_their_answer(site: Folders, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    (site.tasks / "marie").mkdir(parents=True)
+    cut = PowerCut(monkeypatch)
+    found: list[str] = []
+
+    async def one(accepter: Accepter, number: int) -> None:
+        await accepter.accept(submission(f"t{number}"))
+        found.extend(cut.unsafe(site.tasks / "marie" / f"t{number}.json"))
+
+    async def post(accepter: Accepter) -> None:
+        await asyncio.gather(*(one(accepter, number) for number in range(count)))
+
+    accepting(site, post)
+    assert found == []
+
+
+# --- what has ended
+
+
+@pytest.mark.parametrize("more", ["result", "kept", "dead letter", "all", "across", "many"])
+def test_outcome_is_safe_before_its_claim_goes(places: Places, monkeypatch: pytest.MonkeyPatch, more: str) -> None:
+    has_kept, has_letter = more in ("kept", "all", "across", "many"), more in ("dead letter", "all", "many")
+    ids = [f"t{number}" for number in range(5 if more == "many" else 1)]
+    cut = PowerCut(monkeypatch)
+    batch = []
+    for task_id in ids:
+        places.mine.write_new(f"{task_id}~1-0.json", b"{}")
+        kept = {}
+        if has_kept:
+            places.mine.write_new(f"{task_id}.out", b"long")
+            cut.printed(places.mine.path / f"{task_id}.out")
+            kept = {"stdout": f"{task_id}.out"}
+        batch.append(
+            Settlement(
+                task_id,
+                f"{task_id}~1-0.json",
+                None,
+                result(task_id),
+                letter(task_id) if has_letter else None,
+                EVENT,
+                kept,
+            )
+        )
+    if more == "across":
+        monkeypatch.setattr(settling, "move", lambda *_: (_ for _ in ()).throw(OSError(18, "across")))
+    seen: list[str] = []
+
+    def look(name: str, folder: int | None) -> None:
+        if folder == places.mine.fd and name.endswith("~1-0.json"):
+            task_id = name.partition("~")[0]
+            stored = [places.results.path / f"{task_id}.json"]
+            stored += [places.output.path / f"{task_id}.stdout"] if has_kept else []
+            stored += [places.dlq.path / f"{task_id}.json"] if has_letter else []
+            seen.extend(cut.unsafe(*stored))
+            seen.append(task_id)
+
+    cut.before_removal = look
+    assert Settler(places).settle(batch) == ([EVENT] * len(ids), None)
+    assert seen == ids
+
+
+def test_outcome_of_a_claim_that_is_gone_is_not_published(places: Places) -> None:
+    events, error = Settler(places).settle([Settlement("t", "t~1-0.json", None, result("t"), None, EVENT)])
+    assert error is None and events[0] is not EVENT and not places.results.has("t.json")
+
+
+def test_result_that_is_there_is_never_replaced(places: Places) -> None:
+    places.mine.write_new("t~1-0.json", b"{}")
+    places.results.write_new("t.json", result("t", "the first"))
+    Settler(places).settle([Settlement("t", "t~1-0.json", None, result("t", "the second"), None, EVENT)])
+    assert json.loads(places.results.read("t.json", 1 << 20))["stdout"] == "the first"
+
+
+# --- what is changed by command
+
+
+def test_edited_task_is_safe_at_each_step(site: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit(site.tasks, "marie", {"task_id": "t", "description": "x"})
+    cut = PowerCut(monkeypatch)
+    assert intervene.edit(site, "marie", "t", {"description": "y"})
+    assert cut.unsafe(site.tasks / "marie/t.json") == []
+    assert intervene.hold(site, "marie", "t")
+    assert cut.unsafe(site.tasks / "marie/.held/t.json") == []
+    assert intervene.release(site, "marie", "t")
+    assert cut.unsafe(site.tasks / "marie/t.json") == []
+
+
+def test_task_that_is_run_again_is_safe_before_its_result_makes_way(
+    site: Folders, places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places.results.write_new("t.json", result("t"))
+    cut = PowerCut(monkeypatch)
+    seen: list[str] = []
+    real = again._archive
+
+    def archive(*arguments: object) -> str:
+        waiting = next((site.tasks / "marie/.claims").glob("*/t~*.json"))
+        seen.extend([*cut.unsafe(waiting, waiting.parent.parent), "looked"])
+        return str(real(*arguments))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(again, "_archive", archive)
+    again.rerun(site, "marie", "t")
+    assert seen == ["looked"]
+    assert cut.unsafe(site.results / "marie/.archive/t~1.json", site.results / "marie") == []
+    assert cut.unsafe(next(iter((site.tasks / "marie").rglob("t*.json")))) == []
+
+
+def test_words_to_workers_are_safe_when_they_are_said(site: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    (site.control / "marie").mkdir(parents=True)
+    (site.control / "holds").mkdir()
+    cut = PowerCut(monkeypatch)
+    assert cut.unsafe(tell.tell(site.control, "marie", "drain")) == []
+    assert cut.unsafe(tell.pause(site.control, "marie", "x")) == []
+    assert tell.resume(site.control, "marie") and cut.unsafe(site.control / "marie") == []
+    hold_provider(site.control, "claude", now=0.0)
+    assert cut.unsafe(next(iter((site.control / "holds").glob("*.json")))) == []
+    spending.raise_daily_budget(site.control, "marie", 5.0, 0.0)
+    assert cut.unsafe(next(iter((site.control / "marie").glob("budget-*.json")))) == []
+
+
+def test_reassigned_task_is_safe_in_its_new_inbox_before_it_leaves_the_old(
+    site: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(site.tasks, "marie", {"task_id": "t", "description": "x"})
+    (site.tasks / "anga").mkdir()
+    ledger = Ledger(site.root / "state", 0.0)
+    reassigner = Reassigner(site.tasks, site.results, ["marie:anga"], 0.0, HandClock(), Memory())
+    cut = PowerCut(monkeypatch)
+    seen: list[str] = []
+
+    def look(name: str, folder: int | None) -> None:
+        if name == "t.json":
+            seen.extend([*cut.unsafe(site.tasks / "anga/t.json"), "looked"])
+
+    cut.before_removal = look
+    moved: list[str] = []
+    _move(reassigner, site, moved)
+    assert (seen, moved) == (["looked"], ["t"])
+    ledger.close()
+
+
+def _move(reassigner: Reassigner, site: Folders, moved: list[str]) -> None:
+    inbox = settling.Folder(site.tasks / "marie")
+    reassigner._hold(inbox, "marie", "anga")
+    inbox.close()
+    reassigner._finish("marie", moved)
+    assert os.listdir(site.tasks / "anga") == ["t.json"]
