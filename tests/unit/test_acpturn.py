@@ -337,3 +337,15 @@ def test_all_that_is_told_of_its_use_is_read(result: Update, usage: tuple[object
     assert (found.cost_usd, found.session_id) == (0.25, "s")
     euros = cost | {"cost": {"amount": 1, "currency": "EUR"}}
     assert turn(chunk("x"), euros).reading.usage.cost_usd is None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", ["chunks", "numbers", "calls and dots"])
+def test_a_turn_of_very_many_parts_is_read_in_a_time_that_grows_with_them(kind: str) -> None:
+    heard = Heard("s")
+    heard.is_asked = True
+    for place in range(100_000):  # what takes the square of it would take minutes
+        if kind == "calls and dots":
+            heard.learn(CALL | {"toolCallId": str(place), "status": "completed"})
+        heard.learn(chunk("." if kind == "calls and dots" else "ab", str(place) if kind == "numbers" else None))
+        assert heard.is_whole() or kind == "calls and dots"
+    assert len(str(heard.turn({"stopReason": "end_turn"}, "do it").reading.answer)) >= 100_000

@@ -70,9 +70,11 @@ class Heard:
         self.is_asked = False
         self._messages: dict[str | int, _Message] = {}
         self._calls: dict[str, tuple[str, str]] = {}
+        self._running: set[str] = set()
         self._notices: list[str] = []
         self._stretch = 0
         self._is_last_strange = False
+        self._has_said = False
         self._has_crashed = False
         self._status: str | None = None
         self._cost: float | None = None
@@ -106,7 +108,7 @@ class Heard:
 
     def is_whole(self) -> bool:
         """Whether there is an answer and nothing still runs, so that not much can be on its way."""
-        return not self._open(_RUNNING) and any(part.strip() for one in self._own() for part in one.parts)
+        return self._has_said and not self._running
 
     def has_done_nothing(self) -> bool:
         """Whether no tool was called, so that the task can be given again without doing anything twice."""
@@ -153,6 +155,7 @@ class Heard:
         message.parts.append(text)
         message.stretch = self._stretch
         self._is_last_strange = not has_number
+        self._has_said = self._has_said or bool(text.strip())
         if has_number:
             self.numbers, self._status = True, None
 
@@ -163,7 +166,9 @@ class Heard:
             self._stretch += 1
             self._is_last_strange, self._status = False, None
         title = name(update.get("title")) or title
-        self._calls[id_] = (title[:_LONGEST_TITLE], name(update.get("status")) or status)
+        status = name(update.get("status")) or status
+        self._calls[id_] = (title[:_LONGEST_TITLE], status)
+        (self._running.add if status == _RUNNING else self._running.discard)(id_)
 
     def _notice(self, text: str) -> None:
         if text.strip():
@@ -190,20 +195,18 @@ class Heard:
 
     def _texts(self, messages: list[_Message]) -> list[str]:
         """What was said in each stretch in which something was."""
-        out: dict[int, str] = {}
+        out: dict[int, list[str]] = {}
         for message in sorted(messages, key=lambda one: one.stretch):
-            before = out.get(message.stretch, "")
-            gap = "\n\n" if before.strip() and not before.endswith("\n") else ""
-            out[message.stretch] = before + gap + message.text()
-        return [text for text in out.values() if text.strip()]
+            parts = out.setdefault(message.stretch, [])
+            if parts and not parts[-1].endswith("\n"):
+                parts.append("\n\n")
+            parts.append(message.text())
+        return [text for parts in out.values() if (text := "".join(parts)).strip()]
 
     def _answer(self) -> str:
-        answer = ""
-        for text in reversed(self._texts(self._own())):
-            answer = text + answer
-            if any(character.isalnum() for character in text):
-                break
-        return answer
+        texts = self._texts(self._own())
+        first = next((n for n in reversed(range(len(texts))) if any(map(str.isalnum, texts[n]))), 0)
+        return "".join(texts[first:])
 
     def _open(self, status: str) -> str:
         titles = [title or "a tool" for title, state in self._calls.values() if state == status]
