@@ -14,6 +14,7 @@ import errno
 import fcntl
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -173,7 +174,9 @@ def read_beats(place: Path, now: float, problems: list[str], worker: str | None 
             refuse_shortage(f"read {place / name}", error)
             problem = f"its heartbeat cannot be read: {error.strerror or error}"
         except (strictjson.NotStrictJson, FieldError) as error:
-            problem = f"not a heartbeat of ours: {error if raw else 'the file is empty'}"
+            if not raw and stat.S_ISREG((place / name).lstat().st_mode):
+                continue  # a power cut may leave that of one that was not flushed: it has said nothing
+            problem = f"not a heartbeat of ours: {error}"
         if problem is not None:
             problems.append(f"{place / name}: {problem}")
         out.append(Beat(found[1], found[2], max(0.0, now - changed_at), fields, problem))

@@ -93,7 +93,17 @@ def test_a_file_that_is_none_of_ours_is_told_with_the_reason(
     assert f"left out {path}: not a {kind} of ours" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b"\xff"])
+def test_an_empty_heartbeat_is_one_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WATCHER_ROOT", str(tmp_path))
+    (tmp_path / "heartbeats").mkdir()
+    (tmp_path / "heartbeats" / "marie.json").touch()
+    assert cli.main(["health", "marie"]) == 1
+    assert "it has never beaten here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("raw", [b"[]", b"{}", b"\xff"])
 def test_a_heartbeat_that_is_none_is_told_with_the_reason(
     raw: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,7 @@ class NotStrictJson(ValueError):
 
 def loads(raw: bytes, *, is_bounded: bool = False) -> Any:
     """Parse bytes strictly, and with `is_bounded` no more than MAX_VALUES. Raises NotStrictJson."""
-    if is_bounded and _has_too_many_values(raw):
+    if is_bounded and has_too_many_values(raw):
         raise NotStrictJson(f"more than {MAX_VALUES} values; put large data into a file, and name that")
     if raw.startswith(b"\xef\xbb\xbf"):
         raw = raw[3:]
@@ -60,7 +60,7 @@ def dumps(value: Any, errors: str = "replace") -> bytes:
     return _ENCODER.encode(value).encode("utf-8", errors) + b"\n"
 
 
-def _has_too_many_values(raw: bytes) -> bool:
+def has_too_many_values(raw: bytes) -> bool:
     """Counted before anything is made: by commas and brackets, and those within texts only where that is too many."""
     if _values(raw) <= MAX_VALUES:
         return False
