@@ -165,8 +165,8 @@ def read_beats(place: Path, now: float, problems: list[str], worker: str | None 
         changed_at = now
         try:
             raw, changed_at = read_small(place / name)
-            if is_blank(raw):
-                continue
+            if is_blank(raw) and stat.S_ISREG((place / name).lstat().st_mode):
+                continue  # a power cut may leave that of one that was not flushed: it has said nothing
             fields = heartbeat.parse_heartbeat(raw)
         except FileNotFoundError:
             continue
@@ -174,8 +174,6 @@ def read_beats(place: Path, now: float, problems: list[str], worker: str | None 
             refuse_shortage(f"read {place / name}", error)
             problem = f"its heartbeat cannot be read: {error.strerror or error}"
         except (strictjson.NotStrictJson, FieldError) as error:
-            if not raw and stat.S_ISREG((place / name).lstat().st_mode):
-                continue  # a power cut may leave that of one that was not flushed: it has said nothing
             problem = f"not a heartbeat of ours: {error}"
         if problem is not None:
             problems.append(f"{place / name}: {problem}")
