@@ -36,6 +36,8 @@ if place and os.path.basename(sys.argv[0]) == "worker_watcher.py":
     true = getattr(target, attribute)
     def wrapped(*args, **named):
         if any("poison" in str(getattr(a, "task_id", a))[:300] for a in (*args, *named.values())):
+            if kind == "SIGKILL":
+                os.kill(os.getpid(), 9)
             raise getattr(builtins, kind)("injected")
         return true(*args, **named)
     setattr(target, attribute, wrapped)
@@ -63,4 +65,24 @@ def test_defect_over_one_task_ends_that_task_and_lets_the_others_run(site: Site,
     letter = site.dead_letter("poison")
     assert "injected" in letter["dlq_detail"]
     site.pass_beats(2)
+    assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("first", ["poison", "innocent-1"])
+def test_who_only_ran_beside_a_task_that_kills_its_worker_is_not_blamed(site: Site, first: str) -> None:
+    (site.home / "sitecustomize.py").write_text(_INJECTION)
+    inject = {"PYTHONPATH": str(site.home), "WATCHER_TEST_INJECT": "watcher.runner.planning:Planner.plan=SIGKILL"}
+    wait = 'echo "$WATCHER_TASK_ID" >> "$SITE/notes"; while test ! -e "$SITE/go"; do sleep 0.02; done'
+    site.drop(first)
+    for stem in {"innocent-1", "innocent-2", "poison"} - {first}:
+        site.drop(stem)
+    settings = {"AGENT_COMMAND": site.script(wait), "MAX_CONCURRENT_TASKS": 3, **inject}
+    for deaths in range(1, 4):
+        if deaths == 3:
+            (site.home / "go").touch()
+        worker = site.launch("marie", **settings)
+        assert worker.ended() == -9, f"death {deaths}"
+    worker = site.start("marie", **settings)
+    assert site.dead_letter("poison")["dlq_reason"] == "worker_died"
+    assert {site.result(stem)["status"] for stem in ("innocent-1", "innocent-2")} == {"completed"}
     assert worker.stop() == 0
