@@ -85,11 +85,11 @@ class Waker:
         """The (key, file name) pairs that events mentioned since the last call, and whether some were lost."""
         self.flag.clear()
         self._signalled = False
-        names = []
-        # popitem of a dict is one step under the interpreter lock; the reader thread may add meanwhile.
-        while self._names:
-            names.append(self._names.popitem()[0])
-        names.reverse()
+        # Each of these is one step under the interpreter lock. The reader thread may add meanwhile, also faster than
+        # names are taken: those are for the next call, or this one would never return.
+        names = list(self._names)
+        for name in names:
+            self._names.pop(name, None)
         lost, self._lost = self._lost, False
         return names, lost
 

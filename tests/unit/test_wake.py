@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from watchdog.observers import inotify_c
@@ -356,5 +357,33 @@ def test_folder_watched_for_changes_also_names_what_is_made_and_what_goes(tmp_pa
         (place / "folder").mkdir()
         (place / "old").unlink()
         await named(waker, ("place", "folder"), ("place", "old"))
+
+    run(body)
+
+
+def test_names_that_come_faster_than_they_are_taken_are_for_the_next_call() -> None:
+    async def body(waker: Waker) -> None:
+        class Flood(dict[tuple[str, str], None]):
+            """Somebody names a file each time that one is taken."""
+
+            rounds = 0
+
+            def _more(self) -> None:
+                self.rounds += 1
+                assert self.rounds < 1000, "it never ends"
+                self["in", f"more-{self.rounds}"] = None
+
+            def popitem(self) -> tuple[tuple[str, str], None]:
+                found = super().popitem()
+                self._more()
+                return found
+
+            def pop(self, *of: Any) -> Any:
+                self._more()
+                return super().pop(*of)
+
+        waker._names = Flood({("in", "a"): None, ("in", "b"): None})
+        assert waker.take() == ([("in", "a"), ("in", "b")], False)
+        assert waker.take() == ([("in", "more-1"), ("in", "more-2")], False)
 
     run(body)
