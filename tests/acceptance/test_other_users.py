@@ -21,7 +21,7 @@ import pytest
 
 from tests.acceptance.conftest import Process, Site, names
 from tests.waiting import wait_for
-from tests.zones import NOTING, SECONDS, drop, start_zones
+from tests.zones import NOTING, SECONDS, drop, noted, start_zones
 from watcher import atomicfile
 from watcher.atomicfile import Folder
 from watcher.nolinks import Refused
@@ -153,6 +153,24 @@ def test_hidden_folder_of_a_zone_that_another_user_made_takes_no_file(
     wait_for("the file in its place", lambda: (folder / ".done" / "good.txt").exists(), SECONDS)
     wait_for("the other aside or at rest", lambda: again.last()[1] == 0, SECONDS)
     assert site.noted() == ["good.txt two"]
+
+
+def test_zone_whose_folder_is_exchanged_all_the_time_reads_only_what_was_dropped(site: Site, private: Path) -> None:
+    site.start(AGENT_COMMAND=site.script(NOTING), MAX_CONCURRENT_TASKS=4)
+    folder = open_to_all(site.home / "in")
+    act(folder, "mkdir -m 777 sub")
+    start_zones(site, ZONE % "move", SCAN_INTERVAL="0.05")
+    sub = Folder(folder / "sub")  # the test itself must not go behind the link
+    with exchanged(folder, "sub", private):
+        for number in range(20):
+            drop(folder, f"n{number}.txt", "x")
+            sub.remove("secret.txt")
+            sub.write_new("secret.txt", b"dropped")
+        noted(site, 20)
+    sub.close()
+    drop(folder, "good.txt", "two")
+    wait_for("the last file", lambda: "good.txt two" in site.noted(), SECONDS)
+    says_nothing_of_it(site)
 
 
 OURS = [

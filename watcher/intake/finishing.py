@@ -60,7 +60,12 @@ def refuse(path: str, base: Path, zone: str, signature: Signature, why: Refused,
     try:
         if Signature.of(nolinks.look_at(path)) != signature:
             return None
-        return str(_put_aside(source, relative, base, told))
+        where = _put_aside(source, relative, base, told)
+        if not _is_same(nolinks.look_at(where), signature):  # exchanged between the two looks: that was not refused
+            _move_numbered(where, source.parent, source.name)
+            nolinks.remove(where.with_name(_reason_name(where.name)))
+            return None
+        return str(where)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -70,6 +75,11 @@ def refuse(path: str, base: Path, zone: str, signature: Signature, why: Refused,
         log.warning("%s stays where it is: %s: %s", path, error.filename, error.strerror, extra=told)
         memory.remember(path, Handled(signature.inode, signature.size, signature.mtime_ns))
         return path
+
+
+def _is_same(info: os.stat_result, signature: Signature) -> bool:
+    """Whether this is still the file, whose ctime a rename has changed."""
+    return (info.st_ino, info.st_size, info.st_mtime_ns) == (signature.inode, signature.size, signature.mtime_ns)
 
 
 def _handled(record: Record) -> Handled:
