@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 from watcher.commands import shared
 from watcher.commands.fields import given_fields, pair, text_of
 from watcher.errors import SettingError
+from watcher.terminal import Parser
 from watcher_config import folders, read_layers, state_folder
 
 if TYPE_CHECKING:
@@ -259,7 +260,7 @@ class _Progress:
 # --- the command line
 
 
-class _Parser(shared.Parser):
+class _Parser(Parser):
     """Says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:

@@ -30,6 +30,7 @@ from watcher.maintenance.waiting import WaitingTasks
 from watcher.orchestrator import ListenerOptions, Orchestrator, Services
 from watcher.policy.overdue import Limits
 from watcher.telemetry.logs import EventLog, configure_logging
+from watcher.terminal import Parser
 from watcher_config import load_orchestrator_config, render_config
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="orchestrator_listener.py",
         description="Say once what became of each task, how every worker is, and when one is dead.",
         epilog="Every flag is also a setting in the environment and in .env; --print-config shows all of them.",

@@ -45,6 +45,7 @@ from watcher.spool.places import Places
 from watcher.spool.reading import ignore_lease_breaks
 from watcher.telemetry.heartbeat import Beats
 from watcher.telemetry.logs import EventLog, configure_logging, lines_dropped
+from watcher.terminal import Parser
 from watcher.worker import Worker, WorkerOptions
 from watcher_config import load_watcher_config, render_config
 
@@ -380,7 +381,7 @@ def _checked(name: str | None) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="worker_watcher.py",
         description="Serve one named worker: take each task file from its inbox and run it with an agent.",
         epilog="Every flag is also a setting in the environment and in .env; --print-config shows all of them.",

@@ -19,6 +19,7 @@ from typing import Protocol, cast
 
 from watcher import __version__
 from watcher.commands import shared
+from watcher.terminal import Parser
 
 #: Every command: where it is, and what it does in one line. People see them in this order.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -76,7 +77,7 @@ def load(name: str) -> Command:
 
 def parser_of(name: str, command: Command) -> argparse.ArgumentParser:
     """The command's parser, complete."""
-    parser = shared.Parser(
+    parser = Parser(
         prog=f"watcher {name}",
         description=(command.__doc__ or COMMANDS[name][1]).strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,

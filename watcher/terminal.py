@@ -2,15 +2,20 @@
 
 Text from files is shown without control characters, so that no output of an agent can move the cursor or recolour the
 screen. Lines are cut at the width that is given, counted in cells, because a wrapped line breaks a screen that is
-redrawn in place. Colour is only ever added: every line reads the same without. Prints nothing.
+redrawn in place. Colour is only ever added: every line reads the same without. Prints nothing itself.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 #: ANSI, as every terminal since the VT100 has it (ECMA-48).
 ENTER_SCREEN, LEAVE_SCREEN = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
@@ -23,6 +28,13 @@ _WRAPPED_LINES_AT_MOST = 3
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]"
 )
+
+
+class Parser(argparse.ArgumentParser):
+    """Repeats no control character of a command line, which may hold the name of a stranger's file."""
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        super()._print_message(clean(message), file)
 
 
 @dataclass(frozen=True, slots=True)

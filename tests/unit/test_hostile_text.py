@@ -105,6 +105,7 @@ def test_the_demo_command_does_not_either(
     words: list[str], evil_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["demo_watcher.py", *words])
+    monkeypatch.setattr("watcher.commands.shared._SPEAKER", ["watcher"])  # it changes who is heard
     try:
         demo_watcher.main()
     except SystemExit as ended:
@@ -133,9 +134,10 @@ def test_an_error_of_an_entry_file_does_not_either(program: str, tmp_path: Path)
     home = Path(cli.__file__).parents[1]
     environ = {**os.environ, "LOG_LEVEL": EVIL, "WATCHER_ROOT": str(tmp_path)}
     words = ["marie"] if program.startswith("worker") else []
-    done = subprocess.run(
-        [sys.executable, str(home / program), *words], env=environ, cwd=tmp_path, capture_output=True, timeout=60,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 2 and done.stderr
-    assert not _OBEYED.findall((done.stdout + done.stderr).decode("utf-8", "surrogateescape"))
+    for more in ([], [f"--x{EVIL}"], ["--log-level", EVIL], ["--metrics-port", EVIL]):
+        done = subprocess.run(
+            [sys.executable, str(home / program), *words, *more], env=environ, cwd=tmp_path, capture_output=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2 and done.stderr
+        assert not _OBEYED.findall((done.stdout + done.stderr).decode("utf-8", "surrogateescape"))

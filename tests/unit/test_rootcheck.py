@@ -39,6 +39,7 @@ def _run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     if words[0] != "--status":
         return cli.main(words)
     monkeypatch.setattr(sys, "argv", ["demo_watcher.py", *words])
+    monkeypatch.setattr("watcher.commands.shared._SPEAKER", ["watcher"])  # it changes who is heard
     return demo_watcher.main()
 
 

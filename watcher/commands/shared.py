@@ -17,8 +17,6 @@ from watcher_config import folders, read_layers
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from _typeshed import SupportsWrite
-
     from watcher.terminal import Look
     from watcher_config import Folders
 
@@ -26,13 +24,6 @@ _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _SPEAKER = ["watcher"]
 _TOLD: set[str] = set()
 _AGE = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|w)?")
-
-
-class Parser(argparse.ArgumentParser):
-    """Repeats no control character of a command line, which may hold the name of a stranger's file."""
-
-    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
-        super()._print_message(clean(message), file)
 
 
 def places(*, makes_them: bool = False) -> Folders:

@@ -54,5 +54,6 @@ def _run(options: argparse.Namespace) -> int:
             raise
         text = f"the package {error.name} is not installed; the HTTP endpoint needs: pip install 'watcher-suite[web]'"
         raise SettingError(text) from None
+    shared.places(makes_them=True)
     asyncio.run(Service(loaded.config, process_environment(), options.port_file).run())
     return 0
