@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -29,6 +28,7 @@ from watcher.maintenance.seat import Seat
 from watcher.maintenance.waiting import WaitingTasks
 from watcher.orchestrator import ListenerOptions, Orchestrator, Services
 from watcher.policy.overdue import Limits
+from watcher.signals import Reactions, signals
 from watcher.telemetry.logs import EventLog, configure_logging
 from watcher.terminal import Parser
 from watcher_config import load_orchestrator_config, render_config
@@ -84,9 +84,7 @@ class Service:
             seat.close()
 
     async def _listen(self, orchestrator: Orchestrator, once: bool) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, orchestrator.stop, signal.Signals(number).name)
+        signals.attach(asyncio.get_running_loop(), Reactions(orchestrator.stop, orchestrator.stop), self.bus.emit)
         await orchestrator.run(once)
 
     def _assemble(self, seat: Seat, ledger: Ledger) -> Orchestrator:
@@ -162,6 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.print_config:
             print(render_config(loaded, as_json=options.json))
             return 0
+        signals.block()
         return Service(loaded).run(options.once)
 
     return service.run("orchestrator_listener", body)

@@ -14,7 +14,6 @@ import contextlib
 import gc
 import random
 import re
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +36,7 @@ from watcher.policy.restart import Losses
 from watcher.policy.retry import RetryDelays
 from watcher.runner.providerfile import all_providers
 from watcher.runners import Runners
+from watcher.signals import Reactions, signals
 from watcher.spending import Spending
 from watcher.spool.directory import DirectorySpool
 from watcher.spool.incarnation import Incarnation
@@ -137,8 +137,8 @@ class Service:
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop, signal.Signals(number).name)
+        reload = None if self.zones is None else self.zones.reload
+        signals.attach(loop, Reactions(self._stop, self._stop_now, reload), self.bus.emit)
         with _starting(self.name):
             instance = self.config.watcher_instance or None
             incarnation = Incarnation(self.config.folders.tasks / self.name, self.name, instance)
@@ -153,7 +153,6 @@ class Service:
                 self.worker, control = self._assemble(places, incarnation, gates, beats, spending)
             if self.zones is not None:
                 self.zones.start()
-                loop.add_signal_handler(signal.SIGHUP, self.zones.reload)
             gc.collect()
             gc.freeze()
             await self.worker.run()
@@ -341,6 +340,11 @@ class Service:
         if self.worker is not None:
             self.worker.stop(reason)
 
+    def _stop_now(self, reason: str) -> None:
+        self._stop(reason)
+        if self.worker is not None:
+            self.worker.stop_now(reason)
+
 
 @contextlib.contextmanager
 def _starting(name: str) -> Iterator[None]:
@@ -364,6 +368,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.print_config:
             print(render_config(loaded, as_json=options.json))
             return 0
+        signals.block()
         return Service(_checked(options.worker), loaded).run()
 
     return service.run("worker_watcher", body)

@@ -32,7 +32,7 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _HAS_PIDFD = hasattr(os, "pidfd_open") and hasattr(os, "eventfd")
 _A_DAY_MS = 86_400_000
 #: Our own mark, if an agent started us: children of ours that carry it belong to somebody else's attempt.
-_INHERITED_MARK = os.environ.get(procfs.MARK, "").encode()
+INHERITED_MARK = os.environ.get(procfs.MARK, "").encode()
 
 
 class Ended(Protocol):
@@ -210,7 +210,7 @@ class _Family:
         if facts is None or facts.is_dead or facts.parent != os.getpid():
             return False
         mark = procfs.mark_of(pid) or procfs.mark_of(pid, after_seconds=0.002)
-        if mark and mark != _INHERITED_MARK:
+        if mark and mark != INHERITED_MARK:
             return mark == over or mark not in self.running
         ending = set[bytes]() if over is None else self.ending  # of two that end at once, one must take it
         lasting = [began for mark, began in list(self.running.items()) if mark not in ending]

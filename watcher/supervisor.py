@@ -30,6 +30,7 @@ from watcher.events import (
     SupervisorStopping,
 )
 from watcher.machine import Machine
+from watcher.signals import Reactions, signals
 from watcher.survivors import Survivor
 from watcher.team import Team
 from watcher.telemetry.logs import LOGGER_NAME
@@ -83,10 +84,7 @@ class Supervisor:
 
     async def run(self) -> int:
         """Serve until told to stop, or until nothing is left to serve; returns the exit code: 1 if something failed."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop, number.name)
-        loop.add_signal_handler(signal.SIGHUP, self.roll)
+        signals.attach(asyncio.get_running_loop(), Reactions(self.stop, self._stop_now, self.roll), self._emit)
         self._emit(SupervisorStarted(os.getpid(), self._options.about))
         self._report_due = self._clock.monotonic() + self._options.report_interval
         self._adopt()
@@ -112,6 +110,10 @@ class Supervisor:
             for survivor in self._survivors():
                 survivor.signal(signal.SIGKILL if kills else signal.SIGTERM)
         self._flag.set()
+
+    def _stop_now(self, reason: str) -> None:
+        while self._signals < _KILL_NOW_AT - 1:
+            self.stop(reason)
 
     def roll(self) -> None:
         """Restart all, one after the other. Loop thread."""

@@ -13,11 +13,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from watchdog.observers.inotify_c import CallbackId, InotifyEvent, InotifyFD
+
+
+#: Where inotify could not be had it is tried again after so long: a limit of the machine may have been raised.
+AGAIN_SECONDS = 60.0
 
 
 class Waker:
@@ -36,6 +41,7 @@ class Waker:
         self._watches: dict[str, tuple[Any, Path]] = {}
         self.problem: str | None = None
         self._last_mode: str | None = None
+        self._try_at: float | None = None
         self._start()
 
     @property
@@ -54,6 +60,8 @@ class Waker:
         Returns whether events can be had; if not, `problem` says why.
         """
         self.unwatch(key)
+        if self._try_at is not None and time.monotonic() >= self._try_at:
+            self._start()
         if self._inotify is None:
             return False
         real = Path(os.path.realpath(path))
@@ -103,6 +111,7 @@ class Waker:
 
     def close(self) -> None:
         self._last_mode = self.mode
+        self._try_at = None
         if self._inotify is not None:
             for key in list(self._watches):
                 self.unwatch(key)
@@ -110,6 +119,7 @@ class Waker:
             self._inotify = None
 
     def _start(self) -> None:
+        self._try_at = None
         try:
             from watchdog.observers.inotify_c import InotifyConstants as C
             from watchdog.observers.inotify_c import InotifyFD
@@ -124,6 +134,7 @@ class Waker:
             self.problem = "this system has no inotify; scanning instead"
         except OSError as error:
             self._inotify = None
+            self._try_at = time.monotonic() + AGAIN_SECONDS
             self.problem = f"no inotify: {error.strerror or error}; scanning instead"
 
     def _seen(self, key: str, name: str) -> None:

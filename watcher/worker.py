@@ -159,6 +159,11 @@ class Worker:
         if self._waker is not None:
             self._waker.flag.set()
 
+    def stop_now(self, reason: str) -> None:
+        """Stop what runs now, whatever was asked before. Loop thread."""
+        while self._stops < 2:
+            self.stop(reason)
+
     def is_ready(self) -> tuple[bool, str]:
         """For a probe: watching, and the last scan is not long ago."""
         if self._stops:

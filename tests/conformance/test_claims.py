@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -336,6 +337,17 @@ def test_outcome_of_a_claim_that_was_taken_away_is_not_published(office: Office)
     desk.finish(claim)
     assert desk.result("a") is None
     assert len(desk.memory.of(OutcomeDiscarded)) == 1
+
+
+def test_outcome_after_the_inbox_was_removed_says_that_nobody_runs_the_task(office: Office) -> None:
+    desk = office.desk()
+    desk.drop("a")
+    desk.scan()
+    [claim] = desk.claim()
+    shutil.rmtree(desk.root / "tasks" / "marie")
+    desk.finish(claim)
+    [told] = desk.memory.of(OutcomeDiscarded)
+    assert "nobody runs it again" in told.detail and "kept in" in told.detail
 
 
 def test_result_that_is_there_is_never_replaced(office: Office) -> None:

@@ -298,6 +298,27 @@ def test_system_without_inotify_instances_left_still_has_a_flag(
     run(body)
 
 
+def test_inotify_that_could_not_be_had_is_tried_again_after_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async def body(waker: Waker) -> None:
+        monkeypatch.undo()
+        assert waker.watch("inbox", tmp_path) is False, "not before a minute is over"
+        monkeypatch.setattr(waker, "_try_at", 0.0)
+        assert waker.watch("inbox", tmp_path) and waker.mode == "events" and waker.problem is None
+        (tmp_path / "came.json").write_text("{}")
+        await waker.flag.wait()
+        assert ("inbox", "came.json") in waker.take()[0]
+        waker.close()
+        assert waker.watch("inbox", tmp_path) is False, "what is closed stays so"
+
+    monkeypatch.setattr(inotify_c.InotifyFD, "_create_inotify_fd", none_left)
+    run(body)
+
+
 def test_folder_that_is_not_there_is_a_problem_and_no_error(tmp_path: Path) -> None:
     async def body(waker: Waker) -> None:
         assert waker.watch("inbox", tmp_path / "nowhere") is False

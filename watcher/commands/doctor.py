@@ -57,7 +57,8 @@ def run(options: argparse.Namespace) -> int:
     become_subreaper()
     if config.agent_sudo:
         fence.leave_open()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing stays behind
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):  # so that nothing stays behind
+        signal.signal(number, signal.default_int_handler)
     _tell_ignored(config.folders)
     findings = _examine(Doctor(ward, SystemClock()), wanted, is_quiet=options.json or not sys.stderr.isatty())
     for finding, provider in zip(findings, wanted, strict=False):

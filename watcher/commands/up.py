@@ -31,6 +31,7 @@ from watcher.policy.restart import RestartRules, Restarts
 from watcher.policy.scaling import Scaler, ScalingRules
 from watcher.relay import Say, make_say
 from watcher.settings import OrchestratorConfig, SupervisorConfig, WatcherConfig
+from watcher.signals import signals
 from watcher.supervisor import Supervisor, SupervisorOptions
 from watcher.survivors import SUPERVISED, own_name
 from watcher.team import Team
@@ -77,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    signals.block()
     return service.run("watcher up", lambda: asyncio.run(_Assembly(options).supervisor().run()))
 
 

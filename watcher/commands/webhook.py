@@ -14,6 +14,7 @@ from pathlib import Path
 from watcher import service
 from watcher.commands import shared
 from watcher.errors import SettingError
+from watcher.signals import signals
 from watcher.websettings import load_webhook_config
 from watcher_config import process_environment, render_config
 
@@ -55,5 +56,6 @@ def _run(options: argparse.Namespace) -> int:
         text = f"the package {error.name} is not installed; the HTTP endpoint needs: pip install 'watcher-suite[web]'"
         raise SettingError(text) from None
     shared.places(makes_them=True)
+    signals.block()
     asyncio.run(Service(loaded.config, process_environment(), options.port_file).run())
     return 0

@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
+import logging
 from pathlib import Path
 
 from watcher import service
 from watcher.clock import SystemClock
 from watcher.commands import shared
+from watcher.events import Bus
 from watcher.intake.dropzone import Counts, DropZones, ZoneOptions
 from watcher.intake.hosting import load, reloaded, zone_options
 from watcher.intake.zonefile import ZoneFile
+from watcher.signals import Reactions, signals
 from watcher.spool.reading import ignore_lease_breaks
-from watcher.telemetry.logs import configure_logging
+from watcher.telemetry.logs import LOGGER_NAME, EventLog, configure_logging
 from watcher_config import load_watcher_config
 
 
@@ -49,6 +51,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.check:
         shared.say(f"{path}: good, {len(zone_file.zones)} zone{'s' if len(zone_file.zones) != 1 else ''}")
         return 0
+    signals.block()
     configure_logging(config.log_level, config.log_format, "zones")
     ignore_lease_breaks()
     counts = asyncio.run(_serve(path, zone_file, wanted, _Status(options.status_interval), options.once))
@@ -83,10 +86,12 @@ async def _serve(path: Path, zone_file: ZoneFile, wanted: ZoneOptions, status: _
         if found is not None:
             zones.reload(found)
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, zones.stop)
-    loop.add_signal_handler(signal.SIGHUP, reload)
+    def stop(_name: str) -> None:
+        zones.stop()
+
+    bus = Bus()
+    bus.join(EventLog(logging.getLogger(LOGGER_NAME)))
+    signals.attach(asyncio.get_running_loop(), Reactions(stop, stop, reload), bus.emit)
     regularly = asyncio.create_task(status.show_regularly())
     try:
         await zones.run(until_idle=once)

@@ -28,6 +28,16 @@ class FenceMissing(Event):
 
 
 @dataclass(slots=True)
+class SignalPassedOver(Event):
+    """A signal that is not obeyed: it has no meaning here, or an agent's process sent it. `detail` says which."""
+
+    name: ClassVar[str] = "signal.passed_over"
+    level: ClassVar[str] = "warning"
+    signal: str
+    detail: str
+
+
+@dataclass(slots=True)
 class WorkerDraining(Event):
     """It claims nothing more; what runs may end."""
 

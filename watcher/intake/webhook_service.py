@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -27,6 +26,7 @@ from watcher.intake.webhook_hooks import Hook, load_hooks
 from watcher.intake.webhook_memory import Memory
 from watcher.intake.webhook_news import News, workers_of
 from watcher.intake.webhook_server import Limits, Server, check_descriptors, listen
+from watcher.signals import Reactions, signals
 from watcher.telemetry.endpoint import MetricsEndpoint
 from watcher.telemetry.logs import EventLog, configure_logging
 from watcher.telemetry.webhook import WebhookMetrics
@@ -123,15 +123,17 @@ class Service:
         return endpoint.port
 
     def _listen_to_signals(self, server: Server, news: News) -> None:
-        def stop(number: signal.Signals) -> None:
-            self._reason = number.name
+        def stop(name: str) -> None:
+            self._reason = name
             news.close()
             server.force_exit = server.should_exit  # the second one waits for nobody
             server.should_exit = True
 
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop, number)
+        def stop_now(name: str) -> None:
+            stop(name)
+            server.force_exit = True
+
+        signals.attach(asyncio.get_running_loop(), Reactions(stop, stop_now), self._bus.emit)
 
     def _is_ready(self) -> tuple[bool, str]:
         is_up = self._server is not None and self._server.started and not self._server.should_exit

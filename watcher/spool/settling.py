@@ -82,7 +82,10 @@ class Settler:
         if self._places.mine.has(work.settlement.handle):
             return True
         name = f"{work.settlement.task_id}.{self._places.incarnation}.lost"
-        text = "the claim was taken by somebody else, who runs the task again"
+        if os.fstat(self._places.mine.fd).st_nlink:
+            text = "the claim was taken by somebody else, who runs the task again"
+        else:
+            text = "the inbox was removed, and the task's file with it: nobody runs it again; submit it anew"
         if work.settlement.result is not None:
             with contextlib.suppress(FileExistsError):
                 self._places.output.write_new(name, work.settlement.result)

@@ -97,6 +97,7 @@ class _Plan:
 _SENTENCES: dict[type[events.Event], str] = {
     events.WorkerStarted: "worker started, pid {pid}",
     events.FenceMissing: "commands can signal this worker",
+    events.SignalPassedOver: "{signal} passed over",
     events.WorkerDraining: "worker is draining, tasks running: {active_tasks}",
     events.WorkerStopped: "worker stopped, tasks given back: {released_tasks}",
     events.TaskClaimed: "{task_id} claimed for {provider} after {latency_seconds:.3f} s",
