@@ -32,8 +32,9 @@ class PowerCut:
         syncfs, renameat2 = atomicfile._SYNCFS, atomicfile._RENAMEAT2
 
         def open_(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+            is_new = bool(flags & os.O_CREAT) and not _is_there(path, dir_fd)
             fd: int = real["open"](path, flags, mode, dir_fd=dir_fd)
-            if flags & os.O_CREAT:
+            if is_new:
                 self._soil(fd)
                 self._soil_folder(path, dir_fd)
             return fd
@@ -115,3 +116,11 @@ class PowerCut:
         self._step += 1
         found = os.fstat(dir_fd) if dir_fd is not None else os.stat(os.path.dirname(os.fspath(path)) or ".")
         self._dirty[found.st_ino] = self._step
+
+
+def _is_there(path: Any, dir_fd: int | None) -> bool:
+    try:
+        os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+    except OSError:
+        return False
+    return True

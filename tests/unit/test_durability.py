@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -15,16 +16,21 @@ from tests.powercut import PowerCut
 from tests.unit.test_webhook_accept import run as accepting
 from tests.unit.test_webhook_accept import submission
 from watcher import again, intervene, spending, tell
+from watcher.atomicfile import Folder, replace
+from watcher.errors import LockLost, NameTaken
 from watcher.events import LeftoversKilled
 from watcher.formats.deadletter import DeadLetter
 from watcher.formats.result import Result
 from watcher.holdfiles import hold_provider
+from watcher.intake.memory import Handled, Record, ZoneMemory
 from watcher.intake.webhook_accept import Accepter
 from watcher.maintenance.ledger import Ledger
 from watcher.maintenance.reassign import Reassigner
 from watcher.spool import settling
+from watcher.spool.incarnation import Incarnation
 from watcher.spool.interface import Settlement
 from watcher.spool.places import Places
+from watcher.spool.rescue import rescue
 from watcher.spool.settling import Settler
 from watcher.submit import submit, submit_many
 from watcher_config import Folders, folders, read_layers
@@ -217,3 +223,66 @@ def _move(reassigner: Reassigner, site: Folders, moved: list[str]) -> None:
     inbox.close()
     reassigner._finish("marie", moved)
     assert os.listdir(site.tasks / "anga") == ["t.json"]
+
+
+# --- what a zone remembers
+
+
+def test_zone_remembers_safely_before_anything_happens_to_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = PowerCut(monkeypatch)
+    memory = ZoneMemory.take(tmp_path, "zone")
+    assert memory is not None
+    memory.write(Record("t", "zone", "marie", "/", "/a", "/a", "keep", "", 1, 2, 3))
+    assert cut.unsafe(next(tmp_path.rglob("t.json"))) == []
+    for number in range(3):
+        memory.remember(f"/f{number}", Handled(1, 2, 3))
+        assert cut.unsafe(next(tmp_path.rglob("handled.jsonl"))) == []
+    memory.close()
+
+
+def test_inbox_that_the_endpoint_has_made_is_safe(site: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.tasks.mkdir()
+    cut = PowerCut(monkeypatch)
+    found: list[str] = []
+
+    async def post(accepter: Accepter) -> None:
+        await accepter.accept(submission("t"))
+        found.extend(cut.unsafe(site.tasks, site.tasks / "marie/t.json"))
+
+    accepting(site, post)
+    assert found == []
+
+
+# --- who may
+
+
+def test_name_is_served_once_and_the_claims_of_the_living_are_nobody_elses(site: Folders) -> None:
+    inbox = site.tasks / "marie"
+    first = Incarnation(inbox, "marie", None)
+    with pytest.raises(NameTaken):
+        Incarnation(inbox, "marie", None)
+    tool = Places(site.tasks, site.triggers, site.results, site.dlq, "marie", "b" * 32)
+    (inbox / ".claims" / first.id).mkdir(exist_ok=True)
+    (inbox / ".claims" / first.id / "t~1-0.json").write_text("{}")
+    assert rescue(tool, Memory()) == []
+    assert (inbox / ".claims" / first.id / "t~1-0.json").exists()
+    tool.close()
+    first.close()
+
+
+def test_claim_folder_that_was_taken_away_ends_an_incarnation(places: Places) -> None:
+    os.rmdir(places.mine.path)
+    with pytest.raises(LockLost):
+        places.mend()
+
+
+def test_temporary_name_that_somebody_has_made_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "private").write_text("mine")
+    (tmp_path / ".a.json.me.tmp").symlink_to("private")
+    folder = Folder(tmp_path)
+    with contextlib.suppress(OSError):
+        replace(folder, "a.json", b"x", "me")
+    folder.close()
+    assert (tmp_path / "private").read_text() == "mine"
