@@ -11,6 +11,7 @@ import pytest
 
 from tests.collecting import Site, site
 from watcher.events import FileIgnored, FilesPruned, FolderFound, FolderLost
+from watcher.maintenance import collector as collector_module
 from watcher.maintenance import waiting as waiting_module
 from watcher.maintenance.batches import Batches, Graphs
 from watcher.maintenance.pruner import Pruner, Retention
@@ -368,3 +369,22 @@ def test_beats_of_instances_that_ended_long_ago_go_and_those_of_workers_stay(sit
 
 def names_of(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError, KeyError])
+def test_file_over_which_the_listener_fails_is_reported_and_the_others_are_found(
+    site: Site, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stem in ("a", "poison", "z"):
+        site.result(stem)
+    true = collector_module._parse
+
+    def parse(folder: str, raw: bytes) -> dict[str, Any]:
+        if b"poison" in raw:
+            raise error("injected")
+        return true(folder, raw)
+
+    monkeypatch.setattr(collector_module, "_parse", parse)
+    found = site.collect()
+    assert {"task_done a", "task_done z"} < set(found) and len(found) == 3
+    assert site.collect() == []
