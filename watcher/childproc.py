@@ -1,10 +1,10 @@
 """Start commands, wait for them, and end them: by their own group here, what escapes it in `leftovers`.
 
-A command leads its own session and process group. Each is started by a thread that ends with the start: what a command
-shall inherit and this process shall not have (the fence of an agent, a signal mask) is that thread's alone. The command
-then counts as the main thread's child. It is waited for through a pidfd, so waiting and timeouts cost no
-thread and no polling, and it is reaped only under a lock, so no signal can hit a recycled pid. Where there are no
-pidfds, waiting falls back to short sleeps.
+A command leads its own session and process group. Each is started by a thread of its own: what a command shall
+inherit and this process shall not have (the fence of an agent, a signal mask) is that thread's alone. It ends after the
+command, because its end is the death of a parent to one that asked for PR_SET_PDEATHSIG. A command is waited for
+through a pidfd, so waiting and timeouts cost no polling, and it is reaped only under a lock, so no signal can hit a
+recycled pid. Where there are no pidfds, waiting falls back to short sleeps.
 
 This is the door to all that has to do with processes: what `leftovers` offers is had from here. `spawn` raises OSError
 as `subprocess.Popen` does. It decides nothing: what an exit code means is the runner's business.
@@ -75,6 +75,8 @@ def spawn(
     begun: list[int | BaseException] = []
     done = _thread.allocate_lock()
     done.acquire()
+    over = _thread.allocate_lock()
+    over.acquire()
 
     def start() -> None:
         try:
@@ -98,9 +100,13 @@ def spawn(
             begun.append(process.pid)
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is the caller's
             begun.append(error)
+            over.release()
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, ours)
             done.release()
+            over.acquire()
 
+    ours = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         _thread.start_new_thread(start, ())  # `threading` would wait for it twice
     except RuntimeError:
@@ -109,16 +115,17 @@ def spawn(
     found = begun[0]
     if isinstance(found, BaseException):
         raise found
-    return Child(found)
+    return Child(found, over)
 
 
 class Child:
     """A command that was started. One thread waits for it; any thread may end it."""
 
-    __slots__ = ("_code", "_kill_at", "_lock", "_nudged", "_pidfd", "_waker", "pid", "was_told_to_end")
+    __slots__ = ("_code", "_kill_at", "_lock", "_nudged", "_over", "_pidfd", "_waker", "pid", "was_told_to_end")
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, over: _thread.LockType) -> None:
         self.pid = pid
+        self._over = over
         self.was_told_to_end = False
         self._lock = threading.Lock()
         self._code: int | None = None
@@ -238,6 +245,8 @@ class Child:
     def _ended(self, code: int) -> None:
         self._code = code
         note_ended(self.pid)
+        if self._over.locked():
+            self._over.release()  # its thread may end, too
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None

@@ -27,6 +27,21 @@ def test_exit_code_is_told_and_a_signal_is_negative(script: str, code: int) -> N
     assert in_thread(lambda: Started(script).finish()) == (code, 0)
 
 
+def test_thread_that_started_a_command_outlives_it() -> None:
+    """Its end kills a command that asked for the death signal of its parent, as bwrap --die-with-parent does."""
+    started = Started("echo up; sleep 600")
+    started.line()
+
+    def parents() -> list[str]:
+        tasks = Path("/proc/self/task").iterdir()
+        return [task.name for task in tasks if str(started.child.pid) in (task / "children").read_text().split()]
+
+    assert parents() not in ([], [str(os.getpid())])
+    started.child.end(0)
+    started.finish()
+    assert parents() == []
+
+
 def test_exit_code_can_be_asked_again() -> None:
     started = Started("exit 3")
     assert [started.child.wait(), started.child.wait(0.0)] == [3, 3]
