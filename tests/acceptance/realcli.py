@@ -24,7 +24,19 @@ from watcher.clock import parse_rfc3339
 PATIENCE = 300.0
 #: Long enough to start and to ask the model, short enough to wait for.
 HANG_SECONDS = 60.0
-CASES = ("turn", "tool", "401", "limit", "429", "hang", "cut")
+CASES = ("turn", "tool", "401", "limit", "429", "hang", "cut", "400", "404")
+#: What ends a task at once: the reason of its dead letter.
+PERMANENT = {
+    "400": "invalid_request",
+    "404": "model_not_found",
+    "context": "context_overflow",
+    "slash": "not_run",
+    "truncated": "truncated",
+    "denied": "denied",
+}
+#: What holds the provider.
+HELD = {"401": "not_authenticated", "402": "billing", "limit": "usage_limit"}
+_TOO_LONG = "This model's maximum context length is 8192 tokens"
 _GEMINI_SETTINGS = {"security": {"auth": {"selectedType": "gemini-api-key"}}, "general": {"maxAttempts": 2}}
 _OPENCODE_SETTINGS = {
     "model": "stub/m",
@@ -51,6 +63,9 @@ class RealCli:
     for_limit: Mapping[str, str | None] = field(default_factory=dict)
     tells_reset: bool = False
     cut: str = "stream_cut"
+    slash: str = ""
+    longest: str = ""
+    for_denied: Mapping[str, str] = field(default_factory=dict)
     cases: tuple[str, ...] = CASES
 
 
@@ -67,6 +82,9 @@ CLIS = {
         for_limit={"ANTHROPIC_API_KEY": None, "CLAUDE_CODE_OAUTH_TOKEN": "not-a-token"},
         tells_reset=True,
         cut="server_error",
+        slash="/help",
+        longest="max_tokens",
+        cases=(*CASES, "slash", "truncated"),
     ),
     "gemini": RealCli(
         setting="GEMINI_COMMAND",
@@ -82,20 +100,25 @@ CLIS = {
         settings={"CODEX_API_KEY": "not-a-key", "MODEL": "gpt-5"},
         limit="[[status 429 reset RESET kind usage_limit_reached saying limit]]",
         tells_reset=True,
+        longest="max_output_tokens",
+        cases=(*CASES, "truncated"),
     ),
     "opencode": RealCli(
         setting="OPENCODE_COMMAND",
         tool='bash {"command": "echo made > made.txt", "description": "make a file"}',
         settings={"OPENCODE_CONFIG_CONTENT": json.dumps(_OPENCODE_SETTINGS), "OPENCODE_DISABLE_MODELS_FETCH": "1"},
         # It tries a 429 for longer than a test waits, and a cut stream without end.
-        cases=("turn", "tool", "401", "hang"),
+        longest="length",
+        for_denied={"OPENCODE_CONFIG_CONTENT": json.dumps(_OPENCODE_SETTINGS | {"permission": {"bash": "deny"}})},
+        cases=("turn", "tool", "401", "hang", "400", "404", "truncated", "denied"),
     ),
     "qwen": RealCli(
         setting="QWEN_COMMAND",
         command="--auth-type openai",
         tool='run_shell_command {"command": "echo made > made.txt", "is_background": false}',
         settings={"OPENAI_API_KEY": "not-a-key", "OPENAI_BASE_URL": "STUB-URL/v1", "OPENAI_MODEL": "stub-model"},
-        cases=("turn", "tool", "401", "hang", "cut"),
+        slash="/clear",
+        cases=("turn", "tool", "401", "402", "hang", "cut", "400", "404", "context", "slash"),
     ),
 }  # fmt: skip
 
@@ -124,18 +147,21 @@ def run_case(site: Site, stub: StubModel, name: str, case: str) -> Json:
     work.mkdir()
     stub.always = _order(cli, case, reset)
     settings: dict[str, str | None] = {**cli.settings, **(cli.for_limit if case == "limit" else {})}
+    settings |= cli.for_denied if case == "denied" else {}
     settings = {key: None if text is None else text.replace("STUB-URL", stub.url) for key, text in settings.items()}
     command = f"{shlex.quote(str(program))} {cli.command.replace('STUB-URL', stub.url)}"
     worker = site.start(
         "marie", PROVIDER=name, AGENT_COMMAND=None, MAX_RETRIES="0", TZ="UTC", KILL_GRACE="2",
         **{cli.setting: command}, **settings,
     )  # fmt: skip
-    site.drop("it", cwd=str(work), timeout=HANG_SECONDS if case == "hang" else PATIENCE)
-    seen = _held(site, name, case, cli, reset) if case in ("401", "limit") else _ended(site, case, cli, work)
-    assert stub.calls >= 1
+    more = {"description": cli.slash} if case == "slash" else {}
+    site.drop("it", cwd=str(work), timeout=HANG_SECONDS if case == "hang" else PATIENCE, **more)
+    seen = _held(site, name, case, cli, reset) if case in HELD else _ended(site, case, cli, work)
+    assert (stub.calls >= 1) == (case != "slash")
     assert worker.stop() == 0
     wait_for("the end of all that was started", lambda: not site.command_pids())
-    assert not site.leftovers()
+    kept = [name for name in site.leftovers() if case not in HELD or not name.startswith("tasks/marie/.retry/it~")]
+    assert kept == []
     assert "not-a-" not in worker.text()
     return seen
 
@@ -145,6 +171,13 @@ def _order(cli: RealCli, case: str, reset: int) -> str:
         "turn": "[[say all is well]]",
         "tool": f"[[tool {cli.tool}]]",
         "401": "[[status 401]]",
+        "402": "[[status 402 kind insufficient_quota saying Insufficient balance]]",
+        "400": "[[status 400]]",
+        "404": "[[status 404 kind model_not_found saying The model nope does not exist]]",
+        "context": f"[[status 400 kind context_length_exceeded saying {_TOO_LONG}]]",
+        "slash": "",
+        "truncated": f"[[ends {cli.longest} a long st]]",
+        "denied": f"[[tool {cli.tool}]]",
         "limit": cli.limit.replace("RESET", str(reset)),
         "429": "[[status 429 saying slow down]]",
         "hang": "[[hang]]",
@@ -157,7 +190,7 @@ def _held(site: Site, name: str, case: str, cli: RealCli, reset: int) -> Json:
     file = site.root / "control" / "holds" / f"{name}.json"
     wait_for(f"the hold of {name}", file.exists, PATIENCE)
     hold = read(file)
-    assert hold["reason"] == ("not_authenticated" if case == "401" else "usage_limit"), hold
+    assert hold["reason"] == HELD[case], hold
     if case == "limit" and cli.tells_reset:
         # The jitter only adds.
         assert reset <= parse_rfc3339(hold["until"]) <= reset + 600, (reset, hold)
@@ -176,6 +209,10 @@ def _ended(site: Site, case: str, cli: RealCli, work: Path) -> Json:
         assert result["usage"]["input_tokens"] > 0 and result["usage"]["output_tokens"] > 0
         assert result["usage"]["session_id"]
         assert (work / "made.txt").exists() == (case == "tool")
+        return seen
+    if case in PERMANENT:
+        assert (result["status"], result["reason"], result["attempts"]) == ("failed", PERMANENT[case], 1), result
+        assert site.dead_letter("it")["dlq_reason"] == PERMANENT[case]
         return seen
     wanted = {"429": "rate_limited", "hang": "timeout", "cut": cli.cut}[case]
     assert result["status"] == ("timeout" if case == "hang" else "failed"), result

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.conftest import Site
-from tests.acceptance.realcli import CASES, PATIENCE, program_of, run_case
+from tests.acceptance.realcli import CLIS, PATIENCE, program_of, run_case
 from tests.stub_model import StubModel
 from tests.waiting import wait_for
 from watcher.clock import parse_rfc3339, rfc3339
@@ -156,7 +156,7 @@ def test_claude_keeps_to_the_money_of_a_task_and_its_beat_names_the_tool(site: S
     assert result["usage"]["cost_usd"] > 0.0002 and site.dead_letters() == ["t"]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CLIS["claude"].cases)
 def test_each_way_to_end_has_its_class_and_leaves_nothing_running(case: str, site: Site, stub: StubModel) -> None:
     print(f"claude {case}: {run_case(site, stub, 'claude', case)}")
 
