@@ -17,18 +17,18 @@ import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from watcher.commands import shared
-from watcher.commands.fields import given_fields, pair, text_of
+from watcher.cli import command_output
+from watcher.cli.task_flags import given_fields, pair, text_of
+from watcher.cli.terminal import Parser
 from watcher.errors import SettingError
-from watcher.terminal import Parser
 from watcher_config import folders, read_layers, state_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from watcher.outcomes import Outcome
-    from watcher.screen import Tally
+    from watcher.cli.tables import Tally
+    from watcher.store.results import Outcome
     from watcher_config import Folders
 
 _DEFAULT_WORKERS = "marie,anga,fabien"
@@ -42,14 +42,14 @@ _LINE_SECONDS = 5.0
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says; returns the exit code."""
-    shared.forgive_terminals()
-    shared.speak_as("demo_watcher")
+    command_output.forgive_terminals()
+    command_output.speak_as("demo_watcher")
     parser = _parser()
     options = parser.parse_args(arguments)
     stopped = (
         "stopped; its workers have ended, its files stay" if options.demo else "stopped; what was submitted goes on"
     )
-    return shared.concluded("demo_watcher", lambda: _run(options, parser), stopped)
+    return command_output.concluded("demo_watcher", lambda: _run(options, parser), stopped)
 
 
 def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -73,7 +73,7 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 def _setup(options: argparse.Namespace, places: Folders) -> int:
     import re
 
-    from watcher.firststeps import setup_text
+    from watcher.cli.first_steps import setup_text
     from watcher.formats.task import WORKER_PATTERN
 
     workers = [name.strip() for name in options.workers.split(",") if name.strip()]
@@ -85,12 +85,12 @@ def _setup(options: argparse.Namespace, places: Folders) -> int:
     for path in [*(parent / worker for worker in workers for parent in parents), places.heartbeats, places.control]:
         (there if path.is_dir() else made).append(path)
         path.mkdir(parents=True, exist_ok=True)
-    shared.say(setup_text(made, there, workers, places.root))
+    command_output.say(setup_text(made, there, workers, places.root))
     return 0
 
 
 def _task(options: argparse.Namespace, places: Folders) -> int:
-    from watcher.commands.submit import put_in
+    from watcher.cli.commands.submit import put_in
 
     worker, text = options.task
     given = given_fields(options) | {"description": text_of(text)}
@@ -100,17 +100,17 @@ def _task(options: argparse.Namespace, places: Folders) -> int:
 
 
 def _batch(options: argparse.Namespace, places: Folders) -> int:
-    from watcher import outcomes
-    from watcher.commands.submit import Patience
-    from watcher.screen import Tally, batch_summary
-    from watcher.submit import new_task_id, submit_many
+    from watcher.cli.commands.submit import Patience
+    from watcher.cli.tables import Tally, batch_summary
+    from watcher.store import results
+    from watcher.store.submitting import new_task_id, submit_many
 
     worker, total = options.worker, options.batch
     batch_id = options.batch_id or f"batch-{new_task_id()}"
     fields = given_fields(options) | {"batch_id": batch_id}
     template = text_of(options.text)
     began = time.monotonic()
-    awaited = outcomes.Awaited(places, worker, [])
+    awaited = results.Awaited(places, worker, [])
     tally, progress, patience = Tally(total), _Progress(began), Patience(places, worker)
 
     def each(ended: list[Outcome]) -> None:
@@ -131,28 +131,30 @@ def _batch(options: argparse.Namespace, places: Folders) -> int:
             if not options.no_wait:
                 each(awaited.look())
         if not options.no_wait:
-            outcomes.wait([awaited], options.wait, each)
+            results.wait([awaited], options.wait, each)
     finally:
         progress.end()
         if options.no_wait:
-            shared.say(f"submitted {submitted} tasks to {worker} as {batch_id}")
+            command_output.say(f"submitted {submitted} tasks to {worker} as {batch_id}")
         else:
-            shared.say(f"{batch_id} of {worker}:")
+            command_output.say(f"{batch_id} of {worker}:")
             tally.total = submitted
-            shared.say(batch_summary(tally, time.monotonic() - began, places.results / worker, places.dlq / worker))
+            command_output.say(
+                batch_summary(tally, time.monotonic() - began, places.results / worker, places.dlq / worker)
+            )
         if submitted < total:
-            shared.say(f"{total - submitted} of {total} tasks were not submitted")
+            command_output.say(f"{total - submitted} of {total} tasks were not submitted")
     if options.no_wait:
         return 0
     return 0 if tally.ended == total and not tally.failed else 1
 
 
 def _status(options: argparse.Namespace, places: Folders) -> int:
-    from watcher.listenerview import is_running, listener_lines, read_status, read_statuses
-    from watcher.overview import Lookout
-    from watcher.screen import status_lines
+    from watcher.cli.tables import status_lines
+    from watcher.store.listener_state import is_running, listener_lines, read_status, read_statuses
+    from watcher.store.overview import Lookout
 
-    shared.check_root(places)
+    command_output.check_root(places)
     state = state_folder(read_layers(), places.root)
     lookout = Lookout(places)
     listens = is_running(state)
@@ -160,24 +162,28 @@ def _status(options: argparse.Namespace, places: Folders) -> int:
         lookout.know(read_statuses(state))
     overview = lookout.look()
     if options.json:
-        shared.say_json(overview.as_json() | {"listener": {"is_running": listens, "status": read_status(state)}})
+        command_output.say_json(
+            overview.as_json() | {"listener": {"is_running": listens, "status": read_status(state)}}
+        )
     else:
-        shared.say_drawn("\n".join([*status_lines(overview, shared.look()), "", *listener_lines(state)]))
+        command_output.say_drawn(
+            "\n".join([*status_lines(overview, command_output.look()), "", *listener_lines(state)])
+        )
     return 0
 
 
 def _report(options: argparse.Namespace, places: Folders) -> int:
-    from watcher.commands.report import report
+    from watcher.cli.commands.report import report
 
-    shared.check_root(places)
+    command_output.check_root(places)
     return report(places, options.html, as_json=options.json)
 
 
 def _watch(options: argparse.Namespace, places: Folders) -> int:
-    from watcher import screen, terminal
-    from watcher.overview import Lookout
+    from watcher.cli import tables, terminal
+    from watcher.store.overview import Lookout
 
-    shared.check_root(places)
+    command_output.check_root(places)
     lookout = Lookout(places)
     redrawn = sys.stdout.isatty()
     _end_as_by_ctrl_c()
@@ -188,13 +194,13 @@ def _watch(options: argparse.Namespace, places: Folders) -> int:
             began = time.monotonic()
             overview = lookout.look()
             if options.json:
-                shared.say_json(overview.as_json())
+                command_output.say_json(overview.as_json())
             elif redrawn:
-                look = shared.look()
-                lines = [*screen.status_lines(overview, look), "", f"{time.strftime('%H:%M:%S')}  Ctrl-C ends this"]
+                look = command_output.look()
+                lines = [*tables.status_lines(overview, look), "", f"{time.strftime('%H:%M:%S')}  Ctrl-C ends this"]
                 sys.stdout.write(terminal.status_frame(lines, look.height))
             else:
-                shared.say_drawn("\n".join([*screen.status_lines(overview, shared.look()), ""]))
+                command_output.say_drawn("\n".join([*tables.status_lines(overview, command_output.look()), ""]))
             sys.stdout.flush()
             time.sleep(max(1.0, (time.monotonic() - began) * 3))
     except KeyboardInterrupt:
@@ -206,16 +212,16 @@ def _watch(options: argparse.Namespace, places: Folders) -> int:
 
 
 def _examples(options: argparse.Namespace, places: Folders) -> int:
-    from watcher.firststeps import examples_text
+    from watcher.cli.first_steps import examples_text
 
-    shared.say(examples_text(places))
+    command_output.say(examples_text(places))
     return 0
 
 
 def _demo(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from watcher.showcase import Showcase
+    from watcher.cli.demo import Showcase
 
     def say(text: str) -> None:
         sys.stdout.write(text)
@@ -223,7 +229,7 @@ def _demo(options: argparse.Namespace) -> int:
 
     _end_as_by_ctrl_c()
     root = None if options.demo_root is None else Path(options.demo_root)
-    return Showcase(root, say, shared.look, sys.stdout.isatty()).run()
+    return Showcase(root, say, command_output.look, sys.stdout.isatty()).run()
 
 
 # --- what is said
@@ -238,18 +244,18 @@ class _Progress:
         self._said: tuple[float, str] = (began, "")
 
     def show(self, tally: Tally) -> None:
-        from watcher.screen import progress_line
-        from watcher.terminal import redraw
+        from watcher.cli.tables import progress_line
+        from watcher.cli.terminal import redraw
 
         now = time.monotonic()
-        line = progress_line(tally, now - self._began, shared.look())
+        line = progress_line(tally, now - self._began, command_output.look())
         if self._redrawn:
             sys.stdout.write(redraw([line], 1 if self._said[1] else 0))
             sys.stdout.flush()
         elif now - self._said[0] < _LINE_SECONDS and tally.ended < tally.total:
             return
         else:
-            shared.say_drawn(line)
+            command_output.say_drawn(line)
         self._said = (now, line)
 
     def end(self) -> None:

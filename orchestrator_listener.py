@@ -12,30 +12,31 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING
 
-from watcher import __version__, service
+from watcher import __version__
+from watcher.cli import entry_files
+from watcher.cli.terminal import Parser
 from watcher.clock import SystemClock
 from watcher.errors import LockLost
-from watcher.events import Bus, LedgerRebuilt
-from watcher.maintenance.batches import Batches, Graphs
-from watcher.maintenance.collector import Collector
-from watcher.maintenance.lateness import Lateness
-from watcher.maintenance.ledger import Ledger
-from watcher.maintenance.pruner import Pruner, Retention
-from watcher.maintenance.reassign import Reassigner
-from watcher.maintenance.recorder import NOTICES, Recorder
-from watcher.maintenance.roster import Roster
-from watcher.maintenance.seat import Seat
-from watcher.maintenance.waiting import WaitingTasks
-from watcher.orchestrator import ListenerOptions, Orchestrator, Services
+from watcher.listener.batches import Batches, Graphs
+from watcher.listener.loop import ListenerOptions, Orchestrator, Services
+from watcher.listener.overdue import Lateness
+from watcher.listener.worker_health import Roster
 from watcher.policy.overdue import Limits
-from watcher.signals import Reactions, signals
+from watcher.store.listener_database import Ledger
+from watcher.store.listener_lock import Seat
+from watcher.store.new_outcomes import Collector
+from watcher.store.notices import NOTICES, Recorder
+from watcher.store.reassign import Reassigner
+from watcher.store.retention import Pruner, Retention
+from watcher.store.waiting_tasks import WaitingTasks
+from watcher.system.signals import Reactions, signals
+from watcher.telemetry.events import Bus, LedgerRebuilt
 from watcher.telemetry.logs import EventLog, configure_logging
-from watcher.terminal import Parser
 from watcher_config import load_orchestrator_config, render_config
 
 if TYPE_CHECKING:
     from watcher.telemetry.endpoint import MetricsEndpoint
-    from watcher.telemetry.listener import ListenerMetrics
+    from watcher.telemetry.listener_metrics import ListenerMetrics
     from watcher_config import LoadedOrchestrator
 
 _FLAGS = {
@@ -133,8 +134,8 @@ class Service:
         return f"version {__version__}, {who} below {self.config.watcher_root}{metrics}"
 
     def _start_metrics(self) -> None:
-        from watcher.telemetry.disk import DiskSpace
-        from watcher.telemetry.listener import ListenerMetrics
+        from watcher.telemetry.disk_space import DiskSpace
+        from watcher.telemetry.listener_metrics import ListenerMetrics
 
         self.metrics = ListenerMetrics(
             lambda: self.orchestrator.oldest_unread_age() if self.orchestrator is not None else 0.0,
@@ -142,7 +143,7 @@ class Service:
             lambda: self.orchestrator.last_scan_age() if self.orchestrator is not None else 0.0,
         )
         self.metrics.registry.register(DiskSpace({"state": self.config.state_dir}))
-        self.endpoint = service.start_endpoint(
+        self.endpoint = entry_files.start_endpoint(
             self.metrics.registry,
             self.config.metrics,
             ready=lambda: self.orchestrator.is_ready() if self.orchestrator is not None else (False, "starting"),
@@ -156,14 +157,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
 
     def body() -> int:
-        loaded = load_orchestrator_config(service.given(options, _FLAGS))
+        loaded = load_orchestrator_config(entry_files.given(options, _FLAGS))
         if options.print_config:
             print(render_config(loaded, as_json=options.json))
             return 0
         signals.block()
         return Service(loaded).run(options.once)
 
-    return service.run("orchestrator_listener", body)
+    return entry_files.run("orchestrator_listener", body)
 
 
 def _parser() -> argparse.ArgumentParser:

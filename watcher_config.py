@@ -1,7 +1,7 @@
 """The settings' way in: the only reader of the process environment and of `.env`.
 
 A setting comes from the first that has it: flag, environment, `.env` in the current folder (WATCHER_ENV_FILE
-may name another), default. What was given stays text here, with where it came from; `watcher/settings.py`
+may name another), default. What was given stays text here, with where it came from; `watcher/settings/programs.py`
 gives it types and ranges. Nothing is cached: each call reads again.
 
 Importing this module must stay cheap, because every submit pays for it: pydantic comes with the first use of
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from watcher.errors import SettingError
 
 if TYPE_CHECKING:
-    from watcher.settings import (
+    from watcher.settings.programs import (
         Loaded,
         LoadedOrchestrator,
         MetricsConfig,
@@ -466,7 +466,7 @@ _TYPED = {
 def __getattr__(name: str) -> object:
     """The typed settings, which need pydantic, on first use (PEP 562)."""
     if name in _TYPED:
-        from watcher import settings
+        from watcher.settings import programs
 
-        return getattr(settings, name)
+        return getattr(programs, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

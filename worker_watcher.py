@@ -19,41 +19,42 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from watcher import __version__, service
-from watcher.bounds import all_unbound
-from watcher.childproc import become_subreaper
+from watcher import __version__
+from watcher.cli import entry_files
+from watcher.cli.terminal import Parser
 from watcher.clock import SystemClock
-from watcher.condition import Parts
-from watcher.control import ControlDesk, ControlOptions
 from watcher.errors import LockLost, SettingError, WorkerTrouble, is_trouble
-from watcher.events import Bus, Event, TaskSettled
-from watcher.executor import Executor, ExecutorOptions
-from watcher.fence import fence
 from watcher.formats.task import WORKER_PATTERN
-from watcher.gates import Gates
-from watcher.holdfiles import FOLDER as HOLDS
+from watcher.policy.budget_limits import all_unbound
 from watcher.policy.restart import Losses
 from watcher.policy.retry import RetryDelays
-from watcher.runner.providerfile import all_providers
-from watcher.runners import Runners
-from watcher.signals import Reactions, signals
-from watcher.spending import Spending
-from watcher.spool.directory import DirectorySpool
-from watcher.spool.incarnation import Incarnation
-from watcher.spool.lookout import SpoolOptions
-from watcher.spool.places import Places
-from watcher.spool.reading import ignore_lease_breaks
-from watcher.telemetry.heartbeat import Beats
+from watcher.runner.providers.user_providers import all_providers
+from watcher.store.folders import Places
+from watcher.store.holds import FOLDER as HOLDS
+from watcher.store.inbox_index import SpoolOptions
+from watcher.store.queue import DirectorySpool
+from watcher.store.spending import Spending
+from watcher.store.task_reader import ignore_lease_breaks
+from watcher.store.worker_locks import Incarnation
+from watcher.system.process_fence import fence
+from watcher.system.processes import become_subreaper
+from watcher.system.signals import Reactions, signals
+from watcher.telemetry.events import Bus, Event, TaskSettled
+from watcher.telemetry.heartbeat_writer import Beats
 from watcher.telemetry.logs import EventLog, configure_logging, lines_dropped
-from watcher.terminal import Parser
-from watcher.worker import Worker, WorkerOptions
+from watcher.worker.executor import Executor, ExecutorOptions
+from watcher.worker.loop import Worker, WorkerOptions
+from watcher.worker.operator_commands import ControlDesk, ControlOptions
+from watcher.worker.provider_gates import Gates
+from watcher.worker.runner_choice import Runners
+from watcher.worker.status import Parts
 from watcher_config import load_watcher_config, render_config
 
 if TYPE_CHECKING:
-    from watcher.intake.hosting import ZonesThread
+    from watcher.intake.drop_zones.in_worker import ZonesThread
     from watcher.telemetry.endpoint import MetricsEndpoint
-    from watcher.telemetry.metrics import WorkerMetrics
-    from watcher.telemetry.push import StatisticsPush
+    from watcher.telemetry.statistics_push import StatisticsPush
+    from watcher.telemetry.worker_metrics import WorkerMetrics
     from watcher_config import Loaded, WatcherConfig
 
 #: A probe counts until three beats of its worker have failed to come; a busy machine may delay short ones so long.
@@ -131,7 +132,7 @@ class Service:
     def _make_zones(self) -> None:
         """The drop zones of ZONES_FILE, checked; they start with the first incarnation."""
         if self.config.zones_file:
-            from watcher.intake.hosting import ZonesThread, zone_options
+            from watcher.intake.drop_zones.in_worker import ZonesThread, zone_options
 
             self.zones = ZonesThread(Path(self.config.zones_file), zone_options(self.config), self.clock)
 
@@ -306,14 +307,14 @@ class Service:
         wanted = self.config.metrics
         if not wanted.enable_metrics:
             return
-        from watcher.telemetry.disk import DiskSpace
-        from watcher.telemetry.metrics import WorkerMetrics
+        from watcher.telemetry.disk_space import DiskSpace
+        from watcher.telemetry.worker_metrics import WorkerMetrics
 
         self.metrics = WorkerMetrics(self.name, providers=(self.config.provider,))
         places = self.config.folders
         self.metrics.registry.register(DiskSpace({"tasks": places.tasks, "results": places.results}))
         self.bus.join(self.metrics)
-        self.endpoint = service.start_endpoint(
+        self.endpoint = entry_files.start_endpoint(
             self.metrics.registry,
             wanted,
             ready=lambda: self.worker.is_ready() if self.worker is not None else (False, "starting"),
@@ -324,7 +325,7 @@ class Service:
     def _start_push(self) -> None:
         if not self.config.stats_url:
             return
-        from watcher.telemetry.push import StatisticsPush
+        from watcher.telemetry.statistics_push import StatisticsPush
 
         config = self.config
         self.push = StatisticsPush(config.stats_url, config.stats_token, self.name, config.watcher_instance or None)
@@ -364,14 +365,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
 
     def body() -> int:
-        loaded = load_watcher_config(service.given(options, _FLAGS))
+        loaded = load_watcher_config(entry_files.given(options, _FLAGS))
         if options.print_config:
             print(render_config(loaded, as_json=options.json))
             return 0
         signals.block()
         return Service(_checked(options.worker), loaded).run()
 
-    return service.run("worker_watcher", body)
+    return entry_files.run("worker_watcher", body)
 
 
 def _checked(name: str | None) -> str:

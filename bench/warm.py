@@ -22,12 +22,12 @@ from pathlib import Path
 from tests.acceptance.realcli import program_of
 from tests.stub_model import StubModel
 from tests.stub_wires import Error, Json, Reply
-from watcher import childproc
 from watcher.clock import SystemClock
-from watcher.runner.builtin import built_in
 from watcher.runner.interface import Attempt
 from watcher.runner.oneshot import OneShotRunner, OneShotSettings
-from watcher.runner.prespawn import PrespawnSettings
+from watcher.runner.prestart import PrespawnSettings
+from watcher.runner.providers.built_in import built_in
+from watcher.system import processes
 
 _READY_SECONDS = 60.0
 
@@ -49,7 +49,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.claude:
         raise SystemExit("no claude here: pip install '.[claude]', or give --claude PATH")
-    childproc.become_subreaper()
+    processes.become_subreaper()
     stub, place = Timing(), Path(tempfile.mkdtemp(prefix="bench-warm-"))
     worker = threading.Thread(target=_measure, args=(options, stub, place))  # commands start in no main thread
     worker.start()

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from watcher import childproc, leftovers
+from watcher.system import leftover_processes, processes
 
 
 @pytest.fixture(autouse=True)
-def family(monkeypatch: pytest.MonkeyPatch) -> Iterator[leftovers._Family]:
+def family(monkeypatch: pytest.MonkeyPatch) -> Iterator[leftover_processes._Family]:
     """Orphans are adopted while a test runs and no longer; in the end nobody is missing and nobody left."""
-    fresh = leftovers._Family()
-    monkeypatch.setattr(leftovers, "_family", fresh)
-    assert childproc.become_subreaper()
+    fresh = leftover_processes._Family()
+    monkeypatch.setattr(leftover_processes, "_family", fresh)
+    assert processes.become_subreaper()
     yield fresh
-    ctypes.CDLL(None).prctl(leftovers._PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    ctypes.CDLL(None).prctl(leftover_processes._PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
     os.close(fresh._children_fd or -1)
     assert (fresh.started, fresh.running) == (set(), {})

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests.doubles import HandClock, Memory
-from watcher.maintenance.collector import Collector
-from watcher.maintenance.ledger import Ledger
-from watcher.maintenance.waiting import Sight, WaitingTasks
+from watcher.store.listener_database import Ledger
+from watcher.store.new_outcomes import Collector
+from watcher.store.waiting_tasks import Sight, WaitingTasks
 
 
 class Site:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from watcher.events import Event
+from watcher.telemetry.events import Event
 
 T = TypeVar("T", bound=Event)
 

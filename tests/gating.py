@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.doubles import HandClock, Memory
-from watcher.gates import Gates
+from watcher.worker.provider_gates import Gates
 
 MADE: list[Gates] = []
 

@@ -14,12 +14,13 @@ import pytest
 
 from tests.doubles import Memory
 from tests.waiting import wait_for
-from watcher import events, procfs
 from watcher.clock import Clock, SystemClock
-from watcher.policy.poolsize import PoolLimits
-from watcher.runner.jsonrpc import Executed
-from watcher.runner.pool import HandlerFault, HandlerPool, HandlerState, PoolSettings, Reply, Ticket
-from watcher.runner.warm import Start
+from watcher.policy.pool_size import PoolLimits
+from watcher.runner.warm.handler_process import Start
+from watcher.runner.warm.jsonrpc import Executed
+from watcher.runner.warm.pool import HandlerFault, HandlerPool, HandlerState, PoolSettings, Reply, Ticket
+from watcher.system import procfs
+from watcher.telemetry import events
 
 SOON = 60.0
 RUDE = (sys.executable, "-I", "-S", str(Path(__file__).parent / "rude_handler.py"))

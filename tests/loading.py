@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from watcher.errors import SettingError
-from watcher.settings import Loaded, Setting, load_watcher_config
+from watcher.settings.programs import Loaded, Setting, load_watcher_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

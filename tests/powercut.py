@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from watcher import atomicfile
+from watcher.system import files
 
 
 class PowerCut:
@@ -29,7 +29,7 @@ class PowerCut:
         self._synced = 0
         self.before_removal: Callable[[str, int | None], None] = lambda name, folder: None
         real = {name: getattr(os, name) for name in ("open", "write", "fsync", "rename", "link", "unlink", "mkdir")}
-        syncfs, renameat2 = atomicfile._SYNCFS, atomicfile._RENAMEAT2
+        syncfs, renameat2 = files._SYNCFS, files._RENAMEAT2
 
         def open_(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
             is_new = bool(flags & os.O_CREAT) and not _is_there(path, dir_fd)
@@ -86,8 +86,8 @@ class PowerCut:
             ("unlink", unlink), ("mkdir", mkdir),
         ):  # fmt: skip
             monkeypatch.setattr(os, name, instead)
-        monkeypatch.setattr(atomicfile, "_SYNCFS", sync_all)
-        monkeypatch.setattr(atomicfile, "_RENAMEAT2", rename_new)
+        monkeypatch.setattr(files, "_SYNCFS", sync_all)
+        monkeypatch.setattr(files, "_RENAMEAT2", rename_new)
 
     def unsafe(self, *paths: Path) -> list[str]:
         """What of these a power cut would take now: contents of files, and the names of files in their folders."""

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from watcher.policy.disposition import Ending
-from watcher.runner.builtin import built_in
-from watcher.runner.judging import judge
-from watcher.runner.reading import events
-from watcher.runner.words import Printed
+from watcher.policy.after_attempt import Ending
+from watcher.runner.printed_text import events
+from watcher.runner.providers.built_in import built_in
+from watcher.runner.providers.failure_words import Printed
+from watcher.runner.providers.judging import judge
 
 NOW = 1_795_300_000.0  # 2026-11-21T22:26:40Z
 INIT = {"type": "system", "subtype": "init", "cwd": "/w", "session_id": "s", "apiKeySource": "none"}

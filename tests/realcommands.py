@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from watcher import childproc, procfs
+from watcher.system import processes, procfs
 
 SOON = 60.0
 _marks = iter(range(10**6))
@@ -28,11 +28,11 @@ class Started:
         self._read, write = os.pipe()
         environment = {b"PATH": os.environb[b"PATH"], b"WATCHER_MARK": self.mark.encode()}
         argv = script if isinstance(script, list) else ["/bin/sh", "-c", script]
-        childproc.attempt_began(self.mark)
+        processes.attempt_began(self.mark)
         try:
-            self.child = childproc.spawn(argv, environment, None, None, write, 2, **more)
+            self.child = processes.spawn(argv, environment, None, None, write, 2, **more)
         except OSError:
-            childproc.attempt_over(None, self.mark)
+            processes.attempt_over(None, self.mark)
             os.close(self._read)
             raise
         finally:
@@ -47,7 +47,7 @@ class Started:
         return int(self.line())
 
     def over(self) -> int:
-        count = childproc.attempt_over(self.child, self.mark)
+        count = processes.attempt_over(self.child, self.mark)
         self._lines.close()
         return count
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from watcher.runner.builtin import built_in
-from watcher.runner.judging import judge
-from watcher.runner.reading import events
-from watcher.runner.words import Printed
+from watcher.runner.printed_text import events
+from watcher.runner.providers.built_in import built_in
+from watcher.runner.providers.failure_words import Printed
+from watcher.runner.providers.judging import judge
 
 DATA = Path(__file__).parent / "data" / "providers"
 

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from tests.waiting import wait_for
-from watcher import childproc
 from watcher.clock import SystemClock
-from watcher.policy.disposition import Failure
+from watcher.policy.after_attempt import Failure
 from watcher.runner import oneshot
-from watcher.runner.builtin import built_in
 from watcher.runner.interface import Attempt, Outcome
 from watcher.runner.oneshot import OneShotRunner, OneShotSettings
-from watcher.runner.providers import Provider
+from watcher.runner.providers.built_in import built_in
+from watcher.runner.providers.provider import Provider
+from watcher.system import processes
 
 SOON = 60.0
 _numbers = iter(range(10**6))
@@ -120,14 +120,14 @@ def until_it_prints(runner: OneShotRunner, one: Attempt) -> Path:
 @pytest.fixture
 def printing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time of an attempt begins when its command has printed its first words: so it is where it shall be ended."""
-    spawn = childproc.spawn
+    spawn = processes.spawn
 
-    def start(*arguments: Any) -> childproc.Child:
+    def start(*arguments: Any) -> processes.Child:
         child, stdout = spawn(*arguments), arguments[4]
         wait_for("the first words of a command", lambda: os.fstat(stdout).st_size)
         return child
 
-    monkeypatch.setattr(oneshot.childproc, "spawn", start)
+    monkeypatch.setattr(oneshot.processes, "spawn", start)
 
 
 def reason(outcome: Outcome) -> tuple[Failure | None, str | None]:
@@ -135,7 +135,7 @@ def reason(outcome: Outcome) -> tuple[Failure | None, str | None]:
 
 
 def no_processes_with(mark: str) -> bool:
-    return childproc.kill_marked(mark) == 0
+    return processes.kill_marked(mark) == 0
 
 
 CLAUDE = """#!{python} -IS

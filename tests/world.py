@@ -13,8 +13,8 @@ import pytest
 
 from tests.doubles import HandClock
 from watcher.formats.heartbeat import Heartbeat, Stats
-from watcher.overview import Lookout, Overview, WorkerOverview
-from watcher.presence import Process
+from watcher.store.overview import Lookout, Overview, WorkerOverview
+from watcher.store.workers import Process
 from watcher_config import Folders, folders, read_layers
 
 NOW = 1_800_000_000.0

@@ -12,8 +12,8 @@ import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Unpack
 
-from watcher import outcomes
 from watcher.client import Client, TaskFields, TaskRef, TaskResult, awaited_of, read_result
+from watcher.store import results as outcomes
 
 if TYPE_CHECKING:
     from watcher_config import Folders

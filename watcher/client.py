@@ -22,12 +22,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
-from watcher import nolinks, outcomes, rootcheck
-from watcher.atomicfile import NO_FILE
 from watcher.clock import rfc3339
 from watcher.errors import InvalidTask, WatcherError
 from watcher.formats.task import TASK_FILE_NAME
-from watcher.submit import new_task_id, submit_many
+from watcher.store import results as outcomes
+from watcher.store import root_check
+from watcher.store.submitting import new_task_id, submit_many
+from watcher.system import no_links
+from watcher.system.files import NO_FILE
 
 if TYPE_CHECKING:
     from watcher_config import Folders
@@ -218,7 +220,7 @@ class Client:
     ) -> Iterator[TaskResult]:
         """What has ended, newest first, of one worker or of all. A result that is removed meanwhile is left
         out, and so is what is no result, or no file at all, of which `left_out` is told with the reason."""
-        rootcheck.check(self.folders)
+        root_check.check(self.folders)
         for _, path in sorted(self._result_files(worker), reverse=True):
             try:
                 found = outcomes.Outcome(path.stem, path.parent.name, "", path).read()
@@ -238,7 +240,7 @@ class Client:
     def _result_files(self, worker: str | None) -> Iterator[tuple[int, Path]]:
         root = self.folders.results
         for folder in [root / worker] if worker is not None else _folders_in(root):
-            with contextlib.suppress(FileNotFoundError), nolinks.entries_in(folder) as entries:
+            with contextlib.suppress(FileNotFoundError), no_links.entries_in(folder) as entries:
                 for entry in entries:
                     if TASK_FILE_NAME.fullmatch(entry.name):
                         with contextlib.suppress(FileNotFoundError):
@@ -267,7 +269,7 @@ def task_fields(description: str, fields: TaskFields) -> dict[str, Any]:
 def awaited_of(folders: Folders, refs: Iterable[TaskRef | tuple[str, str]]) -> list[outcomes.Awaited]:
     """One Awaited for each worker. What these tasks left before counts: they may have ended already. Raises TypeError
     for what is no pair."""
-    rootcheck.check(folders)
+    root_check.check(folders)
     by_worker: dict[str, list[str]] = {}
     for ref in refs:
         if isinstance(ref, str):  # two letters would be taken for a worker and an id
@@ -294,5 +296,5 @@ def _folders(root: str | os.PathLike[str] | None) -> Folders:
 
 
 def _folders_in(root: Path) -> list[Path]:
-    names = (name for name in nolinks.names_in(root) if not name.startswith("."))
-    return sorted(root / name for name in names if nolinks.is_folder(root / name))
+    names = (name for name in no_links.names_in(root) if not name.startswith("."))
+    return sorted(root / name for name in names if no_links.is_folder(root / name))

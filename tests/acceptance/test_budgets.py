@@ -10,7 +10,7 @@ from typing import Any
 from tests.acceptance.conftest import Json, Process, Site, read
 from tests.waiting import wait_for
 from watcher.clock import parse_rfc3339
-from watcher.spending import raise_daily_budget
+from watcher.store.spending import raise_daily_budget
 
 #: `cost` is what an attempt costs; a task whose id begins with `bad` fails. With `--max-budget-usd N` below that it
 #: stops at N, as claude does.

@@ -13,8 +13,8 @@ import pytest
 
 from tests.acceptance.desk import Desk, Screen, desk, one_line
 from tests.waiting import PATIENCE_SECONDS, wait_for
-from watcher import showcase
-from watcher.terminal import LEAVE_SCREEN, Look
+from watcher.cli import demo
+from watcher.cli.terminal import LEAVE_SCREEN, Look
 
 __all__ = ["desk"]
 
@@ -172,9 +172,9 @@ def test_demo_that_is_ended_in_the_middle_leaves_no_worker(desk: Desk, tmp_path:
 
 def test_demo_whose_agent_is_broken_fails_in_time_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("watcher.standin.command", lambda: ("/bin/false",))
-    monkeypatch.setattr(showcase, "_TASKS_SECONDS", 5.0)
+    monkeypatch.setattr(demo, "_TASKS_SECONDS", 5.0)
     said: list[str] = []
-    code = showcase.Showcase(tmp_path / "show", said.append, Look, redrawn=False).run()
+    code = demo.Showcase(tmp_path / "show", said.append, Look, redrawn=False).run()
     assert code == 1
     assert "The demo FAILED" in "".join(said)
     assert "anga/numbers" in "".join(said)
@@ -185,8 +185,8 @@ def test_demo_whose_agent_is_broken_fails_in_time_and_says_why(tmp_path: Path, m
 def test_demo_whose_worker_dies_fails_at_once_and_shows_its_last_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(showcase._SETTINGS, "MAX_RETRIES", "many")
+    monkeypatch.setitem(demo._SETTINGS, "MAX_RETRIES", "many")
     said: list[str] = []
-    assert showcase.Showcase(tmp_path / "show", said.append, Look, redrawn=False).run() == 1
+    assert demo.Showcase(tmp_path / "show", said.append, Look, redrawn=False).run() == 1
     assert "the worker marie does not start" in "".join(said)
     assert "MAX_RETRIES=many" in "".join(said)

@@ -168,9 +168,12 @@ def test_submit_imports_nothing_heavy(desk: Desk) -> None:
         env=desk.environment, cwd=desk.away, capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS,
     )  # fmt: skip
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
-    assert "watcher.submit" in imported
+    assert "watcher.store.submitting" in imported
     heavy = {"pydantic", "pydantic_settings", "asyncio", "filelock", "watchdog", "prometheus_client", "subprocess"}
-    assert imported & (heavy | {"watcher.overview", "watcher.screen", "watcher.outcomes", "logging"}) == set()
+    assert (
+        imported & (heavy | {"watcher.store.overview", "watcher.cli.tables", "watcher.store.results", "logging"})
+        == set()
+    )
 
 
 # --- waiting, with the test as the worker

@@ -9,7 +9,7 @@ import pytest
 from tests.acceptance.conftest import Site, is_alive
 from tests.acceptance.supervised import Up
 from tests.waiting import wait_for
-from watcher.fence import IN_FORCE, Fence
+from watcher.system.process_fence import IN_FORCE, Fence
 
 pytestmark = pytest.mark.skipif(
     Fence().state() != IN_FORCE, reason="this kernel has no Landlock with scopes (Linux 6.12)"

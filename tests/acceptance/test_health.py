@@ -8,7 +8,7 @@ import shutil
 import signal
 
 from tests.acceptance.conftest import Site
-from watcher.probe import LATE_INTERVALS, LATE_SECONDS
+from watcher.cli.health_probe import LATE_INTERVALS, LATE_SECONDS
 
 #: Seconds. A beat may be late by three of them, which a busy machine keeps.
 BEAT = 5

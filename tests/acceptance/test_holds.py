@@ -11,7 +11,7 @@ from tests.acceptance.conftest import Process, Site, names, read
 from tests.acceptance.test_trouble import switches
 from tests.waiting import wait_for
 from watcher.clock import parse_rfc3339
-from watcher.holdfiles import hold_provider, lift_hold
+from watcher.store.holds import hold_provider, lift_hold
 
 #: 50 tasks on a loaded machine.
 LONG_SECONDS = 90.0

@@ -44,10 +44,11 @@ if place and os.path.basename(sys.argv[0]) == "worker_watcher.py":
 """
 
 PLACES = [
-    "watcher.spool.lookout:parse_task", "watcher.spool.directory:parse_task", "watcher.spool.lookout:read_task_file",
-    "watcher.spool.directory:read_task_file", "watcher.spool.directory:DirectorySpool._claim",
-    "watcher.spool.directory:unfilled", "watcher.executor:Executor._begin", "watcher.executor:settlement",
-    "watcher.spool.directory:fill", "watcher.spool.blocked:Blocked.add",
+    "watcher.store.inbox_index:parse_task", "watcher.store.queue:parse_task",
+    "watcher.store.inbox_index:read_task_file",
+    "watcher.store.queue:read_task_file", "watcher.store.queue:DirectorySpool._claim",
+    "watcher.store.queue:unfilled", "watcher.worker.executor:Executor._begin", "watcher.worker.executor:settlement",
+    "watcher.store.queue:fill", "watcher.store.blocked:Blocked.add",
 ]  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def test_defect_over_one_task_ends_that_task_and_lets_the_others_run(site: Site,
 @pytest.mark.parametrize("first", ["poison", "innocent-1"])
 def test_who_only_ran_beside_a_task_that_kills_its_worker_is_not_blamed(site: Site, first: str) -> None:
     (site.home / "sitecustomize.py").write_text(_INJECTION)
-    inject = {"PYTHONPATH": str(site.home), "WATCHER_TEST_INJECT": "watcher.runner.planning:Planner.plan=SIGKILL"}
+    inject = {"PYTHONPATH": str(site.home), "WATCHER_TEST_INJECT": "watcher.runner.command_line:Planner.plan=SIGKILL"}
     wait = 'echo "$WATCHER_TASK_ID" >> "$SITE/notes"; while test ! -e "$SITE/go"; do sleep 0.02; done'
     site.drop(first)
     for stem in {"innocent-1", "innocent-2", "poison"} - {first}:

@@ -22,9 +22,9 @@ import pytest
 from tests.acceptance.conftest import Process, Site, names
 from tests.waiting import wait_for
 from tests.zones import NOTING, SECONDS, drop, noted, start_zones
-from watcher import atomicfile
-from watcher.atomicfile import Folder
-from watcher.nolinks import Refused
+from watcher.system import files
+from watcher.system.files import Folder
+from watcher.system.no_links import Refused
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -87,7 +87,7 @@ def exchanged(folder: Path, name: str, target: Path) -> Iterator[None]:
 def _exchange(one: str | Path, other: str | Path) -> bool:
     """renameat2 with RENAME_EXCHANGE."""
     at = -100  # AT_FDCWD
-    return atomicfile._RENAMEAT2(at, os.fsencode(one), at, os.fsencode(other), 2) == 0
+    return files._RENAMEAT2(at, os.fsencode(one), at, os.fsencode(other), 2) == 0
 
 
 def open_to_all(folder: Path) -> Path:

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from tests.doubles import HandClock, Memory
-from watcher.events import TaskSettled
 from watcher.formats.result import Result
-from watcher.spool.directory import DirectorySpool, SpoolOptions
-from watcher.spool.incarnation import Incarnation
-from watcher.spool.interface import Claim, Settlement
-from watcher.spool.places import Places
+from watcher.store.folders import Places
+from watcher.store.interface import Claim, Settlement
+from watcher.store.queue import DirectorySpool, SpoolOptions
+from watcher.store.worker_locks import Incarnation
+from watcher.telemetry.events import TaskSettled
 
 
 @dataclass

@@ -12,7 +12,9 @@ import pytest
 
 from tests.conformance.conftest import Office
 from watcher.errors import NameTaken
-from watcher.events import (
+from watcher.policy.claim_order import doubted
+from watcher.policy.given_back import Given
+from watcher.telemetry.events import (
     FileIgnored,
     OutcomeDiscarded,
     TaskDropped,
@@ -21,8 +23,6 @@ from watcher.events import (
     TaskRefused,
     TaskRescued,
 )
-from watcher.policy.givenback import Given
-from watcher.policy.order import doubted
 
 
 def test_task_is_claimed_once_and_its_result_ends_it(office: Office) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conformance.conftest import Office
 from watcher.errors import InvalidTask, WorkerTrouble
-from watcher.spool import blocked, dependencies
+from watcher.store import blocked, dependencies
 
 
 def test_task_waits_for_its_dependency_and_gets_its_text_once(office: Office) -> None:

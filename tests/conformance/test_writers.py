@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.conformance.conftest import Office
-from watcher.spool.lookout import WRITER_PATIENCE_SECONDS
+from watcher.store.inbox_index import WRITER_PATIENCE_SECONDS
 
 
 def test_complete_task_is_run_in_the_end_although_its_writer_never_closes_it(office: Office) -> None:

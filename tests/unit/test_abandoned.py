@@ -13,19 +13,19 @@ import pytest
 
 from tests.doubles import HandClock, Memory
 from tests.waiting import wait_for
-from watcher.atomicfile import Folder
 from watcher.clock import NeverAhead
-from watcher.spool.abandoned import ABANDONED_SECONDS, remove_abandoned
-from watcher.spool.directory import DirectorySpool
-from watcher.spool.lookout import SpoolOptions
-from watcher.spool.places import Places
+from watcher.store.abandoned_files import ABANDONED_SECONDS, remove_abandoned
+from watcher.store.folders import Places
+from watcher.store.inbox_index import SpoolOptions
+from watcher.store.queue import DirectorySpool
+from watcher.system.files import Folder
 
 LATER = ABANDONED_SECONDS + 60
 WRITERS = {
-    "submit": "from watcher.submit import submit; submit(root / 'tasks', 'marie', {'description': 'secret'})",
-    "tell": "from watcher.tell import tell; tell(root / 'control', 'marie', 'drain')",
-    "pause": "from watcher.tell import pause; pause(root / 'control', 'marie', 'secret')",
-    "hold": "from watcher.holdfiles import hold_provider; hold_provider(root / 'control', 'claude', now=0.0)",
+    "submit": "from watcher.store.submitting import submit; submit(root / 'tasks', 'marie', {'description': 'secret'})",
+    "tell": "from watcher.store.operator_commands import tell; tell(root / 'control', 'marie', 'drain')",
+    "pause": "from watcher.store.operator_commands import pause; pause(root / 'control', 'marie', 'secret')",
+    "hold": "from watcher.store.holds import hold_provider; hold_provider(root / 'control', 'claude', now=0.0)",
 }
 #: Stops the writer where its file is complete and hidden: at its first fsync.
 BEFORE = """

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from watcher.policy.disposition import Ending, Failure
-from watcher.runner.acpfaults import fault_of
-from watcher.runner.acpturn import Heard, Turn
-from watcher.runner.builtin import built_in
-from watcher.runner.failures import ACP
-from watcher.runner.jsonrpc import RpcError
-from watcher.runner.judging import judge
-from watcher.runner.shapes import Reading
-from watcher.runner.words import Printed
+from watcher.policy.after_attempt import Ending, Failure
+from watcher.runner.acp.faults import fault_of
+from watcher.runner.acp.turn import Heard, Turn
+from watcher.runner.providers.built_in import built_in
+from watcher.runner.providers.failure_rules import ACP
+from watcher.runner.providers.failure_words import Printed
+from watcher.runner.providers.judging import judge
+from watcher.runner.providers.output_events import Reading
+from watcher.runner.warm.jsonrpc import RpcError
 
 Update = dict[str, Any]
 NO_USAGE: Update = {"usage": None, "_meta": {"quota": {"token_count": None, "model_usage": []}}}

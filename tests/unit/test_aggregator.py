@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watcher.maintenance.aggregator import Outcome, Tally, bucket_of, seconds_in
+from watcher.store.totals import Outcome, Tally, bucket_of, seconds_in
 
 outcomes = st.builds(
     Outcome,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from watcher.policy.ahead import ClaimingAhead
+from watcher.policy.claim_ahead import ClaimingAhead
 
 
 def after(*seconds: float) -> ClaimingAhead:

@@ -13,15 +13,16 @@ import pytest
 
 from tests.doubles import HandClock, Memory
 from tests.waiting import wait_for
-from watcher import holdfiles, listenerview, overview, presence, probe, survivors
-from watcher.atomicfile import Folder
-from watcher.events import FileIgnored
+from watcher.cli import health_probe
 from watcher.formats.breakers import parse_breakers
-from watcher.maintenance import seat
-from watcher.maintenance.ledger import Ledger
-from watcher.maintenance.roster import Roster
-from watcher.spool.incarnation import Incarnation, living_notes
-from watcher.vitals import Vitals
+from watcher.listener.worker_health import Roster
+from watcher.store import holds, listener_lock, listener_state, overview, workers
+from watcher.store.listener_database import Ledger
+from watcher.store.worker_locks import Incarnation, living_notes
+from watcher.supervisor import adopted_children
+from watcher.supervisor.child_health import Vitals
+from watcher.system.files import Folder
+from watcher.telemetry.events import FileIgnored
 from watcher_config import Folders
 
 DEAD = "0123456789abcdef" * 2
@@ -50,11 +51,14 @@ def folders_of(root: Path) -> Folders:
 
 def test_views_and_probes_see_no_heartbeat_and_complain_of_none(root: Path) -> None:
     problems: list[str] = []
-    assert presence.read_beats(root / "heartbeats", time.time(), problems) == [] and problems == []
-    assert survivors.find_all(root / "heartbeats", "marie") == {}
+    assert workers.read_beats(root / "heartbeats", time.time(), problems) == [] and problems == []
+    assert adopted_children.find_all(root / "heartbeats", "marie") == {}
     seen = overview.look(folders_of(root))
     assert seen.as_json()["problems"] == []
-    assert [health.is_well for health in probe.probe(folders_of(root), "marie", None, 0.1, False)] in ([], [False])
+    assert [health.is_well for health in health_probe.probe(folders_of(root), "marie", None, 0.1, False)] in (
+        [],
+        [False],
+    )
     vitals = Vitals(root / "heartbeats/marie.json")
     vitals.look(None, 0.0)
     assert not vitals.has_beaten
@@ -66,13 +70,13 @@ def test_listener_sees_no_heartbeat_and_complains_of_none(root: Path) -> None:
     roster._read_beats()
     assert roster.members == {} and memory.of(FileIgnored) == []
     ledger.close()
-    assert listenerview.read_status(root / "state") == {} and seat.notes(root / "state") == {}
+    assert listener_state.read_status(root / "state") == {} and listener_lock.notes(root / "state") == {}
 
 
 def test_caution_that_was_lost_holds_nobody(root: Path) -> None:
-    assert holdfiles.list_holds(root / "control") == []
+    assert holds.list_holds(root / "control") == []
     folder = Folder(root / "control/holds")
-    assert holdfiles.read_ramp(folder, "claude") is None
+    assert holds.read_ramp(folder, "claude") is None
     folder.close()
     assert parse_breakers((root / "control/marie/breakers.json").read_bytes()) == {}
 
@@ -82,8 +86,8 @@ def test_notes_of_a_living_process_that_were_lost_stop_nobody(root: Path) -> Non
     notes = root / "tasks/marie/.claims" / f"{mine.id}.json"
     notes.write_bytes((root / "heartbeats/marie.json").read_bytes())
     assert living_notes(notes.parent) == []
-    claims = presence.read_claims(root / "tasks/marie", [])
-    states = {one.incarnation: one.state for one in presence.processes("marie", [], claims, time.time())}
+    claims = workers.read_claims(root / "tasks/marie", [])
+    states = {one.incarnation: one.state for one in workers.processes("marie", [], claims, time.time())}
     assert states[mine.id] == "starting"
     mine.close()
 

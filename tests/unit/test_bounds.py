@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.recorded import recorded
-from watcher.bounds import Limits, all_unbound, unbound
-from watcher.runner.builtin import BUILT_IN, built_in
-from watcher.runner.live import Look
+from watcher.policy.budget_limits import Limits, all_unbound, unbound
+from watcher.runner.live_view import Look
+from watcher.runner.providers.built_in import BUILT_IN, built_in
 from watcher.runner.tokens import TokenCount
 
 

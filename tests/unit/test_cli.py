@@ -11,27 +11,27 @@ from pathlib import Path
 
 import pytest
 
-from watcher import cli
+from watcher.cli import main
 
 
-@pytest.mark.parametrize("name", list(cli.COMMANDS))
+@pytest.mark.parametrize("name", list(main.COMMANDS))
 def test_each_command_has_help_that_tells_what_it_does(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main([name, "--help"])
+        main.main([name, "--help"])
     assert ended.value.code == 0
     assert f"usage: watcher {name}" in capsys.readouterr().out
-    assert (cli.load(name).__doc__ or "").strip()
+    assert (main.load(name).__doc__ or "").strip()
 
 
 def test_a_mistyped_command_is_refused_with_the_one_meant(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["valdate"]) == 2
+    assert main.main(["valdate"]) == 2
     assert capsys.readouterr().err == "watcher: no command 'valdate'; did you mean validate?\n"
-    assert cli.main(["help", "valdate"]) == 2
+    assert main.main(["help", "valdate"]) == 2
 
 
 def test_help_of_a_command_is_that_command_s_own(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main(["help", "redrive"])
+        main.main(["help", "redrive"])
     assert ended.value.code == 0 and capsys.readouterr().out.startswith("usage: watcher redrive")
 
 
@@ -41,7 +41,7 @@ def test_reader_that_has_seen_enough_ends_a_command_without_a_word(words: list[s
     os.close(reader)  # as `| head` leaves it
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     command = [sys.executable, "-m", "watcher", *words]
-    home = Path(cli.__file__).parents[1]
+    home = Path(main.__file__).parents[2]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, cwd=home, env=environ, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -52,9 +52,9 @@ def test_two_different_workers_are_refused(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WATCHER_ROOT", str(tmp_path))
-    assert cli.main([command, "marie", "--worker", "anga"]) == 2
+    assert main.main([command, "marie", "--worker", "anga"]) == 2
     assert "marie or --worker anga: give one" in capsys.readouterr().err
-    assert cli.main([command, "marie", "--worker", "marie"]) == 0
+    assert main.main([command, "marie", "--worker", "marie"]) == 0
 
 
 @pytest.mark.parametrize("flag", [[], ["--json"]])
@@ -65,7 +65,7 @@ def test_pause_of_a_worker_that_nobody_has_seen_is_made_and_told(
     (tmp_path / "tasks" / "marie").mkdir(parents=True)
     (tmp_path / "heartbeats").mkdir()
     (tmp_path / "heartbeats" / "anga.json").write_text("{}")
-    assert cli.main(["pause", "marie", "bob", "anga", *flag]) == 0
+    assert main.main(["pause", "marie", "bob", "anga", *flag]) == 0
     assert capsys.readouterr().err == (
         f"watcher: no worker bob is known in {tmp_path} yet; it will start paused when it comes\n"
     )
@@ -79,9 +79,9 @@ def test_field_that_a_task_does_not_have_cannot_be_unset(
     task = tmp_path / "tasks" / "marie" / "a.json"
     task.parent.mkdir(parents=True)
     task.write_text('{"description": "x", "colour": "red"}')
-    assert cli.main(["edit", "a", "--unset", "provder"]) == 1
+    assert main.main(["edit", "a", "--unset", "provder"]) == 1
     assert "'provder' is no field" in (err := capsys.readouterr().err) and "did you mean provider?" in err
-    assert cli.main(["edit", "a", "--unset", "colour", "--unset", "model"]) == 0
+    assert main.main(["edit", "a", "--unset", "colour", "--unset", "model"]) == 0
     assert json.loads(task.read_text()) == {"description": "x"}
 
 
@@ -91,7 +91,7 @@ def test_field_that_a_task_does_not_have_cannot_be_unset(
      ["-m", "watcher", "pause", "marie"]],
 )  # fmt: skip
 def test_closed_stdout_is_one_line_on_stderr_and_nothing_is_done(words: list[str], tmp_path: Path) -> None:
-    home = Path(cli.__file__).parents[1]
+    home = Path(main.__file__).parents[2]
     command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, *words]
     environ = os.environ | {"WATCHER_ROOT": str(tmp_path)}
     done = subprocess.run(command, stderr=subprocess.PIPE, cwd=home, env=environ, check=False, text=True)
@@ -100,7 +100,7 @@ def test_closed_stdout_is_one_line_on_stderr_and_nothing_is_done(words: list[str
 
 
 def test_closed_stderr_puts_nothing_among_the_output(tmp_path: Path) -> None:
-    home = Path(cli.__file__).parents[1]
+    home = Path(main.__file__).parents[2]
     command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-m", "watcher", "show", "nowhere"]
     environ = os.environ | {"WATCHER_ROOT": str(tmp_path)}
     done = subprocess.run(command, stdout=subprocess.PIPE, cwd=home, env=environ, check=False)
@@ -108,15 +108,15 @@ def test_closed_stderr_puts_nothing_among_the_output(tmp_path: Path) -> None:
 
 
 def test_overview_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["help"]) == 0
+    assert main.main(["help"]) == 0
     out = capsys.readouterr().out
-    assert all(f"  {name} " in out for name in cli.COMMANDS)
+    assert all(f"  {name} " in out for name in main.COMMANDS)
 
 
 def test_validate_accepts_a_task_and_names_unknown_fields(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "a.json"
     file.write_text('{"description": "x", "colour": "red"}')
-    assert cli.main(["validate", str(file)]) == 0
+    assert main.main(["validate", str(file)]) == 0
     assert capsys.readouterr().out.rstrip().endswith("a task, a; kept, but not known to this version: colour")
 
 
@@ -134,13 +134,13 @@ def test_validate_gives_the_reason_of_the_dead_letter(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, reason: str
 ) -> None:
     (tmp_path / name).write_text(text)
-    assert cli.main(["validate", "--json", str(tmp_path / name)]) == 1
+    assert main.main(["validate", "--json", str(tmp_path / name)]) == 1
     assert json.loads(capsys.readouterr().out)["reason"] == reason
 
 
 def test_validate_reads_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"task_id": "z", "description": "x"}')))
-    assert cli.main(["validate", "-"]) == 0
+    assert main.main(["validate", "-"]) == 0
     assert "a task, z" in capsys.readouterr().out
 
 
@@ -148,12 +148,12 @@ def test_validate_tells_references_to_what_is_no_dependency(tmp_path: Path, caps
     file = tmp_path / "a.json"
     text = "{{x.stdout}} {{ b/y.stdout }} {{z.stdout}} {{x.stdout}} {{w.out}}"
     file.write_text(json.dumps({"description": text, "dependencies": ["b/z"]}))
-    assert cli.main(["validate", str(file)]) == 0
+    assert main.main(["validate", str(file)]) == 0
     assert capsys.readouterr().out.rstrip().endswith("no declared dependency: {{x.stdout}}, {{b/y.stdout}}")
-    assert cli.main(["validate", "--json", str(file)]) == 0
+    assert main.main(["validate", "--json", str(file)]) == 0
     assert json.loads(capsys.readouterr().out)["unknown_references"] == ["x", "b/y"]
 
 
 def test_validate_of_a_missing_file_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["validate", str(tmp_path / "none.json")]) == 1
+    assert main.main(["validate", str(tmp_path / "none.json")]) == 1
     assert "No such file" in capsys.readouterr().out

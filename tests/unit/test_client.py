@@ -16,7 +16,7 @@ import pytest
 
 from watcher import AsyncClient, Client, TaskFailed, TaskRef
 from watcher.errors import InvalidTask
-from watcher.outcomes import AlreadyKnown
+from watcher.store.results import AlreadyKnown
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_package_itself_imports_none_of_its_parts() -> None:
 
 
 def test_client_comes_without_the_worker_and_its_libraries() -> None:
-    heavy = "pydantic prometheus_client watchdog filelock asyncio watcher.worker"
+    heavy = "pydantic prometheus_client watchdog filelock asyncio watcher.worker.loop"
     found = f"any(name in sys.modules for name in {heavy.split()})"
     script = f"import sys; from watcher import Client; Client('/tmp'); sys.exit({found})"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

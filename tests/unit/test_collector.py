@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from tests.collecting import Site, site
-from watcher.events import FileIgnored, FilesPruned, FolderFound, FolderLost
-from watcher.maintenance import collector as collector_module
-from watcher.maintenance import waiting as waiting_module
-from watcher.maintenance.batches import Batches, Graphs
-from watcher.maintenance.pruner import Pruner, Retention
-from watcher.maintenance.recorder import News
+from watcher.listener.batches import Batches, Graphs
+from watcher.store import new_outcomes as collector_module
+from watcher.store import waiting_tasks as waiting_module
+from watcher.store.notices import News
+from watcher.store.retention import Pruner, Retention
+from watcher.telemetry.events import FileIgnored, FilesPruned, FolderFound, FolderLost
 
 __all__ = ["site"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from watcher.telemetry.disk import DiskSpace
+from watcher.telemetry.disk_space import DiskSpace
 
 
 def _registry(**folders: Path) -> CollectorRegistry:

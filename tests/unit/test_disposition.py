@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from watcher.policy.disposition import (
+from watcher.policy.after_attempt import (
     Disposition,
     Ending,
     Failure,

@@ -15,24 +15,23 @@ from tests.doubles import HandClock, Memory
 from tests.powercut import PowerCut
 from tests.unit.test_webhook_accept import run as accepting
 from tests.unit.test_webhook_accept import submission
-from watcher import again, intervene, spending, tell
-from watcher.atomicfile import Folder, replace
 from watcher.errors import LockLost, NameTaken
-from watcher.events import LeftoversKilled
-from watcher.formats.deadletter import DeadLetter
+from watcher.formats.dead_letter import DeadLetter
 from watcher.formats.result import Result
-from watcher.holdfiles import hold_provider
-from watcher.intake.memory import Handled, Record, ZoneMemory
-from watcher.intake.webhook_accept import Accepter
-from watcher.maintenance.ledger import Ledger
-from watcher.maintenance.reassign import Reassigner
-from watcher.spool import settling
-from watcher.spool.incarnation import Incarnation
-from watcher.spool.interface import Settlement
-from watcher.spool.places import Places
-from watcher.spool.rescue import rescue
-from watcher.spool.settling import Settler
-from watcher.submit import submit, submit_many
+from watcher.intake.drop_zones.file_memory import Handled, Record, ZoneMemory
+from watcher.intake.webhook.durable_posts import Accepter
+from watcher.store import end_waiting, operator_commands, result_writer, run_again, spending
+from watcher.store.folders import Places
+from watcher.store.holds import hold_provider
+from watcher.store.interface import Settlement
+from watcher.store.listener_database import Ledger
+from watcher.store.reassign import Reassigner
+from watcher.store.rescue import rescue
+from watcher.store.result_writer import Settler
+from watcher.store.submitting import submit, submit_many
+from watcher.store.worker_locks import Incarnation
+from watcher.system.files import Folder, replace
+from watcher.telemetry.events import LeftoversKilled
 from watcher_config import Folders, folders, read_layers
 
 EVENT = LeftoversKilled("", 1)
@@ -120,7 +119,7 @@ def test_outcome_is_safe_before_its_claim_goes(places: Places, monkeypatch: pyte
             )
         )
     if more == "across":
-        monkeypatch.setattr(settling, "move", lambda *_: (_ for _ in ()).throw(OSError(18, "across")))
+        monkeypatch.setattr(result_writer, "move", lambda *_: (_ for _ in ()).throw(OSError(18, "across")))
     seen: list[str] = []
 
     def look(name: str, folder: int | None) -> None:
@@ -155,11 +154,11 @@ def test_result_that_is_there_is_never_replaced(places: Places) -> None:
 def test_edited_task_is_safe_at_each_step(site: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     submit(site.tasks, "marie", {"task_id": "t", "description": "x"})
     cut = PowerCut(monkeypatch)
-    assert intervene.edit(site, "marie", "t", {"description": "y"})
+    assert end_waiting.edit(site, "marie", "t", {"description": "y"})
     assert cut.unsafe(site.tasks / "marie/t.json") == []
-    assert intervene.hold(site, "marie", "t")
+    assert end_waiting.hold(site, "marie", "t")
     assert cut.unsafe(site.tasks / "marie/.held/t.json") == []
-    assert intervene.release(site, "marie", "t")
+    assert end_waiting.release(site, "marie", "t")
     assert cut.unsafe(site.tasks / "marie/t.json") == []
 
 
@@ -169,15 +168,15 @@ def test_task_that_is_run_again_is_safe_before_its_result_makes_way(
     places.results.write_new("t.json", result("t"))
     cut = PowerCut(monkeypatch)
     seen: list[str] = []
-    real = again._archive
+    real = run_again._archive
 
     def archive(*arguments: object) -> str:
         waiting = next((site.tasks / "marie/.claims").glob("*/t~*.json"))
         seen.extend([*cut.unsafe(waiting, waiting.parent.parent), "looked"])
         return str(real(*arguments))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(again, "_archive", archive)
-    again.rerun(site, "marie", "t")
+    monkeypatch.setattr(run_again, "_archive", archive)
+    run_again.rerun(site, "marie", "t")
     assert seen == ["looked"]
     assert cut.unsafe(site.results / "marie/.archive/t~1.json", site.results / "marie") == []
     assert cut.unsafe(next(iter((site.tasks / "marie").rglob("t*.json")))) == []
@@ -187,9 +186,9 @@ def test_words_to_workers_are_safe_when_they_are_said(site: Folders, monkeypatch
     (site.control / "marie").mkdir(parents=True)
     (site.control / "holds").mkdir()
     cut = PowerCut(monkeypatch)
-    assert cut.unsafe(tell.tell(site.control, "marie", "drain")) == []
-    assert cut.unsafe(tell.pause(site.control, "marie", "x")) == []
-    assert tell.resume(site.control, "marie") and cut.unsafe(site.control / "marie") == []
+    assert cut.unsafe(operator_commands.tell(site.control, "marie", "drain")) == []
+    assert cut.unsafe(operator_commands.pause(site.control, "marie", "x")) == []
+    assert operator_commands.resume(site.control, "marie") and cut.unsafe(site.control / "marie") == []
     hold_provider(site.control, "claude", now=0.0)
     assert cut.unsafe(next(iter((site.control / "holds").glob("*.json")))) == []
     spending.raise_daily_budget(site.control, "marie", 5.0, 0.0)
@@ -218,7 +217,7 @@ def test_reassigned_task_is_safe_in_its_new_inbox_before_it_leaves_the_old(
 
 
 def _move(reassigner: Reassigner, site: Folders, moved: list[str]) -> None:
-    inbox = settling.Folder(site.tasks / "marie")
+    inbox = result_writer.Folder(site.tasks / "marie")
     reassigner._hold(inbox, "marie", "anga")
     inbox.close()
     reassigner._finish("marie", moved)

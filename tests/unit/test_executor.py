@@ -13,15 +13,15 @@ import pytest
 
 from tests.doubles import HandClock, Memory
 from watcher.errors import WorkerTrouble
-from watcher.events import Event, TaskSettled, TroubleBegan, TroubleEnded
-from watcher.executor import Executor, ExecutorOptions
 from watcher.formats.task import Task
-from watcher.gates import Gates
-from watcher.holdfiles import hold_provider, lift_hold
-from watcher.policy.disposition import Ending, Failure
+from watcher.policy.after_attempt import Ending, Failure
 from watcher.policy.retry import RetryDelays
 from watcher.runner.interface import Attempt, Live, Outcome, Output
-from watcher.spool.interface import Claim, Claimed, Settlement
+from watcher.store.holds import hold_provider, lift_hold
+from watcher.store.interface import Claim, Claimed, Settlement
+from watcher.telemetry.events import Event, TaskSettled, TroubleBegan, TroubleEnded
+from watcher.worker.executor import Executor, ExecutorOptions
+from watcher.worker.provider_gates import Gates
 
 
 class StubSpool:

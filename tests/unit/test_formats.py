@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tests.schemacheck import fits
 from watcher.clock import parse_rfc3339, rfc3339
 from watcher.errors import InvalidTask
-from watcher.formats import deadletter, heartbeat, notice, result, strictjson, task
-from watcher.formats.deadletter import DeadLetter
+from watcher.formats import dead_letter, heartbeat, notice, result, strict_json, task
+from watcher.formats.dead_letter import DeadLetter
 from watcher.formats.fields import (
     Choice,
     FieldError,
@@ -33,7 +33,7 @@ from watcher.formats.heartbeat import ActiveTask, Heartbeat, Stats, parse_heartb
 from watcher.formats.notice import Receipt
 from watcher.formats.result import HEAD_BYTES, Result, Usage, parse_result, status_in_head
 from watcher.formats.schemas import all_schemas
-from watcher.formats.strictjson import MAX_DEPTH, NotStrictJson
+from watcher.formats.strict_json import MAX_DEPTH, NotStrictJson
 from watcher.formats.task import parse_task, task_from_fields
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -79,12 +79,12 @@ def test_heartbeat_of_version_1_loads() -> None:
 
 
 def test_dead_letter_of_version_1_loads_and_gives_the_task_back() -> None:
-    letter = strictjson.loads(example("dead_letter"))
-    submitted = {name: value for name, value in letter.items() if name not in deadletter.FIELDS}
+    letter = strict_json.loads(example("dead_letter"))
+    submitted = {name: value for name, value in letter.items() if name not in dead_letter.FIELDS}
     again = task_from_fields(submitted, letter["task_id"], letter["worker"])
     assert again.description == "Summarise the week" and again.priority == -50
     assert again.submitted["x_team"] == "field of somebody else"
-    assert parse_result(strictjson.dumps(letter["dlq_result"]))["status"] == "failed"
+    assert parse_result(strict_json.dumps(letter["dlq_result"]))["status"] == "failed"
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_dead_letter_of_version_1_loads_and_gives_the_task_back() -> None:
     ],
 )  # fmt: skip
 def test_file_of_version_1_fits_the_schema_and_a_broken_one_does_not(name: str, schema: str) -> None:
-    value = strictjson.loads(example(name))
+    value = strict_json.loads(example(name))
     published = all_schemas()[schema]
     assert fits(published, value)
     assert fits(published, value | {"a_field_of_tomorrow": 1})
@@ -109,7 +109,7 @@ def test_every_format_has_a_file_of_version_1_that_shows_all_its_fields() -> Non
         "dead-letter": ["dead_letter", "dead_letter-no-task"],
     }  # fmt: skip
     for schema, names in shown.items():
-        fields = set().union(*(strictjson.loads(example(name)) for name in names))
+        fields = set().union(*(strict_json.loads(example(name)) for name in names))
         assert set(all_schemas()[schema]["properties"]) - fields <= {"stderr_path", "fence"}, schema
 
 
@@ -168,15 +168,15 @@ def written() -> dict[str, bytes]:
 def test_what_is_written_is_strict_json_and_fits_its_schema(name: str) -> None:
     raw = written()[name]
     assert raw.endswith(b"\n") and raw.count(b"\n") == 1
-    assert fits(all_schemas()[name.partition(" ")[0]], strictjson.loads(raw))
+    assert fits(all_schemas()[name.partition(" ")[0]], strict_json.loads(raw))
 
 
 def test_no_field_of_version_1_is_gone() -> None:
     files = {"result": "result", "heartbeat": "heartbeat", "dead-letter": "dead_letter", "receipt": "receipt"}
     for name, file in files.items():
-        promised = set(strictjson.loads(example(file))) - {"priority", "metadata", "x_team"}
-        assert promised <= set(strictjson.loads(written()[name])) | {"metadata"}, name
-    beat, shown = strictjson.loads(written()["heartbeat"]), strictjson.loads(example("heartbeat"))
+        promised = set(strict_json.loads(example(file))) - {"priority", "metadata", "x_team"}
+        assert promised <= set(strict_json.loads(written()[name])) | {"metadata"}, name
+    beat, shown = strict_json.loads(written()["heartbeat"]), strict_json.loads(example("heartbeat"))
     assert set(beat["stats"]) == set(shown["stats"]) and set(beat["active"][0]) >= set(shown["active"][0])
 
 
@@ -242,7 +242,7 @@ NOT_STRICT = {
 @pytest.mark.parametrize("name", NOT_STRICT)
 def test_json_that_breaks_something_later_is_refused(name: str) -> None:
     with pytest.raises(NotStrictJson) as caught:
-        strictjson.loads(NOT_STRICT[name])
+        strict_json.loads(NOT_STRICT[name])
     assert str(caught.value) and len(str(caught.value)) < 200
 
 
@@ -258,21 +258,21 @@ def test_json_that_breaks_something_later_is_refused(name: str) -> None:
     ],
 )
 def test_odd_json_that_is_right_is_read(raw: bytes, value: Any) -> None:
-    assert strictjson.loads(raw) == value
+    assert strict_json.loads(raw) == value
 
 
 def test_64_levels_are_read_whatever_is_inside() -> None:
     for inside in (b"", b"1", b'"\\u0041"'):
-        strictjson.loads(b"[" * MAX_DEPTH + inside + b"]" * MAX_DEPTH)
+        strict_json.loads(b"[" * MAX_DEPTH + inside + b"]" * MAX_DEPTH)
         with pytest.raises(NotStrictJson):
-            strictjson.loads(b"[" * (MAX_DEPTH + 1) + inside + b"]" * (MAX_DEPTH + 1))
+            strict_json.loads(b"[" * (MAX_DEPTH + 1) + inside + b"]" * (MAX_DEPTH + 1))
 
 
 def test_nan_is_never_written_and_a_lone_surrogate_never_breaks_a_write() -> None:
     for number in (math.nan, math.inf):
         with pytest.raises(ValueError):
-            strictjson.dumps({"a": [number]})
-    assert strictjson.loads(strictjson.dumps({"a": "x\ud800y"})) == {"a": "x?y"}
+            strict_json.dumps({"a": [number]})
+    assert strict_json.loads(strict_json.dumps({"a": "x\ud800y"})) == {"a": "x?y"}
 
 
 GOOD_TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
@@ -286,8 +286,8 @@ VALUES = st.recursive(
 @given(VALUES)
 @settings(deadline=None)
 def test_what_is_written_is_read_back_as_it_was(value: Any) -> None:
-    assert strictjson.loads(strictjson.dumps(value)) == value
-    assert strictjson.loads(json.dumps(value).encode()) == value, "escapes are another way to write the same"
+    assert strict_json.loads(strict_json.dumps(value)) == value
+    assert strict_json.loads(json.dumps(value).encode()) == value, "escapes are another way to write the same"
 
 
 @given(st.binary(max_size=200))
@@ -333,11 +333,11 @@ def test_fields_of_any_kind_are_read_or_refused(fields: dict[str, Any], has_desc
 
 def check_reading(raw: bytes) -> None:
     try:
-        value = strictjson.loads(raw)
+        value = strict_json.loads(raw)
     except NotStrictJson:
         return
     check_value(value)
-    assert strictjson.loads(strictjson.dumps(value)) == value
+    assert strict_json.loads(strict_json.dumps(value)) == value
     assert json.loads(raw.decode("utf-8-sig"), object_pairs_hook=no_key_twice) == value
 
 
@@ -487,9 +487,9 @@ def test_time_that_is_written_is_read_back_to_the_microsecond(seconds: float) ->
 
 
 def test_records_and_their_tables_have_the_same_fields() -> None:
-    assert set(strictjson.loads(written()["result"])) == set(result.FIELDS)
-    assert set(strictjson.loads(written()["heartbeat"])) == set(heartbeat.FIELDS)
-    assert set(strictjson.loads(written()["receipt"])) == set(notice.FIELDS)
+    assert set(strict_json.loads(written()["result"])) == set(result.FIELDS)
+    assert set(strict_json.loads(written()["heartbeat"])) == set(heartbeat.FIELDS)
+    assert set(strict_json.loads(written()["receipt"])) == set(notice.FIELDS)
     for table, required in ((result.FIELDS, result.REQUIRED), (heartbeat.FIELDS, heartbeat.REQUIRED)):
         assert set(required) <= set(table)
 

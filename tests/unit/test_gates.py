@@ -11,8 +11,8 @@ import pytest
 from tests.doubles import HandClock, Memory
 from tests.gating import allowed, cleared, clock, gates, limit, memory, trip
 from watcher.clock import rfc3339
-from watcher.events import BreakerMoved, ProviderHeld, ProviderResumed
 from watcher.policy.breaker import BreakerState
+from watcher.telemetry.events import BreakerMoved, ProviderHeld, ProviderResumed
 
 __all__ = ["cleared", "clock", "memory"]
 
@@ -284,7 +284,7 @@ def test_disk_that_takes_no_file_stops_no_gate(
         raise OSError(28, "No space left on device")
 
     mine = gates(tmp_path, clock)
-    monkeypatch.setattr("watcher.knownholds.replace", full)
+    monkeypatch.setattr("watcher.store.hold_cache.replace", full)
     limit(mine, clock)
     trip(mine, "gemini")
     mine.refresh()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from watcher.policy.disposition import Disposition, Retry, Settle
-from watcher.policy.givenback import GIVEN_BACK_TOO_OFTEN, GaveBack, Given, weigh
-from watcher.policy.hold import Hold, next_pause
-from watcher.spool.places import History
+from watcher.policy.after_attempt import Disposition, Retry, Settle
+from watcher.policy.given_back import GIVEN_BACK_TOO_OFTEN, GaveBack, Given, weigh
+from watcher.policy.provider_gate import Hold, next_pause
+from watcher.store.folders import History
 
 LIMIT = GaveBack("usage_limit", "claude: You've hit your limit", seen=4)
 

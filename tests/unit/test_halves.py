@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from tests.printing import INIT, claude_result, judged, lines, printed
-from watcher.policy.disposition import Failure
-from watcher.runner.builtin import BUILT_IN
-from watcher.runner.halves import half_of
+from watcher.policy.after_attempt import Failure
+from watcher.runner.providers.built_in import BUILT_IN
+from watcher.runner.providers.early_stops import half_of
 
 __all__ = ["printed"]
 
@@ -206,8 +206,8 @@ def test_tool_that_opencode_forbids_is_denied(printed: Any) -> None:
 
 
 def test_tokens_of_a_run_that_its_budget_ended_are_those_of_its_models(printed: Any) -> None:
-    from watcher.runner.reading import events
-    from watcher.runner.shapes import read_claude
+    from watcher.runner.printed_text import events
+    from watcher.runner.providers.output_events import read_claude
 
     models = {"m": {"inputTokens": 200_000, "outputTokens": 20_000, "cacheReadInputTokens": 5, "costUSD": 1.2}}
     event = claude_result(

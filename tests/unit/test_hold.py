@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from watcher.policy.breaker import Breaker, BreakerState
-from watcher.policy.hold import Gate, Hold
+from watcher.policy.provider_gate import Gate, Hold
 
 
 def gate(until: float | None = None, is_held: bool = True, threshold: int = 2) -> Gate:

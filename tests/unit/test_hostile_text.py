@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import demo_watcher
-from watcher import cli
+from watcher.cli import main
 from watcher.clock import rfc3339
-from watcher.spool.incarnation import Incarnation
+from watcher.store.worker_locks import Incarnation
 
 #: Clears the screen, sets the title, forges a line, turns the text round, begins a control sequence in one character.
 EVIL = "evil\x1b[2J\x1b]0;owned\x07\rwell\n\x9b31mNOT WELL\u202eabc\u2028x\x08\x7f\U000e0041end"
@@ -90,7 +90,7 @@ def test_no_view_repeats_what_a_terminal_would_obey(
     words: list[str], flags: list[str], evil_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
-        cli.main([*words, *flags])
+        main.main([*words, *flags])
     except SystemExit as ended:
         assert ended.code == 2  # the parser's own words
     said = capsys.readouterr()
@@ -105,7 +105,7 @@ def test_the_demo_command_does_not_either(
     words: list[str], evil_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["demo_watcher.py", *words])
-    monkeypatch.setattr("watcher.commands.shared._SPEAKER", ["watcher"])  # it changes who is heard
+    monkeypatch.setattr("watcher.cli.command_output._SPEAKER", ["watcher"])  # it changes who is heard
     try:
         demo_watcher.main()
     except SystemExit as ended:
@@ -116,14 +116,14 @@ def test_the_demo_command_does_not_either(
 
 
 def test_a_pause_cannot_forge_a_line_of_the_health_probe(evil_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cli.main(["health", "marie"])
+    main.main(["health", "marie"])
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_only_one_module_prints_for_the_commands() -> None:
     """The linter refuses `print` elsewhere; this finds what it does not: writing to the stream."""
     allowed = {"shared.py", "tail.py"}
-    folder = Path(cli.__file__).parent / "commands"
+    folder = Path(main.__file__).parent / "commands"
     for path in folder.glob("*.py"):
         if path.name not in allowed:
             assert not re.search(r"\bprint\(|std(out|err)\.(buffer\.)?write", path.read_text()), path
@@ -131,7 +131,7 @@ def test_only_one_module_prints_for_the_commands() -> None:
 
 @pytest.mark.parametrize("program", ["worker_watcher.py", "orchestrator_listener.py"])
 def test_an_error_of_an_entry_file_does_not_either(program: str, tmp_path: Path) -> None:
-    home = Path(cli.__file__).parents[1]
+    home = Path(main.__file__).parents[1]
     environ = {**os.environ, "LOG_LEVEL": EVIL, "WATCHER_ROOT": str(tmp_path)}
     words = ["marie"] if program.startswith("worker") else []
     for more in ([], [f"--x{EVIL}"], ["--log-level", EVIL], ["--metrics-port", EVIL]):

@@ -9,8 +9,8 @@ import pytest
 
 from tests.printing import INIT, judged, printed
 from tests.recorded import recorded
-from watcher.policy.disposition import Failure
-from watcher.runner.builtin import BUILT_IN
+from watcher.policy.after_attempt import Failure
+from watcher.runner.providers.built_in import BUILT_IN
 
 __all__ = ["printed"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from watcher.telemetry.hosts import Hosts
+from watcher.telemetry.allowed_hosts import Hosts
 
 LOOPBACK = [
     ("localhost", True), ("localhost:9090", True), ("LOCALHOST:", True), ("localhost.", True), ("127.0.0.1:9090", True),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from watcher.runner.jsonrpc import (
+from watcher.runner.warm.jsonrpc import (
     Answer,
     BadAnswer,
     Executed,

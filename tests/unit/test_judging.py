@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from tests.printing import INIT, LIMIT_EVENT, NOW, claude_failure, claude_result, judged, lines, printed
-from watcher.policy.disposition import Ending, Failure
-from watcher.runner.builtin import built_in
-from watcher.runner.judging import judge
-from watcher.runner.providers import Provider, Rule
-from watcher.runner.reading import events
-from watcher.runner.shapes import Reading, read_claude, read_codex, read_opencode
-from watcher.runner.words import Printed
+from watcher.policy.after_attempt import Ending, Failure
+from watcher.runner.printed_text import events
+from watcher.runner.providers.built_in import built_in
+from watcher.runner.providers.failure_words import Printed
+from watcher.runner.providers.judging import judge
+from watcher.runner.providers.output_events import Reading, read_claude, read_codex, read_opencode
+from watcher.runner.providers.provider import Provider, Rule
 
 __all__ = ["printed"]
 

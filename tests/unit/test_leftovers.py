@@ -16,7 +16,7 @@ import pytest
 from tests.adoption import family
 from tests.realcommands import SOON, Started, adopted, ended_after, in_thread, is_alive, new_mark
 from tests.waiting import wait_for
-from watcher import childproc, leftovers
+from watcher.system import leftover_processes, processes
 
 __all__ = ["family"]
 
@@ -86,7 +86,7 @@ def test_escaped_process_of_a_running_attempt_is_left_alone_until_that_attempt_i
     server = serving.pid()
     with ended_after(server):
         assert Started("exit 0").finish() == (0, 0)
-        assert childproc.sweep() == 0
+        assert processes.sweep() == 0
         assert is_alive(server)
         assert serving.child.end(SOON)
         assert serving.finish() == (-signal.SIGTERM, 1)
@@ -105,14 +105,16 @@ def test_process_without_a_mark_may_belong_to_every_attempt_that_ran_when_it_beg
         assert not is_alive(escaped)
 
 
-def test_process_without_a_mark_that_is_older_than_all_running_attempts_is_ended(family: leftovers._Family) -> None:
+def test_process_without_a_mark_that_is_older_than_all_running_attempts_is_ended(
+    family: leftover_processes._Family,
+) -> None:
     older = Started("exec sleep 602")
     escaping = Started("env -i setsid sh -c 'echo $$; exec sleep 600' & exit 0")
     escaped = escaping.pid()
     escaping.finish()
     with ended_after(escaped):
         family.running[older.mark.encode()] += 3600.0  # as if that attempt had begun an hour later
-        assert childproc.sweep() == 1
+        assert processes.sweep() == 1
         assert not is_alive(escaped)
         older.child.end(SOON)
         older.finish()
@@ -124,15 +126,15 @@ def test_what_an_attempt_leaves_behind_is_counted_once_though_a_sweep_comes_by(
 ) -> None:
     started = Started(f"{escape} sh -c 'echo $$; exec sleep 600' & exit 0")
     escaped = started.pid()
-    wait, swept = leftovers._wait_until_ended, []
+    wait, swept = leftover_processes._wait_until_ended, []
 
-    def sweep_and_wait(targets: list[leftovers._Target], seconds: float) -> None:
+    def sweep_and_wait(targets: list[leftover_processes._Target], seconds: float) -> None:
         with monkeypatch.context() as once:
-            once.setattr(leftovers, "_wait_until_ended", wait)
-            swept.append(childproc.sweep())
+            once.setattr(leftover_processes, "_wait_until_ended", wait)
+            swept.append(processes.sweep())
         wait(targets, seconds)
 
-    monkeypatch.setattr(leftovers, "_wait_until_ended", sweep_and_wait)
+    monkeypatch.setattr(leftover_processes, "_wait_until_ended", sweep_and_wait)
     with ended_after(escaped):
         assert started.finish() == (0, 1)
         assert swept == [0]
@@ -141,22 +143,22 @@ def test_what_an_attempt_leaves_behind_is_counted_once_though_a_sweep_comes_by(
 
 PID_1 = """
 import os, sys, threading
-from watcher import childproc
-childproc.become_subreaper()
+from watcher.system import processes
+processes.become_subreaper()
 busy = os.dup2(os.open(sys.argv[1], os.O_RDWR | os.O_CREAT), 99)
 said, says = os.pipe()
 hears, go_on = os.pipe()
 environment = {b"PATH": os.environb[b"PATH"], b"WATCHER_MARK": b"m" * 32}
 escape = "env -i setsid sh -c 'echo WHO $$; exec sleep 600' &\\n"
 def slot():
-    childproc.attempt_began("m" * 32)
+    processes.attempt_began("m" * 32)
     script = escape.replace("WHO", "a") + "exec 99>&-\\n" + escape.replace("WHO", "b") + "read line"
-    child = childproc.spawn(["/bin/bash", "-c", script], environment, None, hears, says, 2, (busy,))
+    child = processes.spawn(["/bin/bash", "-c", script], environment, None, hears, says, 2, (busy,))
     lines = os.fdopen(said)
     said_pids = sorted(lines.readline().split() for _ in "ab")  # both are in sessions of their own now
     os.write(go_on, b"now\\n")
     child.wait()
-    count = childproc.attempt_over(child, "m" * 32)
+    count = processes.attempt_over(child, "m" * 32)
     print(os.getpid(), count, [os.path.exists(f"/proc/{pid}") for _, pid in said_pids])
 thread = threading.Thread(target=slot)
 thread.start()
@@ -175,7 +177,7 @@ def test_pid_1_of_a_container_ends_what_holds_its_lock_and_leaves_strangers_alon
 def test_children_of_our_own_session_are_nobody_elses_business() -> None:
     ours = subprocess.Popen(["/bin/sleep", "600"])
     with ended_after(ours.pid):
-        assert childproc.sweep() == 0
+        assert processes.sweep() == 0
         assert Started("exit 0").finish() == (0, 0)
         assert ours.poll() is None
     assert ours.wait(SOON) == -signal.SIGKILL
@@ -195,14 +197,14 @@ def test_dead_orphans_are_reaped() -> None:
     assert started.finish()[0] == 0
 
     def are_gone() -> bool:
-        childproc.sweep()
+        processes.sweep()
         return not adopted()
 
     wait_for("the end of all orphans", are_gone)
 
 
 def test_leftovers_are_ended_without_a_list_of_children_too(
-    family: leftovers._Family, monkeypatch: pytest.MonkeyPatch
+    family: leftover_processes._Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kernel built without CONFIG_PROC_CHILDREN."""
     monkeypatch.setattr(family, "_children_fd", None)
@@ -218,8 +220,8 @@ def test_leftovers_are_ended_without_a_list_of_children_too(
     monkeypatch.undo()
 
 
-def test_leftovers_are_ended_without_a_subreaper_too(family: leftovers._Family) -> None:
-    ctypes.CDLL(None).prctl(leftovers._PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+def test_leftovers_are_ended_without_a_subreaper_too(family: leftover_processes._Family) -> None:
+    ctypes.CDLL(None).prctl(leftover_processes._PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
     family.is_adopting = False
     other = Started("exec sleep 602", mark := new_mark() + "0")
     started = Started("setsid sh -c 'echo $$; exec sleep 600' & exit 0", mark[:-1])
@@ -247,7 +249,7 @@ def test_many_threads_leave_nothing_behind() -> None:
     for thread in threads:
         thread.join(60)
     assert [code for code, _ in codes] == [2] * 45
-    childproc.sweep()
+    processes.sweep()
     assert adopted() == []
 
 
@@ -257,10 +259,10 @@ def test_all_that_carries_a_mark_is_killed_and_nothing_else() -> None:
     escaped = theirs.pid()
     other = Started("exec sleep 602")
     with ended_after(escaped):
-        assert childproc.kill_marked(incarnation) >= 2
+        assert processes.kill_marked(incarnation) >= 2
         assert not is_alive(escaped)
         assert is_alive(other.child.pid)
-        assert childproc.kill_marked(incarnation) == 0
+        assert processes.kill_marked(incarnation) == 0
     assert theirs.finish()[0] in (-signal.SIGKILL, 1)
     other.child.end(SOON)
     other.finish()
@@ -268,7 +270,9 @@ def test_all_that_carries_a_mark_is_killed_and_nothing_else() -> None:
 
 def test_process_that_kills_the_marked_spares_itself() -> None:
     mark = new_mark()
-    program = "import os; from watcher import childproc; print(childproc.kill_marked(os.environ['WATCHER_MARK']))"
+    program = (
+        "import os; from watcher.system import processes; print(processes.kill_marked(os.environ['WATCHER_MARK']))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], env={**os.environ, "WATCHER_MARK": mark}, capture_output=True, timeout=60
     )
@@ -277,7 +281,7 @@ def test_process_that_kills_the_marked_spares_itself() -> None:
 
 def test_mark_that_could_be_anybodys_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 8"):
-        childproc.kill_marked("")
+        processes.kill_marked("")
 
 
 @pytest.mark.parametrize("deleted", [False, True])
@@ -290,9 +294,9 @@ def test_holders_of_a_lock_are_killed_though_they_cleared_their_environment(tmp_
         assert started.child.wait(SOON) == 0
         if deleted:
             lock.unlink()
-        assert childproc.kill_holders(lock) == 1  # and not we, who hold it too
+        assert processes.kill_holders(lock) == 1  # and not we, who hold it too
         assert not is_alive(escaped)
-        assert childproc.kill_holders(str(lock)) == 0
+        assert processes.kill_holders(str(lock)) == 0
     os.close(fd)
     assert started.over() == 0
 
@@ -305,9 +309,9 @@ def test_who_only_asks_for_a_lock_is_spared_where_those_are_meant_that_inherited
     asker = Started(f"exec {shlex.quote(sys.executable)} -I -S -c {shlex.quote(asks)}")
     pids = heir.pid(), asker.pid()
     with ended_after(pids[1]):
-        assert childproc.kill_holders(lock, inherited_only=True) == 1
+        assert processes.kill_holders(lock, inherited_only=True) == 1
         assert list(map(is_alive, pids)) == [False, True]
-        assert childproc.kill_holders(lock) == 1
+        assert processes.kill_holders(lock) == 1
         assert not is_alive(pids[1])
     os.close(fd)
     heir.finish()
@@ -319,7 +323,7 @@ def test_file_of_the_same_name_elsewhere_is_not_the_lock(tmp_path: Path) -> None
     fd = os.open(tmp_path / "elsewhere" / "x.busy", os.O_RDWR | os.O_CREAT)
     (tmp_path / "x.busy").touch()
     started = Started("exec sleep 600", pass_fds=(fd,))
-    assert childproc.kill_holders(tmp_path / "x.busy") == 0
+    assert processes.kill_holders(tmp_path / "x.busy") == 0
     assert is_alive(started.child.pid)
     started.child.end(SOON)
     started.finish()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from watcher.runner.live import LOOK_BYTES, Look, is_answer, name_of
+from watcher.runner.live_view import LOOK_BYTES, Look, is_answer, name_of
 from watcher.runner.stall import StallWatch
 
 NOW = 1_800_000_000.0

@@ -14,9 +14,9 @@ from typing import Any, TextIO
 
 import pytest
 
-from watcher import events
 from watcher.clock import parse_rfc3339
 from watcher.errors import SettingError
+from watcher.telemetry import events
 from watcher.telemetry.logs import EventLog, configure_logging, lines_dropped
 
 EVENT_KINDS = [
@@ -272,7 +272,7 @@ def test_a_reader_that_has_gone_costs_lines_that_are_counted_and_nothing_else() 
 
 def test_a_process_whose_stderr_reader_has_gone_ends_with_its_own_status() -> None:
     program = (
-        "from watcher import events; from watcher.telemetry.logs import *\n"
+        "from watcher.telemetry import events; from watcher.telemetry.logs import *\n"
         "log = EventLog(configure_logging('INFO', 'json', 'marie')); input()\n"
         "log(events.ProviderResumed('claude')); print(lines_dropped())"
     )

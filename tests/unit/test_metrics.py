@@ -11,12 +11,12 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from watcher import events
-from watcher.telemetry.disk import DiskSpace
+from watcher.telemetry import events
+from watcher.telemetry.disk_space import DiskSpace
 from watcher.telemetry.labels import MAX_LABEL_VALUES, OTHER
-from watcher.telemetry.listener import ListenerMetrics
-from watcher.telemetry.metrics import WorkerMetrics
-from watcher.telemetry.webhook import WebhookMetrics
+from watcher.telemetry.listener_metrics import ListenerMetrics
+from watcher.telemetry.webhook_metrics import WebhookMetrics
+from watcher.telemetry.worker_metrics import WorkerMetrics
 
 DOCUMENTS = Path(__file__).parents[2] / "docs"
 

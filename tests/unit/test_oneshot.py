@@ -29,12 +29,12 @@ from tests.workshop import (
     shop,
     until_it_prints,
 )
-from watcher import childproc
-from watcher.policy.disposition import Failure
-from watcher.runner import files, oneshot
-from watcher.runner.builtin import built_in
+from watcher.policy.after_attempt import Failure
+from watcher.runner import attempt_files, oneshot
 from watcher.runner.interface import Outcome
+from watcher.runner.providers.built_in import built_in
 from watcher.runner.stall import StallWatch
+from watcher.system import processes
 
 __all__ = ["family", "printing", "shop"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memfds, sessions and /proc of Linux")
@@ -59,7 +59,7 @@ def test_long_prompt_is_whole(shop: Workshop, memfd: bool, monkeypatch: pytest.M
         def refuse(*_: object) -> int:
             raise OSError(errno.ENOSYS, "no such system call")
 
-        monkeypatch.setattr(files.os, "memfd_create", refuse)
+        monkeypatch.setattr(attempt_files.os, "memfd_create", refuse)
     prompt = "0123456789abcdef" * 65_536
     outcome = run(shop.runner("cat", max_output_bytes=2 << 20), attempt(prompt))
     assert outcome.stdout.text == prompt
@@ -225,13 +225,13 @@ def test_command_that_tidies_up_is_asked_once_however_often_it_is_stopped(shop: 
 def test_attempt_that_is_stopped_before_it_starts_never_starts(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = shop.shell("touch started")
     one = attempt(cwd=str(shop.folder))
-    began = childproc.attempt_began
+    began = processes.attempt_began
 
     def begin(mark: str) -> None:
         began(mark)
         runner.stop(mark, Failure.STOPPED)
 
-    monkeypatch.setattr(oneshot.childproc, "attempt_began", begin)
+    monkeypatch.setattr(oneshot.processes, "attempt_began", begin)
     outcome = run(runner, one)
     assert (outcome.ending.failure, outcome.exit_code) == (Failure.STOPPED, None)
     assert not (shop.folder / "started").exists()
@@ -240,14 +240,14 @@ def test_attempt_that_is_stopped_before_it_starts_never_starts(shop: Workshop, m
 def test_attempt_that_is_stopped_while_it_starts_is_ended(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = shop.runner("sleep", "600")
     one = attempt()
-    spawn = childproc.spawn
+    spawn = processes.spawn
 
-    def start(*arguments: Any) -> childproc.Child:
+    def start(*arguments: Any) -> processes.Child:
         child = spawn(*arguments)
         runner.stop(one.mark, Failure.STOPPED)  # before the runner knows the child
         return child
 
-    monkeypatch.setattr(oneshot.childproc, "spawn", start)
+    monkeypatch.setattr(oneshot.processes, "spawn", start)
     outcome = run(runner, one)
     assert (outcome.ending.failure, outcome.exit_code) == (Failure.STOPPED, -15)
 

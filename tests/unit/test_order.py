@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from watcher.policy.order import FIFO_MODES, FifoMode, Lineup, Waiting, doubted, undoubted
+from watcher.policy.claim_order import FIFO_MODES, FifoMode, Lineup, Waiting, doubted, undoubted
 
 
 def waiting(

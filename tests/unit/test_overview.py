@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from tests.world import BOB, NOW, World, world
-from watcher import nolinks
 from watcher.clock import rfc3339
 from watcher.errors import WorkerTrouble
 from watcher.formats.result import status_in_head
-from watcher.overview import Lookout
+from watcher.store.overview import Lookout
+from watcher.system import no_links
 from watcher_config import folders, read_layers
 
 __all__ = ["world"]
@@ -153,7 +153,7 @@ def test_each_result_is_read_once_however_often_one_looks(world: World, monkeypa
         reads.append(head)
         return status_in_head(head)
 
-    monkeypatch.setattr("watcher.overview.status_in_head", count)
+    monkeypatch.setattr("watcher.store.overview.status_in_head", count)
     lookout = Lookout(world.folders, world.clock)
     for number in range(5):
         world.result(f"marie/t{number}", "completed")
@@ -186,14 +186,14 @@ def test_folder_that_may_not_be_listed_is_told_and_the_rest_is_shown(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.put("tasks/marie/x.json")
-    real = nolinks.names_in
+    real = no_links.names_in
 
     def refuse(path: Any) -> list[str]:
         if str(path).endswith("dlq"):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return real(path)
 
-    monkeypatch.setattr("watcher.presence.nolinks.names_in", refuse)
+    monkeypatch.setattr("watcher.store.workers.nolinks.names_in", refuse)
     seen = world.look()
     assert seen.workers[0].pending == 1
     assert [problem for problem in seen.problems if "dlq" in problem and "Permission denied" in problem]
@@ -205,7 +205,7 @@ def test_shortage_of_descriptors_is_an_error_and_no_number(world: World, monkeyp
     def none_left(*_: Any, **__: Any) -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr("watcher.overview.nolinks.open_folder", none_left)
+    monkeypatch.setattr("watcher.store.overview.nolinks.open_folder", none_left)
     with pytest.raises(WorkerTrouble, match="EMFILE"):
         world.look()
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.doubles import HandClock
-from watcher.atomicfile import Folder
-from watcher.permits import Permits
+from watcher.store.probe_permits import Permits
+from watcher.system.files import Folder
 
 MADE: list[Folder] = []
 

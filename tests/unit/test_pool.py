@@ -12,9 +12,10 @@ import pytest
 from tests.adoption import family
 from tests.handlerpools import SOON, Asking, Site, ask, fault, idle, output, pids, site
 from tests.waiting import wait_for
-from watcher import events, leftovers, procfs
-from watcher.runner.jsonrpc import RpcError
-from watcher.runner.pool import HandlerFault, HandlerPool, PoolFull
+from watcher.runner.warm.jsonrpc import RpcError
+from watcher.runner.warm.pool import HandlerFault, HandlerPool, PoolFull
+from watcher.system import leftover_processes, procfs
+from watcher.telemetry import events
 
 __all__ = ["family", "site"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sessions, pidfds and /proc of Linux")
@@ -214,7 +215,7 @@ def test_an_idle_handler_that_ends_is_replaced_before_anybody_asks_it(site: Site
 
 @pytest.mark.parametrize("is_adopting", [True, False])
 def test_what_a_crashed_handler_has_left_in_another_session_is_ended(site: Site, is_adopting: bool) -> None:
-    leftovers._family.is_adopting = is_adopting
+    leftover_processes._family.is_adopting = is_adopting
     pool = site.ready(1)
     failed = fault(pool, site.event("leave and crash"))
     (left,) = site.noted()

@@ -13,11 +13,12 @@ from tests.adoption import family
 from tests.doubles import HandClock
 from tests.handlerpools import RUDE, SOON, Asking, Site, ask, fault, idle, marked, output, pids, site
 from tests.waiting import wait_for
-from watcher import childproc, events
-from watcher.policy.poolsize import PoolLimits
-from watcher.runner import keeper
-from watcher.runner.pool import HandlerFault, HandlerPool, NotWarm, PoolClosed, PoolSettings
-from watcher.runner.warm import Start
+from watcher.policy.pool_size import PoolLimits
+from watcher.runner.warm import pool_keeper
+from watcher.runner.warm.handler_process import Start
+from watcher.runner.warm.pool import HandlerFault, HandlerPool, NotWarm, PoolClosed, PoolSettings
+from watcher.system import processes
+from watcher.telemetry import events
 
 __all__ = ["family", "site"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sessions, pidfds and /proc of Linux")
@@ -281,7 +282,7 @@ def test_shutdown_ends_busy_waiting_and_deaf_ones(site: Site) -> None:
 
 
 def test_shutdown_asks_before_it_kills(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "POLITE_SECONDS", SOON)
+    monkeypatch.setattr(pool_keeper, "POLITE_SECONDS", SOON)
     trap = f"trap 'echo term > {site.note}' TERM; {' '.join(RUDE)}; echo 7 > {site.note}"
     pool = site.ready(1, "sh", "-c", trap)
     pool.shutdown()
@@ -290,7 +291,7 @@ def test_shutdown_asks_before_it_kills(site: Site, monkeypatch: pytest.MonkeyPat
 
 def test_no_descriptor_and_no_thread_is_left(site: Site) -> None:
     def open_ones() -> int:
-        return len(os.listdir("/proc/self/fd")) - len(childproc._wakers)  # those are kept for the next wait
+        return len(os.listdir("/proc/self/fd")) - len(processes._wakers)  # those are kept for the next wait
 
     warm_up = site.ready(1)
     fault(warm_up, site.event("crash"))

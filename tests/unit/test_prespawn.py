@@ -19,13 +19,13 @@ from tests.adoption import family
 from tests.waiting import wait_for
 from tests.workshop import Running, Workshop, attempt, reason, run
 from watcher.clock import SystemClock
-from watcher.events import ProviderHeld, ProviderResumed, WorkerPaused, WorkerResumed
-from watcher.policy.disposition import Failure
-from watcher.runner.builtin import BUILT_IN, built_in
+from watcher.policy.after_attempt import Failure
 from watcher.runner.interface import Attempt
 from watcher.runner.oneshot import OneShotRunner, OneShotSettings
-from watcher.runner.prespawn import Prespawn, PrespawnSettings, attending
-from watcher.runner.waiting import Key
+from watcher.runner.prestart import Prespawn, PrespawnSettings, attending
+from watcher.runner.prestarted_process import Key
+from watcher.runner.providers.built_in import BUILT_IN, built_in
+from watcher.telemetry.events import ProviderHeld, ProviderResumed, WorkerPaused, WorkerResumed
 
 __all__ = ["family"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pipes, marks and /proc of Linux")

@@ -11,10 +11,10 @@ import pytest
 from tests.adoption import family
 from tests.handlerpools import Site
 from tests.workshop import Workshop, reason, run, shop
-from watcher.policy.disposition import Failure
-from watcher.policy.printed import FULL_BYTES, PrintWatch, has_filled_disk
-from watcher.runner import files
-from watcher.runner.pool import HandlerFault
+from watcher.policy.after_attempt import Failure
+from watcher.policy.output_limit import FULL_BYTES, PrintWatch, has_filled_disk
+from watcher.runner import attempt_files
+from watcher.runner.warm.pool import HandlerFault
 
 __all__ = ["family", "shop"]
 
@@ -103,7 +103,7 @@ def test_failure_on_a_disk_that_its_own_output_has_filled_is_its_own(
         found[3] = found[4] = free
         return os.statvfs_result(found)
 
-    monkeypatch.setattr(files.os, "fstatvfs", small)
+    monkeypatch.setattr(attempt_files.os, "fstatvfs", small)
     outcome = run(shop.shell(f"head -c {6 * MIB} /dev/zero; exit 1", max_output_bytes=1000))
     assert reason(outcome) == (Failure.TRANSIENT, ending)
     if ending == "output_too_large":

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from watcher.runner.builtin import built_in
-from watcher.runner.providers import Provider, environment_for, find_program
+from watcher.runner.providers.built_in import built_in
+from watcher.runner.providers.provider import Provider, environment_for, find_program
 
 CLAUDE = ("--print", "--dangerously-skip-permissions", "--output-format", "stream-json", "--verbose")
 

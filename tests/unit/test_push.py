@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.waiting import wait_for
-from watcher.events import TaskDropped, TaskSettled
-from watcher.telemetry.push import Limits, StatisticsPush, body_of
+from watcher.telemetry.events import TaskDropped, TaskSettled
+from watcher.telemetry.statistics_push import Limits, StatisticsPush, body_of
 
 #: Nothing here is to be dropped because the machine is busy.
 FAST = Limits(per_second=10_000, timeout_seconds=60.0, pauses_seconds=(0.01, 0.01), drain_seconds=60.0)
@@ -232,7 +232,7 @@ def test_stop_with_a_server_that_never_answers_ends(serve: MakeServer) -> None:
 
 
 def test_rate_is_bounded(serve: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("watcher.telemetry.push.time", SimpleNamespace(monotonic=lambda: 1000.0))
+    monkeypatch.setattr("watcher.telemetry.statistics_push.time", SimpleNamespace(monotonic=lambda: 1000.0))
     server = serve()
     waits: list[float] = []
     push = StatisticsPush(

@@ -11,8 +11,8 @@ import pytest
 
 from tests.doubles import HandClock, Memory
 from tests.gating import MADE, allowed, cleared, clock, limit
-from watcher.gates import Gates
-from watcher.holdfiles import lift_hold
+from watcher.store.holds import lift_hold
+from watcher.worker.provider_gates import Gates
 
 __all__ = ["cleared", "clock"]
 

@@ -8,9 +8,16 @@ from typing import Any
 import pytest
 
 from tests.printing import INIT, LIMIT_EVENT, claude_result, lines, printed
-from watcher.runner import reading as module
-from watcher.runner.reading import bounded_text, events, harmless, shortened
-from watcher.runner.shapes import Reading, read_claude, read_codex, read_gemini, read_opencode, read_qwen
+from watcher.runner import printed_text as module
+from watcher.runner.printed_text import bounded_text, events, harmless, shortened
+from watcher.runner.providers.output_events import (
+    Reading,
+    read_claude,
+    read_codex,
+    read_gemini,
+    read_opencode,
+    read_qwen,
+)
 
 __all__ = ["printed"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.collecting import Site, site
-from watcher.maintenance import reassign as reassign_module
-from watcher.maintenance.reassign import Reassigner
+from watcher.store import reassign as reassign_module
+from watcher.store.reassign import Reassigner
 
 __all__ = ["site"]
 

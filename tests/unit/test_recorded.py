@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.recorded import Recorded, recorded, seen_of
-from watcher.runner.builtin import BUILT_IN
+from watcher.runner.providers.built_in import BUILT_IN
 
 CASES = recorded()
 REASONS = {"no_output", "denied", "context_overflow", "not_authenticated", "usage_limit", "bad_argument"}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from html.parser import HTMLParser
 from pathlib import Path
 
-from watcher.listenerview import ListenerView, Totals, is_running, listener_lines, read_points, read_view
-from watcher.maintenance.aggregator import Outcome
-from watcher.maintenance.ledger import Entry, Ledger
-from watcher.maintenance.seat import Seat
-from watcher.report import MAX_ROWS, report_html, report_text, seconds_text
+from watcher.cli.report import MAX_ROWS, report_html, report_text, seconds_text
+from watcher.store.listener_database import Entry, Ledger
+from watcher.store.listener_lock import Seat
+from watcher.store.listener_state import ListenerView, Totals, is_running, listener_lines, read_points, read_view
+from watcher.store.totals import Outcome
 
 EVIL = '<script>alert("x")</script>\x1b[31m'
 NOW = 1_800_000_000.0

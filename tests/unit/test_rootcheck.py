@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 import demo_watcher
-from watcher import cli, rootcheck
+from watcher.cli import main
 from watcher.client import Client
-from watcher.rootcheck import UnusableRoot, refusal_words
+from watcher.store import root_check
+from watcher.store.root_check import UnusableRoot, refusal_words
 from watcher_config import folders, read_layers
 
 READERS = [
@@ -37,9 +38,9 @@ WRITERS = [
 
 def _run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     if words[0] != "--status":
-        return cli.main(words)
+        return main.main(words)
     monkeypatch.setattr(sys, "argv", ["demo_watcher.py", *words])
-    monkeypatch.setattr("watcher.commands.shared._SPEAKER", ["watcher"])  # it changes who is heard
+    monkeypatch.setattr("watcher.cli.command_output._SPEAKER", ["watcher"])  # it changes who is heard
     return demo_watcher.main()
 
 
@@ -71,11 +72,11 @@ def test_what_may_come_before_the_first_worker_says_that_it_made_the_root(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WATCHER_ROOT", str(tmp_path / "new"))
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     assert f"{tmp_path / 'new'} was not there and is made; is WATCHER_ROOT right?" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("WATCHER_ROOT", str(tmp_path / "file"))
-    assert cli.main(words) == 2
+    assert main.main(words) == 2
     assert "a file lies where a folder must be" in capsys.readouterr().err
 
 
@@ -83,7 +84,7 @@ def test_what_may_come_before_the_first_worker_says_that_it_made_the_root(
 def test_an_empty_root_is_said_to_be_one(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("watcher.commands.shared._TOLD", set())
+    monkeypatch.setattr("watcher.cli.command_output._TOLD", set())
     monkeypatch.setenv("WATCHER_ROOT", str(tmp_path))
     _run(words, monkeypatch)
     said = capsys.readouterr().err
@@ -108,11 +109,12 @@ def test_the_client_says_it_too_and_waits_for_nothing(kind: str, tmp_path: Path)
 _AS_SOMEBODY = """
 import json, os, sys
 import demo_watcher
-from watcher import cli
+from watcher.cli import main as cli
 for name in cli.COMMANDS:
     cli.load(name)
-import watcher.again, watcher.client, watcher.control, watcher.holdfiles, watcher.overview, watcher.screen
-import watcher.rootcheck, watcher.spending, watcher.submit, watcher.tell
+import watcher.store.run_again, watcher.client, watcher.worker.operator_commands, watcher.store.holds,
+watcher.store.overview, watcher.cli.tables
+import watcher.store.root_check, watcher.store.spending, watcher.store.submitting, watcher.store.operator_commands
 if os.geteuid() == 0:
     os.setgroups([])
     os.setgid(65534)
@@ -129,7 +131,7 @@ for words in json.loads(sys.argv[1]):
 
 def _as_somebody(root: Path, commands: list[list[str]]) -> list[tuple[str, int]]:
     """What each command said on stderr and its code, run by a user who may not write there; root becomes nobody."""
-    home = Path(cli.__file__).parents[1]
+    home = Path(main.__file__).parents[1]
     environ = {**os.environ, "WATCHER_ROOT": str(root), "PYTHONPATH": str(home)}
     done = subprocess.run(
         [sys.executable, "-c", _AS_SOMEBODY, json.dumps(commands)], env=environ, cwd="/", text=True,
@@ -213,5 +215,5 @@ def test_every_refusal_of_the_system_has_a_cure(number: int, cure: str) -> None:
 def test_folders_elsewhere_need_no_root(tmp_path: Path) -> None:
     environ = {"WATCHER_ROOT": str(tmp_path / "none"), "TASK_DIR": str(tmp_path)}
     places = folders(read_layers(environ=environ, env_file=os.devnull))
-    rootcheck.check(places)
-    assert rootcheck.remarks(places) == []
+    root_check.check(places)
+    assert root_check.remarks(places) == []

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from tests.doubles import HandClock, Memory
-from watcher.events import WorkerJudged
-from watcher.maintenance.ledger import Ledger
-from watcher.maintenance.recorder import News
-from watcher.maintenance.roster import Roster
+from watcher.listener.worker_health import Roster
+from watcher.store.listener_database import Ledger
+from watcher.store.notices import News
+from watcher.telemetry.events import WorkerJudged
 
 INCARNATION = "ab" * 16
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.doubles import HandClock, Memory
-from watcher import cli, spending
-from watcher.bounds import Limits
+from watcher.cli import main
 from watcher.clock import rfc3339
-from watcher.events import BudgetLifted, BudgetReached, HintFailed, SpendingRecorded
-from watcher.spending import Spending, raise_daily_budget, raised_on_day, spent_on_day
+from watcher.policy.budget_limits import Limits
+from watcher.store import spending
+from watcher.store.spending import Spending, raise_daily_budget, raised_on_day, spent_on_day
+from watcher.telemetry.events import BudgetLifted, BudgetReached, HintFailed, SpendingRecorded
 
 MADE: list[Spending] = []
 #: Noon of 2027-01-15, UTC.
@@ -199,12 +200,12 @@ def test_command_shows_and_raises_what_a_day_may_cost(
 ) -> None:
     monkeypatch.setenv("WATCHER_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["budget", "marie", "--raise", "2.5", "--json"]) == 0
+    assert main.main(["budget", "marie", "--raise", "2.5", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["worker"], told["spent_usd"], told["raised_by_usd"]) == ("marie", 0, 2.5)
-    assert cli.main(["budget", "marie"]) == 0 and "raised by 2.5 until" in capsys.readouterr().out
+    assert main.main(["budget", "marie"]) == 0 and "raised by 2.5 until" in capsys.readouterr().out
     for words in (["budget", "../x"], ["budget", "marie", "--raise", "-1"], ["budget", "marie", "--raise", "nan"]):
-        assert cli.main(words) == 2
+        assert main.main(words) == 2
 
 
 def test_tokens_of_a_task_are_counted_over_attempts_and_a_kill(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import pytest
 
 from tests.adoption import family
 from tests.workshop import Workshop, attempt, claude, reason, run, shop
-from watcher.policy.disposition import Failure
+from watcher.policy.after_attempt import Failure
 from watcher.runner import oneshot
-from watcher.runner.builtin import built_in
-from watcher.runner.planning import MAX_ARGUMENT_BYTES
+from watcher.runner.command_line import MAX_ARGUMENT_BYTES
+from watcher.runner.providers.built_in import built_in
 
 __all__ = ["family", "shop"]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memfds, sessions and /proc of Linux")
@@ -196,7 +196,7 @@ def test_fork_that_fails_is_the_machines_fault(shop: Workshop, number: int, monk
         raise OSError(number, os.strerror(number))
 
     runner = shop.runner("cat")
-    monkeypatch.setattr(oneshot.childproc, "spawn", refuse)
+    monkeypatch.setattr(oneshot.processes, "spawn", refuse)
     assert reason(run(runner)) == (Failure.TROUBLE, "worker_trouble")
 
 

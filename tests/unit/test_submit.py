@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from watcher.atomicfile import fsync_file, move_new
 from watcher.errors import InvalidTask
-from watcher.formats import strictjson
+from watcher.formats import strict_json
 from watcher.formats.task import TASK_FILE_NAME, parse_task
-from watcher.submit import AlreadySubmitted, new_task_id, submit, submit_many
+from watcher.store.submitting import AlreadySubmitted, new_task_id, submit, submit_many
+from watcher.system.files import fsync_file, move_new
 
 
 def read(path: Path) -> dict[str, Any]:
-    value = strictjson.loads(path.read_bytes())
+    value = strict_json.loads(path.read_bytes())
     assert isinstance(value, dict)
     return value
 
@@ -58,11 +58,11 @@ def test_id_that_was_given_is_used(tmp_path: Path) -> None:
 
 def test_fresh_ids_are_task_ids_all_different_and_in_order_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(1_795_219_200_000_000_000, 1_795_219_202_000_000_000, 20_000_000))
-    monkeypatch.setattr("watcher.submit.time.time_ns", lambda: next(now))
+    monkeypatch.setattr("watcher.store.submitting.time.time_ns", lambda: next(now))
     ids = [new_task_id() for _ in range(100)]
     assert ids == sorted(set(ids))
     assert all(TASK_FILE_NAME.fullmatch(f"{task_id}.json") for task_id in ids)
-    monkeypatch.setattr("watcher.submit.time.time_ns", lambda: 1_795_219_200_000_000_000)
+    monkeypatch.setattr("watcher.store.submitting.time.time_ns", lambda: 1_795_219_200_000_000_000)
     assert new_task_id() != new_task_id()
 
 
@@ -186,9 +186,9 @@ def test_file_is_durable_before_it_is_shown_and_its_name_before_it_is_told(
             steps.append("folder")
         folder_sync(fd)
 
-    monkeypatch.setattr("watcher.submit.fsync_file", sync_file)
-    monkeypatch.setattr("watcher.submit.move_new", show)
-    monkeypatch.setattr("watcher.submit.os.fsync", sync_folder)
+    monkeypatch.setattr("watcher.store.submitting.fsync_file", sync_file)
+    monkeypatch.setattr("watcher.store.submitting.move_new", show)
+    monkeypatch.setattr("watcher.store.submitting.os.fsync", sync_folder)
     submit_many(tmp_path, "marie", [{"description": "x"}, {"description": "y"}])
     assert [step for step in steps if step != "file"] == ["show", "show", "folder"]
     shows = [place for place, step in enumerate(steps) if step == "show"]
@@ -199,7 +199,7 @@ def test_full_disk_leaves_no_file_behind_and_says_so(tmp_path: Path, monkeypatch
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("watcher.submit.fsync_file", full)
+    monkeypatch.setattr("watcher.store.submitting.fsync_file", full)
     with pytest.raises(OSError, match="No space"):
         submit(tmp_path, "marie", {"description": "x"})
     assert everything_below(tmp_path) == ["marie"]
@@ -212,7 +212,7 @@ def test_name_that_a_worker_sees_before_the_rename_is_no_task(tmp_path: Path, mo
         seen.extend(os.listdir(tmp_path / "marie"))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("watcher.submit.move_new", stop)
+    monkeypatch.setattr("watcher.store.submitting.move_new", stop)
     with pytest.raises(KeyboardInterrupt):
         submit(tmp_path, "marie", {"description": "x"})
     assert len(seen) == 1

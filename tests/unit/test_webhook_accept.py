@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from tests.doubles import HandClock
-from watcher import atomicfile
 from watcher.errors import WorkerTrouble
-from watcher.intake.webhook_accept import Accepter, Submission, Verdict
-from watcher.intake.webhook_memory import FILE_NAME, Delivery, Memory
+from watcher.intake.webhook.deliveries import FILE_NAME, Delivery, Memory
+from watcher.intake.webhook.durable_posts import Accepter, Submission, Verdict
+from watcher.system import files
 from watcher_config import Folders, folders, read_layers
 
 
@@ -81,8 +81,8 @@ def test_a_task_is_durable_and_visible_before_its_verdict(places: Folders, monke
 
 def test_posts_that_come_together_share_their_flushes(places: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     flushes: list[int] = []
-    real = atomicfile.syncfs
-    monkeypatch.setattr(atomicfile, "syncfs", lambda fd: (flushes.append(fd), real(fd))[1])
+    real = files.syncfs
+    monkeypatch.setattr(files, "syncfs", lambda fd: (flushes.append(fd), real(fd))[1])
 
     all_there = threading.Event()
     in_hand: list[int] = []

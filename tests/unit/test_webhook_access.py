@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from watcher.intake.webhook_access import SIGNATURE_HEADER, Access, Refusal, is_signed
+from watcher.intake.webhook.access import SIGNATURE_HEADER, Access, Refusal, is_signed
 
 #: The example of GitHub's documentation, "Validating webhook deliveries".
 GITHUB_SECRET = b"It's a Secret to Everybody"

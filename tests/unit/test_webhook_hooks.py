@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from watcher.errors import SettingError
-from watcher.intake.webhook_access import Refusal
-from watcher.intake.webhook_hooks import Hook, Unmapped, fill, load_hooks, parse_template
-from watcher.intake.webhook_submissions import from_hook
+from watcher.intake.webhook.access import Refusal
+from watcher.intake.webhook.payload_hooks import Hook, Unmapped, fill, load_hooks, parse_template
+from watcher.intake.webhook.posts import from_hook
 
 PAYLOAD: dict[str, Any] = {
     "action": "opened",

@@ -10,9 +10,9 @@ import jsonschema
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watcher.intake.webhook_access import Refusal
-from watcher.intake.webhook_schema import openapi, page
-from watcher.intake.webhook_submissions import from_task, parse
+from watcher.intake.webhook.access import Refusal
+from watcher.intake.webhook.openapi import openapi, page
+from watcher.intake.webhook.posts import from_task, parse
 
 DESCRIPTION = openapi(("marie", "anga"))
 TASK = jsonschema.Draft202012Validator(DESCRIPTION | {"$ref": "#/components/schemas/Task"})

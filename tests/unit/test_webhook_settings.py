@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from watcher.errors import SettingError
-from watcher.websettings import WebhookConfig, load_webhook_config
+from watcher.settings.webhook import WebhookConfig, load_webhook_config
 from watcher_config import WEBHOOK_SETTINGS, read_layers, render_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]

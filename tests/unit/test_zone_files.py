@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from watcher.intake import finishing
-from watcher.intake.arrivals import Signature
-from watcher.intake.claiming import Refused
-from watcher.intake.memory import ZoneMemory
+from watcher.intake.drop_zones import finishing
+from watcher.intake.drop_zones.arrivals import Signature
+from watcher.intake.drop_zones.file_memory import ZoneMemory
+from watcher.intake.drop_zones.file_to_task import Refused
 
 
 def test_folder_that_came_under_the_name_of_a_refused_link_is_put_back(

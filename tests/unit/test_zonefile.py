@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from watcher.intake.marked import ZoneFileError
-from watcher.intake.template import Template
-from watcher.intake.zonefile import Processing, ZoneFile, load_zone_file
+from watcher.intake.drop_zones.prompt_template import Template
+from watcher.intake.drop_zones.yaml_lines import ZoneFileError
+from watcher.intake.drop_zones.zone_file import Processing, ZoneFile, load_zone_file
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GOOD = """zones:

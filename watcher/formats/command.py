@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from watcher.errors import WatcherError
-from watcher.formats import strictjson, task
+from watcher.formats import strict_json, task
 from watcher.formats.fields import Choice, FieldError, Kind, Object, Optional, Text, record_schema
 from watcher.formats.task import ID_PATTERN, Priority
 
@@ -47,7 +47,7 @@ class InvalidCommand(WatcherError):
 @dataclass(frozen=True, slots=True)
 class Command:
     """One command. `changes` are fields of the task and their new values, None takes a field away. With `instance` or
-    `incarnation` it is for that process alone."""
+    `worker_locks` it is for that process alone."""
 
     word: Word
     task_id: str = ""
@@ -67,8 +67,8 @@ class Command:
 def parse_command(raw: bytes) -> Command | None:
     """Read a file of a control folder; None when it is an object without the word `command`: a state."""
     try:
-        value = strictjson.loads(raw)
-    except strictjson.NotStrictJson as error:
+        value = strict_json.loads(raw)
+    except strict_json.NotStrictJson as error:
         raise InvalidCommand(str(error)) from None
     if not isinstance(value, dict):
         raise InvalidCommand('a command is one JSON object: {"command": "pause"}')

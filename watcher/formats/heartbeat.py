@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from watcher.clock import rfc3339
-from watcher.formats import strictjson
+from watcher.formats import strict_json
 from watcher.formats.fields import Choice, Kind, ListOf, Number, Object, Optional, Text, record_schema
 
 HeartbeatStatus = Literal["healthy", "degraded", "paused", "held", "draining", "stopped"]
@@ -126,7 +126,7 @@ class Heartbeat:
     active: list[ActiveTask] = field(default_factory=list)
 
     def dump(self) -> bytes:
-        return strictjson.dumps(
+        return strict_json.dumps(
             {
                 "worker": self.worker,
                 "timestamp": rfc3339(self.at),
@@ -155,9 +155,9 @@ class Heartbeat:
 
 def parse_heartbeat(raw: bytes) -> dict[str, Any]:
     """Read a heartbeat as its plain object. Raises NotStrictJson or FieldError when it is none."""
-    value = strictjson.loads(raw)
+    value = strict_json.loads(raw)
     if not isinstance(value, dict):
-        raise strictjson.NotStrictJson("a heartbeat is one JSON object")
+        raise strict_json.NotStrictJson("a heartbeat is one JSON object")
     for name in ("worker", "status", "sequence"):
         FIELDS[name].check(value.get(name))
     return value

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from watcher.clock import rfc3339
-from watcher.formats import strictjson
+from watcher.formats import strict_json
 from watcher.formats.fields import Choice, Flag, Kind, ListOf, Number, Object, Optional, Text, record_schema
 
 FIELDS: dict[str, Kind] = {
@@ -33,7 +33,7 @@ class Receipt:
     incarnation: str
 
     def dump(self) -> bytes:
-        return strictjson.dumps(
+        return strict_json.dumps(
             {
                 "kind": "task_taken",
                 "task_id": self.task_id,
@@ -112,7 +112,7 @@ class Notice:
 
     def dump(self) -> bytes:
         head = {"kind": self.kind, "notice_id": self.notice_id, "timestamp": rfc3339(self.at)}
-        return strictjson.dumps(head | self.fields)
+        return strict_json.dumps(head | self.fields)
 
 
 def notice_schema() -> dict[str, Any]:

@@ -11,9 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from watcher import nolinks
 from watcher.clock import rfc3339
-from watcher.formats import strictjson
+from watcher.formats import strict_json
 from watcher.formats.fields import (
     Choice,
     FieldError,
@@ -28,6 +27,7 @@ from watcher.formats.fields import (
     record_schema,
 )
 from watcher.formats.task import ID_PATTERN, WORKER_PATTERN
+from watcher.system import no_links
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -181,7 +181,7 @@ class Result:
         return out
 
     def dump(self) -> bytes:
-        return strictjson.dumps(self.as_json())
+        return strict_json.dumps(self.as_json())
 
 
 _STATUS = re.compile(rb'"status"\s*:\s*"([a-z]+)"')
@@ -204,7 +204,7 @@ def stored_status(path: Path) -> Status | None:
     Follows no link and waits for no FIFO: a folder of results may be written to by others.
     """
     try:
-        fd = nolinks.open_file(path, os.O_RDONLY | os.O_NONBLOCK)
+        fd = no_links.open_file(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return None
     try:
@@ -217,9 +217,9 @@ def stored_status(path: Path) -> Status | None:
 
 def parse_result(raw: bytes) -> dict[str, Any]:
     """Read a result as its plain object. Raises NotStrictJson (a ValueError) or FieldError when it is none."""
-    value = strictjson.loads(raw)
+    value = strict_json.loads(raw)
     if not isinstance(value, dict):
-        raise strictjson.NotStrictJson("a result is one JSON object")
+        raise strict_json.NotStrictJson("a result is one JSON object")
     for name in ("task_id", "worker", "status"):
         if name not in value:
             raise FieldError(f"it has no {name}: it is no result of a worker")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from watcher.formats import command, deadletter, heartbeat, notice, result, task
+from watcher.formats import command, dead_letter, heartbeat, notice, result, task
 
 
 def all_schemas() -> dict[str, dict[str, Any]]:
@@ -15,7 +15,7 @@ def all_schemas() -> dict[str, dict[str, Any]]:
     return {
         "task": task.schema(),
         "result": result.schema(),
-        "dead-letter": deadletter.schema(),
+        "dead-letter": dead_letter.schema(),
         "command": command.schema(),
         "heartbeat": heartbeat.schema(),
         "receipt": notice.schema(),

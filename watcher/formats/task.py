@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from watcher.errors import InvalidTask
-from watcher.formats import strictjson
+from watcher.formats import strict_json
 from watcher.formats.fields import (
     Choice,
     FieldError,
@@ -146,8 +146,8 @@ def refuse_to_unset(submitted: dict[str, Any], changes: dict[str, Any]) -> None:
 def parse_task(raw: bytes, stem: str, worker: str) -> Task:
     """Read the bytes of `tasks/<worker>/<stem>.json`. Raises InvalidTask."""
     try:
-        value = strictjson.loads(raw, is_bounded=True)
-    except strictjson.NotStrictJson as error:
+        value = strict_json.loads(raw, is_bounded=True)
+    except strict_json.NotStrictJson as error:
         raise InvalidTask("invalid_json", str(error)) from None
     if not isinstance(value, dict):
         raise InvalidTask("invalid_json", 'the file must hold one JSON object: { "description": "..." }')
@@ -194,7 +194,7 @@ def marks_of(raw: bytes) -> dict[str, Any]:
     Whoever waits for a batch must find its refused members in it. Reads any JSON, not only the strict kind: the file
     may have been refused for that very reason.
     """
-    if strictjson.has_too_many_values(raw):  # its reader would be busy for seconds
+    if strict_json.has_too_many_values(raw):  # its reader would be busy for seconds
         return {}
     try:
         value = json.loads(raw)
@@ -203,7 +203,7 @@ def marks_of(raw: bytes) -> dict[str, Any]:
     marks: dict[str, Any] = {}
     for name in MARKS if isinstance(value, dict) else ():
         with contextlib.suppress(FieldError, ValueError, TypeError, RecursionError):
-            given = strictjson.loads(strictjson.dumps(value.get(name), errors="strict"))
+            given = strict_json.loads(strict_json.dumps(value.get(name), errors="strict"))
             FIELDS[name].check(given)
             marks[name] = given
     return marks

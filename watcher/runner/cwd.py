@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from watcher.policy.disposition import Ending, Failure
+from watcher.policy.after_attempt import Ending, Failure
 
 
 def checked_cwd(wanted: str, allowed: Sequence[Path]) -> str | Ending:

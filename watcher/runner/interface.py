@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from watcher.formats.result import Usage
-from watcher.policy.disposition import Ending, Failure
-from watcher.runner.live import Live
-from watcher.runner.shapes import Reading
+from watcher.policy.after_attempt import Ending, Failure
+from watcher.runner.live_view import Live
+from watcher.runner.providers.output_events import Reading
 
 #: What one attempt may print, both streams together, unless a setting says otherwise.
 MAX_ATTEMPT_OUTPUT_BYTES = 256 << 20

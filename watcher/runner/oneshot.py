@@ -10,7 +10,7 @@ Nothing here raises for what a command does: each way to fail is an Ending. Two 
 missing ends as AUTH, because that holds the provider and counts no attempt; an attempt that the machine could not
 start (no memory, no descriptors) ends as TROUBLE.
 
-Used by many threads at once, none of which should be the main one (see `childproc`).
+Used by many threads at once, none of which should be the main one (see `processes`).
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from watcher import childproc
 from watcher.clock import Clock
-from watcher.policy.disposition import Ending, Failure
-from watcher.policy.printed import FULL_BYTES, OUTPUT_TOO_LARGE, PrintWatch, has_filled_disk
-from watcher.runner.files import Slot, Slots, remove, unnamed_file, write_file
+from watcher.policy.after_attempt import Ending, Failure
+from watcher.policy.output_limit import FULL_BYTES, OUTPUT_TOO_LARGE, PrintWatch, has_filled_disk
+from watcher.runner.attempt_files import Slot, Slots, remove, unnamed_file, write_file
+from watcher.runner.command_line import Plan, Planner, waiting_key
 from watcher.runner.interface import MAX_ATTEMPT_OUTPUT_BYTES, Attempt, Outcome, without_output
-from watcher.runner.live import Live, Look
-from watcher.runner.planning import Plan, Planner, waiting_key
-from watcher.runner.prespawn import Prespawn, PrespawnSettings
-from watcher.runner.printed import Ended, outcome_of
-from watcher.runner.providers import Provider
+from watcher.runner.live_view import Live, Look
+from watcher.runner.prestart import Prespawn, PrespawnSettings
+from watcher.runner.providers.outcome import Ended, outcome_of
+from watcher.runner.providers.provider import Provider
 from watcher.runner.stall import StallWatch
-from watcher.runner.starting import trouble
+from watcher.runner.start_failures import trouble
+from watcher.system import processes
 
 #: One that prints too much gets no longer to end by itself: in a second it may print a gigabyte more.
 _FLOOD_GRACE_SECONDS = 0.5
@@ -48,7 +48,7 @@ class OneShotSettings:
     `folder` is this incarnation's claim folder; `busy_fd` the descriptor of its `.busy` lock, which every command
     inherits. Of `environ` (the worker's own) a command sees what its provider and `more_environment` (globs) allow.
     `stall_timeout_seconds`: a command that prints nothing for so long is ended; 0 lets it be.
-    `prespawn`: processes of providers that can are started before their tasks.
+    `prestart`: processes of providers that can are started before their tasks.
     `max_attempt_output_bytes`: what one attempt may print, both streams together; a disk with less free than
     `min_free_bytes` is full.
     """
@@ -73,7 +73,7 @@ class _Run:
 
     slot: Slot
     mark: str
-    child: childproc.Child | None = None
+    child: processes.Child | None = None
     is_waiting_one: bool = False
     stopped: Failure | None = None
     why: str | None = None
@@ -142,7 +142,7 @@ class OneShotRunner:
 
     def sweep(self) -> int:
         """End what escaped from attempts that are over; returns how many processes that were."""
-        return childproc.sweep()
+        return processes.sweep()
 
     def live_output(self, mark: str) -> tuple[Path, float | None] | None:
         """Where a running attempt prints to, and when it last did (wall seconds; None: not yet). For people."""
@@ -195,12 +195,12 @@ class OneShotRunner:
             self._running[attempt.mark] = run
         is_clean = True
         try:
-            childproc.attempt_began(attempt.mark)
+            processes.attempt_began(attempt.mark)
             outcome = self._run_waiting(attempt, plan, run)
             if outcome is None:
                 child = self._spawn(attempt, plan, run)
                 if isinstance(child, Ending):
-                    childproc.attempt_over(None, attempt.mark)
+                    processes.attempt_over(None, attempt.mark)
                     return without_output(child)
                 is_clean = False
                 outcome = self._finish(attempt, plan, run, child)
@@ -215,7 +215,7 @@ class OneShotRunner:
     @staticmethod
     def _is_clean(run: _Run, outcome: Outcome) -> bool:
         was_told = run.child is not None and run.child.was_told_to_end
-        return outcome.leftovers_killed == 0 and not was_told and childproc.nobody_escaped()
+        return outcome.leftovers_killed == 0 and not was_told and processes.nobody_escaped()
 
     def _run_waiting(self, attempt: Attempt, plan: Plan, run: _Run) -> Outcome | None:
         """By a process that has waited for it; None when there is none, or it has done nothing: run it as usual."""
@@ -232,7 +232,7 @@ class OneShotRunner:
         self._begin(run, one.child, Look())
         outcome = self._finish(attempt, plan, run, one.child)
         if not _did_nothing(run, outcome):
-            childproc.attempt_over(None, attempt.mark)
+            processes.attempt_over(None, attempt.mark)
             return outcome
         self.prespawn.failed(key, f"it did nothing with its task and ended (exit code {outcome.exit_code})")
         with self._lock:
@@ -242,13 +242,13 @@ class OneShotRunner:
         self._slots.give_back(used, False)
         return None
 
-    def _begin(self, run: _Run, child: childproc.Child, look: Look | None) -> None:
+    def _begin(self, run: _Run, child: processes.Child, look: Look | None) -> None:
         with self._lock:
             run.child, run.look = child, look
             if run.stopped is not None:
                 child.end(self._settings.kill_grace_seconds)
 
-    def _spawn(self, attempt: Attempt, plan: Plan, run: _Run) -> childproc.Child | Ending:
+    def _spawn(self, attempt: Attempt, plan: Plan, run: _Run) -> processes.Child | Ending:
         prepared = plan.prepared
         program = prepared.program
         try:
@@ -260,11 +260,11 @@ class OneShotRunner:
                 child = self._start(plan, run, prepared.program)
             except OSError as again:
                 return self._planner.start_failed(plan, attempt, again)
-        if isinstance(child, childproc.Child):
+        if isinstance(child, processes.Child):
             self._begin(run, child, Look() if prepared.output == "stream-json" else None)
         return child
 
-    def _start(self, plan: Plan, run: _Run, program: str | None) -> childproc.Child | Ending:
+    def _start(self, plan: Plan, run: _Run, program: str | None) -> processes.Child | Ending:
         stdin = None
         try:
             if plan.prompt_file is not None:
@@ -275,20 +275,20 @@ class OneShotRunner:
                 if run.stopped is not None:
                     return Ending(run.stopped, run.why)
             slot = run.slot
-            return childproc.spawn(
+            return processes.spawn(
                 plan.argv, plan.environment, plan.cwd, stdin, slot.stdout.fd, slot.stderr.fd, self._pass_fds, program
             )
         finally:
             if stdin is not None:
                 os.close(stdin)
 
-    def _finish(self, attempt: Attempt, plan: Plan, run: _Run, child: childproc.Child) -> Outcome:
+    def _finish(self, attempt: Attempt, plan: Plan, run: _Run, child: processes.Child) -> Outcome:
         prepared, settings = plan.prepared, self._settings
         watch = PrintWatch(settings.max_attempt_output_bytes, run.slot.free_bytes(), time.monotonic())
         try:
             code = self._wait(run, child, prepared.is_silent, attempt.timeout_seconds, watch)
         finally:
-            leftovers = childproc.attempt_over(child, run.mark)
+            leftovers = processes.attempt_over(child, run.mark)
         self._give_room(run, code, watch)
         cut_short = _cut_short(run, prepared.provider.name, attempt.timeout_seconds, settings.stall_timeout_seconds)
         ended = Ended(prepared.provider, prepared.output, code, cut_short)
@@ -297,7 +297,7 @@ class OneShotRunner:
         return outcome
 
     def _wait(
-        self, run: _Run, child: childproc.Child, is_silent: bool, timeout_seconds: float, prints: PrintWatch
+        self, run: _Run, child: processes.Child, is_silent: bool, timeout_seconds: float, prints: PrintWatch
     ) -> int:
         settings = self._settings
         stall = settings.stall_timeout_seconds
@@ -312,7 +312,7 @@ class OneShotRunner:
                     run.stalled = too_much is None and time.monotonic() < ends_at
                     run.timed_out = too_much is None and not run.stalled
             code = child.wait()
-        return childproc.EXIT_UNKNOWN if code is None else code
+        return processes.EXIT_UNKNOWN if code is None else code
 
     def _give_room(self, run: _Run, code: int, watch: PrintWatch) -> None:
         """What printed too much keeps as much as it might have printed, and what filled the disk no more than a
@@ -327,7 +327,7 @@ class OneShotRunner:
 
 
 def _wait_watching(
-    child: childproc.Child, run: _Run, stall: StallWatch | None, prints: PrintWatch, ends_at: float
+    child: processes.Child, run: _Run, stall: StallWatch | None, prints: PrintWatch, ends_at: float
 ) -> tuple[int | None, str | None]:
     """Wait for the end; no code when the time is over or the command has printed nothing for too long, or, with the
     reason, too much."""

@@ -25,8 +25,8 @@ from typing import Any, TextIO
 
 from pythonjsonlogger.json import JsonEncoder, JsonFormatter
 
-from watcher import events
 from watcher.errors import SettingError
+from watcher.telemetry import events
 
 LOGGER_NAME = "watcher"
 MAX_TEXT_CHARS = 500

@@ -1,0 +1,1 @@
+"""What people type and see: the `watcher` command, tables, the demo."""

@@ -1,0 +1,1 @@
+"""Drop zones: files that become tasks."""

@@ -1,0 +1,132 @@
+"""Where a task is and what became of it, by its id: read from the folders at each question, nothing is kept.
+
+A state is what `tasks` says of a task on its way (`waiting`, `scheduled`, `blocked`, `held`, `retrying`,
+`running`), the status of its result (`completed`, `failed`, `timeout`, `cancelled`), or `refused` (a dead letter and no
+result). Raises OSError as the system gives it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from watcher.formats import strict_json
+from watcher.formats.result import HEAD_BYTES, parse_result, status_in_head
+from watcher.formats.task import WORKER_PATTERN
+from watcher.store.tasks import on_their_way
+from watcher.store.workers import READ
+from watcher.system import no_links
+from watcher.system.files import read_up_to
+
+if TYPE_CHECKING:
+    from watcher_config import Folders
+
+_MAX_STORED_BYTES = 1 << 28
+#: What a caller need not tell apart from waiting: the task goes on without anybody's help, or is refused soon.
+_STATES = {"orphaned": "waiting", "changing": "waiting", "unreadable": "waiting"}
+_ENDED = frozenset({"completed", "failed", "timeout", "cancelled", "refused"})
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One task. `path` is the file that tells the state, `attempts` how many were started as far as its name says."""
+
+    worker: str
+    task_id: str
+    state: str
+    path: Path
+    attempts: int = 0
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in _ENDED
+
+    @property
+    def has_result(self) -> bool:
+        return self.has_ended and self.state != "refused"
+
+    def as_json(self) -> dict[str, Any]:
+        out: dict[str, Any] = {
+            "task_id": self.task_id,
+            "worker": self.worker,
+            "state": self.state,
+            "has_ended": self.has_ended,
+        }
+        return out if self.has_ended else {**out, "attempts": self.attempts}
+
+
+def worker_names(tasks: Path) -> list[str]:
+    """The workers that have an inbox, sorted."""
+    names = (name for name in no_links.names_in(tasks) if re.fullmatch(WORKER_PATTERN, name))
+    return sorted(name for name in names if no_links.is_folder(tasks / name))
+
+
+def find(folders: Folders, worker: str, task_id: str) -> Found | None:
+    """The task of this id at this worker. `task_id` must be one: it becomes part of a path."""
+    # Twice: one that goes back from a claim to the inbox or to .retry may pass behind the first look.
+    return _result(folders, worker, task_id) or _look(folders, worker, task_id) or _look(folders, worker, task_id)
+
+
+def find_all(folders: Folders, workers: Iterable[str], task_id: str) -> list[Found]:
+    """The tasks of this id at all these workers."""
+    return [found for worker in workers if (found := find(folders, worker, task_id)) is not None]
+
+
+def stored_sha256(found: Found) -> str | None:
+    """The SHA-256 of the task's bytes as they were submitted; None when nothing tells it (any more)."""
+    try:
+        raw = read_file(found.path)
+        if not found.has_ended:
+            return hashlib.sha256(raw).hexdigest()
+        fields = strict_json.loads(raw) if found.state == "refused" else parse_result(raw)
+    except (OSError, ValueError):
+        return None
+    value = fields.get("dlq_task_sha256" if found.state == "refused" else "task_sha256")
+    return value if isinstance(value, str) else None
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file; never follows a link, never blocks on a FIFO. Raises OSError."""
+    fd = no_links.open_file(path, READ)
+    try:
+        return read_up_to(fd, _MAX_STORED_BYTES)
+    finally:
+        os.close(fd)
+
+
+def _look(folders: Folders, worker: str, task_id: str) -> Found | None:
+    for seen in on_their_way(folders, worker, only=task_id):
+        state = _STATES.get(seen.state, seen.state)
+        return Found(worker, task_id, state, seen.path, seen.attempts)
+    return _result(folders, worker, task_id) or _letter(folders, worker, task_id)
+
+
+def _result(folders: Folders, worker: str, task_id: str) -> Found | None:
+    path = folders.results / worker / f"{task_id}.json"
+    try:
+        fd = no_links.open_file(path, READ)
+    except FileNotFoundError:
+        return None
+    try:
+        status = status_in_head(os.read(fd, HEAD_BYTES))
+    finally:
+        os.close(fd)
+    return Found(worker, task_id, status or "failed", path)
+
+
+def _letter(folders: Folders, worker: str, task_id: str) -> Found | None:
+    path = folders.dlq / worker / f"{task_id}.json"
+    return Found(worker, task_id, "refused", path) if _is_there(path) else None
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        no_links.look_at(path)
+    except FileNotFoundError:
+        return False
+    return True

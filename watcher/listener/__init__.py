@@ -1,0 +1,1 @@
+"""The orchestrator's listener: says once what became of each task, finds dead workers and overdue tasks."""

@@ -1,1 +1,0 @@
-"""What goes on beside the tasks themselves: the listener's services, which watch, count, tell and clean up."""

@@ -1,0 +1,1 @@
+"""What each agent CLI is and how it speaks: command lines, events, failures, reset times."""

@@ -1,0 +1,344 @@
+"""The settings with their types, ranges and meanings. Durations are seconds, sizes are bytes.
+
+What values mean is `value_types`, how they become a config `config_base`. `import watcher_config` is the way here;
+importing this module costs what pydantic costs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, cast, get_args
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from watcher.formats import task
+from watcher.formats.fields import Text
+from watcher.policy.budget_limits import Limits
+from watcher.settings.config_base import LayeredConfig, MetricsConfig, Setting, in_force, render_config
+from watcher.settings.shared_groups import FolderSettings, TakingSettings, TeamSettings
+from watcher.settings.value_types import (
+    ACCOUNT,
+    DAY,
+    INSTANCE,
+    MAX_BYTES,
+    TOKEN,
+    Command,
+    FifoMode,
+    MaybeCommand,
+    Prompt,
+    address_template,
+    expand_user,
+    fold,
+    matches,
+    own_name,
+    some_file,
+    split_folders,
+    split_substitutes,
+    split_variables,
+    split_workers,
+)
+from watcher_config import (
+    LISTENER_SETTINGS,
+    SETTINGS,
+    SUPERVISOR_SETTINGS,
+    Layers,
+    read_layers,
+)
+
+
+class WatcherConfig(TeamSettings, TakingSettings):
+    """Every setting of a worker, valid. The attribute is the setting's name in lower case.
+
+    `WatcherConfig()` reads the layers itself, without flags; `WatcherConfig(layers)` takes what was read
+    before. Keywords (`max_retries=0`) count as flags. Commands are tuples, split as a shell would and never
+    run by one. Raises SettingError with a line for each setting that is wrong.
+    """
+
+    names: ClassVar[tuple[str, ...]] = SETTINGS
+
+    max_concurrent_tasks: int = Field(3, ge=1, le=1000, description="tasks that run at once")
+
+    max_retries: int = Field(3, ge=0, le=100, description="attempts after the first one of a task")
+    retry_backoff: float = Field(2.0, ge=1, le=100, description="factor between one retry delay and the next")
+    initial_retry_delay: float = Field(1.0, ge=0, le=DAY, description="seconds before the first retry")
+    max_retry_delay: float = Field(300.0, ge=0, le=DAY, description="seconds before a retry, at most")
+    retry_jitter: float = Field(0.1, ge=0, le=1, description="random share of a retry delay added, at most")
+
+    circuit_breaker_threshold: int = Field(5, ge=1, le=10_000, description="failures in a row that stop a provider")
+    circuit_breaker_timeout: float = Field(
+        60.0, ge=0.1, le=DAY, description="seconds until a stopped provider is tried again"
+    )
+
+    max_cost_per_task: float = Field(
+        0.0, ge=0, le=1e6, description="USD that all attempts of a task may cost, where the provider tells; 0: any"
+    )
+    daily_budget: float = Field(
+        0.0, ge=0, le=1e6, description="USD that this worker may spend in a day (UTC), where providers tell; 0: any"
+    )
+    max_tokens_per_task: int = Field(
+        0, ge=0, le=10**12, description="tokens that all attempts of a task may use, where the provider tells; 0: any"
+    )
+    stall_timeout: float = Field(
+        0.0, ge=0, le=DAY, description="seconds without output after which an attempt is ended and retried; 0: never"
+    )
+
+    provider: Annotated[str, matches(cast(Text, task.FIELDS["provider"]))] = Field(
+        "claude", description="provider of a task that names none"
+    )
+    model: Annotated[str, matches(cast(Text, task.FIELDS["model"]), optional=True)] = Field(
+        "", description="model of a task that names none; empty leaves it to the provider"
+    )
+    provider_account: Annotated[str, matches(ACCOUNT, optional=True)] = Field(
+        "", description="which login of the providers this worker uses, when there are several; holds are per account"
+    )
+    claude_command: Command = Field(("claude",), description="command of the provider claude")
+    gemini_command: Command = Field(("gemini",), description="command of the provider gemini")
+    cursor_command: Command = Field(("cursor-agent",), description="command of the provider cursor-agent")
+    codex_command: Command = Field(("codex",), description="command of the provider codex")
+    opencode_command: Command = Field(("opencode",), description="command of the provider opencode")
+    qwen_command: Command = Field(("qwen",), description="command of the provider qwen")
+    providers_file: Annotated[Path | None, BeforeValidator(some_file)] = Field(
+        None, description="TOML file that describes more providers, or changes these (docs/providers.md)"
+    )
+    agent_command: MaybeCommand = Field((), description="command of the provider command: any program")
+    agent_prompt: Annotated[Prompt, fold(get_args(Prompt))] = Field(
+        "stdin", description="how the provider command gets its prompt: stdin, argument or file"
+    )
+    agent_env: Annotated[tuple[str, ...], BeforeValidator(split_variables)] = Field(
+        (), description="more variables that commands may see: names or globs, commas between"
+    )
+    agent_sudo: bool = Field(
+        False, description="let agents use sudo and other setuid programs; then they can also signal this worker"
+    )
+    allowed_cwd: Annotated[tuple[Path, ...], BeforeValidator(split_folders)] = Field(
+        (), description=f"folders that a task's cwd must lie in, {os.pathsep!r} between; empty allows all"
+    )
+    acp_command: MaybeCommand = Field(
+        (), description="command of the provider acp: an agent that speaks the Agent Client Protocol"
+    )
+    acp_auth_method: str = Field(
+        "", max_length=200, description="way in which the agent of ACP_COMMAND logs in when it wants that, as api-key"
+    )
+    warm_agents: int = Field(
+        0, ge=0, le=100, description="processes of claude started ahead, each for one task; 0: each task starts its own"
+    )
+
+    handler_command: MaybeCommand = Field(
+        (), description="command of the provider handler: a program that is kept running and answers many tasks"
+    )
+    handler_pool_size: int = Field(3, ge=1, le=1000, description="handlers kept running")
+    handler_pool_min: int = Field(1, ge=1, le=1000, description="handlers kept running when there is nothing to do")
+    handler_pool_max: int = Field(10, ge=1, le=1000, description="handlers, at most, when many tasks wait for one")
+    handler_request_timeout: float = Field(
+        300.0, ge=0.1, le=task.MAX_TIMEOUT_SECONDS, description="seconds a handler may take for one task"
+    )
+    handler_start_timeout: float = Field(
+        30.0, ge=0.1, le=3600, description="seconds a handler may take to start and answer its first ping"
+    )
+    handler_max_requests: int = Field(
+        10_000, ge=0, le=1 << 40, description="tasks after which a handler is replaced; 0: never"
+    )
+    handler_max_age: float = Field(
+        3600.0, ge=0, le=31 * DAY, description="seconds after which a handler is replaced; 0: never"
+    )
+    handler_max_memory: int = Field(
+        1 << 30, ge=0, le=1 << 50, description="resident bytes above which a handler is replaced; 0: never"
+    )
+
+    fifo_mode: Annotated[FifoMode, fold(get_args(FifoMode))] = Field(
+        "per_agent", description="order of tasks: relaxed, per_agent (in order within an agent_id) or strict"
+    )
+    queue_size: int = Field(
+        100, ge=0, le=100_000, description="short tasks claimed ahead of those that run, at most; 0: none"
+    )
+    max_output_bytes: int = Field(
+        1 << 20, ge=64, le=MAX_BYTES, description="bytes of stdout, and of stderr, kept in a result"
+    )
+    max_prompt_bytes: int = Field(
+        8 << 20, ge=64, le=MAX_BYTES, description="bytes of a prompt with the texts of its dependencies filled in"
+    )
+    max_attempt_output_bytes: int = Field(
+        256 << 20,
+        ge=64,
+        le=1 << 50,
+        description="bytes that one attempt may print, stdout and stderr together; beyond them it is ended",
+    )
+    dependency_timeout: float = Field(
+        3600.0, ge=0, le=31 * DAY, description="seconds to wait for a dependency that nobody submitted"
+    )
+    max_worker_deaths: int = Field(
+        3, ge=1, le=100, description="workers that may die on one task until it is a dead letter"
+    )
+    max_given_back: int = Field(
+        3, ge=1, le=100, description="times a task may blame its account or the machine wrongly until it has failed"
+    )
+    min_free_bytes: int = Field(
+        16 << 20, ge=0, le=1 << 50, description="bytes free on the disk below which nothing is claimed"
+    )
+    watcher_instance: Annotated[str, BeforeValidator(own_name), matches(INSTANCE, optional=True)] = Field(
+        "",
+        description="name of this process when several serve one worker name; @hostname: the machine's or container's",
+    )
+
+    stats_url: Annotated[str, AfterValidator(address_template)] = Field(
+        "",
+        description="where outcomes are told by PATCH; {worker}, {instance}, {agent_id} are filled; empty: nowhere",
+    )
+    stats_token: Annotated[str, matches(TOKEN, optional=True)] = Field(
+        "", description="bearer token sent along, which is never shown"
+    )
+    zones_file: Annotated[str, AfterValidator(expand_user)] = Field(
+        "", description="file of drop zones that this worker's process serves; empty: none"
+    )
+
+    def __init__(self, layers: Layers | None = None, **values: object) -> None:
+        LayeredConfig.__init__(self, layers, **values)
+
+    @property
+    def limits(self) -> Limits:
+        """The budgets."""
+        return Limits(self.max_cost_per_task, self.daily_budget, self.max_tokens_per_task)
+
+    @property
+    def commands(self) -> dict[str, tuple[str, ...]]:
+        """The command of each provider that has a setting for it; an empty one is not set."""
+        return {
+            "claude": self.claude_command,
+            "gemini": self.gemini_command,
+            "cursor-agent": self.cursor_command,
+            "codex": self.codex_command,
+            "opencode": self.opencode_command,
+            "qwen": self.qwen_command,
+            "command": self.agent_command,
+            "handler": self.handler_command,
+            "acp": self.acp_command,
+        }
+
+    @model_validator(mode="after")
+    def _has_the_command_it_names(self) -> WatcherConfig:
+        if self.provider == "command" and not self.agent_command:
+            raise ValueError("AGENT_COMMAND is not set: PROVIDER=command needs the command to run")
+        if self.provider == "acp" and not self.acp_command:
+            raise ValueError("ACP_COMMAND is not set: PROVIDER=acp needs the command to run")
+        if self.provider == "handler" and not self.handler_command:
+            raise ValueError("HANDLER_COMMAND is not set: PROVIDER=handler needs the command to keep running")
+        if self.agent_prompt != "file" and any("{prompt_file}" in word for word in self.agent_command):
+            raise ValueError("AGENT_COMMAND names {prompt_file}: that stands for something only with AGENT_PROMPT=file")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_pool_within_its_limits(self) -> WatcherConfig:
+        if not self.handler_pool_min <= self.handler_pool_size <= self.handler_pool_max:
+            raise ValueError(
+                "HANDLER_POOL_SIZE must lie between HANDLER_POOL_MIN and HANDLER_POOL_MAX, but is "
+                f"{self.handler_pool_size} with {self.handler_pool_min} and {self.handler_pool_max}"
+            )
+        return self
+
+
+class OrchestratorConfig(TeamSettings):
+    """Every setting of the listener, valid; what it shares with a worker has the same name, range and default."""
+
+    names: ClassVar[tuple[str, ...]] = LISTENER_SETTINGS
+
+    workers: Annotated[tuple[str, ...], BeforeValidator(split_workers)] = Field(
+        (), description="workers to listen to, commas between; empty: all, as they appear"
+    )
+    pending_alert_after: float = Field(
+        900.0, ge=0, le=31 * DAY, description="seconds a task may wait until a notice says so; 0: never"
+    )
+    blocked_alert_after: float = Field(
+        60.0, ge=0, le=31 * DAY, description="the same for a task whose dependency nobody has submitted"
+    )
+    batch_settle_seconds: float = Field(
+        1.0, ge=0, le=3600, description="seconds a batch must have been complete until a notice says so"
+    )
+    reassign: Annotated[tuple[str, ...], BeforeValidator(split_substitutes)] = Field(
+        (), description="who gets the pending tasks of a dead worker: marie:anga,fabien:anga; empty: nobody"
+    )
+    reassign_after: float = Field(
+        300.0, ge=0, le=31 * DAY, description="seconds a worker must have been dead until its tasks move"
+    )
+    trigger_retention: float = Field(
+        DAY, ge=0, le=3650 * DAY, description="seconds that receipts and notices are kept; 0: for ever"
+    )
+    result_retention: float = Field(0.0, ge=0, le=3650 * DAY, description="seconds that results are kept; 0: for ever")
+    dlq_retention: float = Field(
+        0.0, ge=0, le=3650 * DAY, description="seconds that dead letters are kept; 0: for ever"
+    )
+
+    def __init__(self, layers: Layers | None = None, **values: object) -> None:
+        LayeredConfig.__init__(self, layers, **values)
+
+
+class SupervisorConfig(FolderSettings):
+    """Every setting that the supervisor has for itself; the rest it takes from those of its workers."""
+
+    names: ClassVar[tuple[str, ...]] = SUPERVISOR_SETTINGS
+
+    max_restarts: int = Field(10, ge=0, le=10_000, description="restarts in a row of a process that crashes")
+    restart_delay: float = Field(
+        1.0, ge=0.01, le=3600, description="seconds before the first restart; twice as long each time, at most 60"
+    )
+    restart_reset_after: float = Field(
+        60.0, ge=0, le=DAY, description="seconds a process must have been well until earlier crashes are forgotten"
+    )
+    max_cpu_percent: float = Field(
+        80.0, ge=1, le=100, description="percent of the machine's CPUs above which instances are drained"
+    )
+    max_memory_percent: float = Field(90.0, ge=1, le=100, description="the same for its memory")
+
+    def __init__(self, layers: Layers | None = None, **values: object) -> None:
+        LayeredConfig.__init__(self, layers, **values)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The config, and for each setting where it came from. `env_file` is the `.env` that was read, if any."""
+
+    config: WatcherConfig
+    settings: tuple[Setting, ...]
+    env_file: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedOrchestrator:
+    """The same for the listener."""
+
+    config: OrchestratorConfig
+    settings: tuple[Setting, ...]
+    env_file: Path | None
+
+
+def load_watcher_config(
+    flags: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    env_file: Path | str | None = None,
+) -> Loaded:
+    """Read the layers (arguments as for `read_layers`) and check them all.
+
+    Raises SettingError with a line for each setting that is wrong.
+    """
+    layers = read_layers(flags, environ, env_file)
+    config = WatcherConfig(layers)
+    return Loaded(config, in_force(config, layers), layers.env_file)
+
+
+def load_orchestrator_config(
+    flags: Mapping[str, str] | None = None,
+    environ: Mapping[str, str] | None = None,
+    env_file: Path | str | None = None,
+) -> LoadedOrchestrator:
+    """The same for the listener."""
+    layers = read_layers(flags, environ, env_file)
+    config = OrchestratorConfig(layers)
+    return LoadedOrchestrator(config, in_force(config, layers), layers.env_file)
+
+
+__all__ = [
+    "LayeredConfig", "Loaded", "LoadedOrchestrator", "MetricsConfig", "OrchestratorConfig", "Setting",
+    "SupervisorConfig", "WatcherConfig", "load_orchestrator_config", "load_watcher_config", "render_config",
+]  # fmt: skip

@@ -1,0 +1,1 @@
+"""The folders below WATCHER_ROOT: one module for each fact that lies there, its only reader and writer."""

@@ -1,0 +1,91 @@
+"""The right to be the listener: one for the folder of the notices, one for the database.
+
+Both locks end with the process. The notes beside them say who holds them, for people.
+Raises NameTaken when somebody else listens, LockLost when a lock file was deleted or replaced under us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from watcher.errors import LockLost, NameTaken, SettingError
+from watcher.store.worker_locks import Lock, take_lock
+from watcher.system import no_links
+from watcher.system.files import Folder, read_regular, write_all
+
+LOCK_NAME = ".listener.lock"
+_MAX_NOTES_BYTES = 1 << 16
+#: A reader that asks whether the lock is held has it for a moment.
+_ASKING_SECONDS = 0.3
+
+
+class Seat:
+    """Held from the start until `close`."""
+
+    def __init__(self, *folders: Path) -> None:
+        self._held: list[tuple[Path, Lock]] = []
+        try:
+            for folder in folders:
+                self._take(folder)
+        except BaseException:
+            self.close()
+            raise
+
+    def check(self) -> None:
+        """Raises LockLost when a lock file is no longer the one that is held."""
+        for path, lock in self._held:
+            try:
+                is_it = os.path.samestat(no_links.look_at(path), os.fstat(lock.fd))
+            except OSError:
+                is_it = False
+            if not is_it:
+                raise LockLost(
+                    f"the lock file {path} was deleted or replaced; stopping before two listeners tell twice"
+                )
+
+    def close(self) -> None:
+        while self._held:
+            self._held.pop()[1].release()
+
+    def _take(self, folder: Path) -> None:
+        path = folder / LOCK_NAME
+        try:
+            there = Folder(folder)
+            try:
+                lock = take_lock(there, LOCK_NAME, _ASKING_SECONDS)
+            finally:
+                there.close()
+        except OSError as error:
+            raise SettingError(f"cannot lock {path}: {error.strerror or error}; the folder must be writable") from error
+        if lock is None:
+            raise NameTaken(f"{folder} has a listener already: {_describe(notes(folder))}; stop it first")
+        self._held.append((path, lock))
+        about = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        # The lock file itself holds the notes: whoever may ask for the lock may read who has it.
+        os.ftruncate(lock.fd, 0)
+        write_all(lock.fd, json.dumps(about).encode() + b"\n")
+
+
+def notes(folder: Path) -> dict[str, Any]:
+    """Who holds, or held, the lock of this folder; nothing when that cannot be told."""
+    with contextlib.suppress(OSError, ValueError):
+        value = json.loads(read_regular(folder / LOCK_NAME, _MAX_NOTES_BYTES))
+        if isinstance(value, dict):
+            return value
+    return {}
+
+
+def _describe(about: dict[str, Any]) -> str:
+    return (
+        f"pid {about.get('pid')} on {about.get('host')} since {about.get('started_at')}" if about else "another process"
+    )

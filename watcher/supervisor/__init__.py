@@ -1,0 +1,1 @@
+"""Several workers and the listener under one roof: started, restarted, scaled and stopped."""

@@ -1,0 +1,295 @@
+"""Several workers, and the listener, as processes under one roof: started, restarted, rolled, scaled and stopped.
+
+The loop looks once a second or when something happens: it starts what is due, asks every process how it is, scales, and
+says once a minute who is healthy. SIGHUP restarts all, one after the other, and goes on only when the new one beats.
+SIGTERM and Ctrl-C drain the workers, then end the listener; a second signal means now, a third one kills.
+
+When it stops, no process that it started or adopted is alive. When it is killed, the workers go on and finish what
+they have; the next supervisor waits for them, says so, and ends them when it is asked to end itself.
+What to do is decided in policy/restart and policy/scaling. Raises nothing: what cannot be started is said and retried.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from watcher.clock import Clock
+from watcher.supervisor.adopted_children import Survivor
+from watcher.supervisor.child import Ward
+from watcher.supervisor.instances import Team
+from watcher.system import processes
+from watcher.system.machine_load import Machine
+from watcher.system.signals import Reactions, signals
+from watcher.telemetry.events import (
+    ChildrenRolled,
+    Emit,
+    LeftoversKilled,
+    RollBrokenOff,
+    SupervisorStarted,
+    SupervisorStopped,
+    SupervisorStopping,
+)
+from watcher.telemetry.logs import LOGGER_NAME
+
+#: After the grace of a worker: its kill grace, a second try to store outcomes, and the time to start and end Python.
+_MARGIN_SECONDS = 30.0
+#: A drained instance may take as long as its longest task.
+_A_DAY_SECONDS = 86_400.0
+_KILL_NOW_AT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorOptions:
+    """Seconds. `start_timeout`: how long a roll waits for the first beat of a new process."""
+
+    look_interval: float
+    report_interval: float
+    start_timeout: float
+    shutdown_grace: float
+    kill_grace: float
+    about: str
+
+
+class Supervisor:
+    """The loop. `listener` is None where none is to run."""
+
+    def __init__(
+        self,
+        options: SupervisorOptions,
+        teams: Sequence[Team],
+        listener: Ward | None,
+        machine: Machine,
+        clock: Clock,
+        emit: Emit,
+    ) -> None:
+        self._options = options
+        self._teams = teams
+        self._listener = listener
+        self._machine = machine
+        self._clock = clock
+        self._emit = emit
+        self._log = logging.getLogger(LOGGER_NAME)
+        self._flag = asyncio.Event()
+        self._signals = 0
+        self._stop_reason = ""
+        self._is_roll_wanted = False
+        self._roll: asyncio.Task[None] | None = None
+        self._report_due = 0.0
+        self._strays: list[Survivor] = []
+
+    async def run(self) -> int:
+        """Serve until told to stop, or until nothing is left to serve; returns the exit code: 1 if something failed."""
+        signals.attach(asyncio.get_running_loop(), Reactions(self.stop, self._stop_now, self.roll), self._emit)
+        self._emit(SupervisorStarted(os.getpid(), self._options.about))
+        self._report_due = self._clock.monotonic() + self._options.report_interval
+        self._adopt()
+        for ward in self._all():
+            if ward.survivor is None:
+                ward.start()
+        while not self._signals and not self._is_all_out():
+            self._turn()
+            await self._nap(self._pause())
+        await self._stop()
+        has_failed = any(ward.has_failed for ward in self._all())
+        self._emit(SupervisorStopped(self._stop_reason or "nothing is left to watch"))
+        return 1 if has_failed else 0
+
+    def stop(self, reason: str) -> None:
+        """First call: drain all and end. Second: end what runs now. Third: kill. Loop thread."""
+        self._signals += 1
+        self._stop_reason = self._stop_reason or reason
+        if self._signals > 1:
+            kills = self._signals >= _KILL_NOW_AT
+            for ward in self._everybody():
+                ward.end(0 if kills else self._short_grace())
+            for survivor in self._survivors():
+                survivor.signal(signal.SIGKILL if kills else signal.SIGTERM)
+        self._flag.set()
+
+    def _stop_now(self, reason: str) -> None:
+        while self._signals < _KILL_NOW_AT - 1:
+            self.stop(reason)
+
+    def roll(self) -> None:
+        """Restart all, one after the other. Loop thread."""
+        self._is_roll_wanted = True
+        self._flag.set()
+
+    # --- what outlived an earlier supervisor
+
+    def _adopt(self) -> None:
+        """Wait for those whose place is here, and have the others end when they are done with what they run."""
+        for team in self._teams:
+            self._strays += team.adopt()
+        if self._listener is not None:
+            self._listener.finds_survivor()
+        for stray in self._strays:
+            stray.end(self._clock.monotonic(), _A_DAY_SECONDS, 2 * _A_DAY_SECONDS)
+
+    def _survivors(self) -> list[Survivor]:
+        """Those that still live."""
+        for stray in [stray for stray in self._strays if stray.has_ended()]:
+            self._strays.remove(stray)
+            stray.close()
+        return self._strays + [w.survivor for w in self._all() if w.survivor is not None and not w.survivor.has_ended()]
+
+    # --- one turn
+
+    def _turn(self) -> None:
+        self._sweep()
+        now = self._clock.monotonic()
+        for ward in self._everybody():
+            ward.on_change = self._flag.set
+            if ward.survivor is not None and ward.survivor.has_ended():
+                ward.start_at = now
+            if ward.start_at is not None and now >= ward.start_at:
+                ward.start()
+            ward.look()
+        if self._roll is not None and self._roll.done():
+            self._roll.result()  # a defect in it must be seen
+            self._roll = None
+        if self._roll is None and self._is_roll_wanted:
+            self._is_roll_wanted = False
+            self._roll = asyncio.create_task(self._roll_all())
+        elif self._roll is None:
+            self._scale(now)
+        if now >= self._report_due:
+            self._report_due = now + self._options.report_interval
+            self._report()
+
+    def _scale(self, now: float) -> None:
+        if any(team.scaler is not None for team in self._teams):
+            busy = self._machine.look()
+            for team in self._teams:
+                team.scale(busy, now, _A_DAY_SECONDS)
+
+    def _sweep(self) -> None:
+        """Commands of a worker that was killed became our children: end them, their worker's heirs run them again.
+
+        On the loop thread, because a process that is just being started here must not look adopted.
+        """
+        killed = processes.sweep()
+        if killed:
+            self._emit(LeftoversKilled("", killed))
+
+    async def _nap(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._flag.wait()
+        except TimeoutError:
+            pass
+        self._flag.clear()
+
+    def _pause(self) -> float:
+        now = self._clock.monotonic()
+        dues = [ward.start_at - now for ward in self._all() if ward.start_at is not None]
+        return max(0.01, min([self._options.look_interval, self._report_due - now, *dues]))
+
+    def _all(self) -> list[Ward]:
+        """Those that should run: the workers, then the listener."""
+        wards = [ward for team in self._teams for ward in team.wards()]
+        return wards + ([self._listener] if self._listener is not None else [])
+
+    def _everybody(self) -> list[Ward]:
+        retiring = [ward for team in self._teams for ward in team.everybody() if ward not in team.wards()]
+        return self._all() + retiring
+
+    def _is_all_out(self) -> bool:
+        if self._roll is not None or self._survivors():
+            return False
+        return not any(ward.is_up or ward.start_at is not None for ward in self._all())
+
+    def _report(self) -> None:
+        looks = [(ward, ward.look()) for ward in self._all()]
+        well = ", ".join(f"{ward.name}:{ward.uptime() / 60:.1f}m" for ward, how in looks if how.is_healthy)
+        ill = ", ".join(f"{ward.name}: {how.reason}" for ward, how in looks if not how.is_healthy)
+        line = f"Workers healthy: [{well}]" + (f"; not healthy: [{ill}]" if ill else "")
+        self._log.log(logging.WARNING if ill else logging.INFO, "%s", line, extra={"event": "workers.healthy"})
+
+    # --- a roll
+
+    async def _roll_all(self) -> None:
+        wards = self._all()
+        for number, ward in enumerate(wards, start=1):
+            broken_off = await self._roll_one(ward)
+            if broken_off is not None:
+                self._emit(RollBrokenOff(len(wards) - number, broken_off))
+                return
+        self._emit(ChildrenRolled(len(wards)))
+
+    async def _roll_one(self, ward: Ward) -> str | None:
+        """Drain it, start it, wait for its first beat; returns why the roll must end here, if it must."""
+        ward.restarts.forget()
+        if ward.survivor is not None:
+            await self._relieve(ward)
+        elif ward.is_up:
+            self._ask(ward)
+            await ward.over.wait()
+        if self._signals:
+            return "asked to stop"
+        if not ward.is_up:
+            ward.start()
+        deadline = self._clock.monotonic() + self._options.start_timeout
+        while not ward.look().is_alive:
+            if self._signals:
+                return "asked to stop"
+            if not ward.is_up:
+                return f"{ward.name} does not come up ({ward.reason})"
+            if self._clock.monotonic() > deadline:
+                return f"{ward.name} has not beaten within {self._options.start_timeout:g} s"
+            await asyncio.sleep(min(0.1, self._options.look_interval))
+        return None
+
+    async def _relieve(self, ward: Ward) -> None:
+        """Have the process that outlived its supervisor end; the turn after that starts ours, if we do not."""
+        assert ward.survivor is not None  # asked by the caller
+        ward.survivor.end(self._clock.monotonic(), self._options.shutdown_grace, self._grace())
+        while ward.survivor is not None and not ward.survivor.has_ended() and not self._signals:
+            ward.survivor.push(self._clock.monotonic())
+            await asyncio.sleep(self._options.look_interval)
+
+    # --- the end
+
+    async def _stop(self) -> None:
+        self._emit(SupervisorStopping(self._stop_reason or "nothing is left", sum(w.is_up for w in self._everybody())))
+        workers = [ward for ward in self._everybody() if ward is not self._listener]
+        await self._end_all(workers)
+        if self._listener is not None:
+            await self._end_all([self._listener])
+        if self._roll is not None:
+            self._roll.cancel()
+            await asyncio.gather(self._roll, return_exceptions=True)
+        self._sweep()
+
+    async def _end_all(self, wards: Sequence[Ward]) -> None:
+        """Ask all at once, and wait for all."""
+        for ward in wards:
+            if not ward.vitals.has_beaten and ward.survivor is None:
+                ward.finds_survivor()  # it was just about to find its name taken
+            self._ask(ward)
+        for survivor in self._survivors():
+            survivor.end(self._clock.monotonic(), self._options.shutdown_grace, self._grace())
+        while any(ward.is_up for ward in wards) or self._survivors():
+            await self._nap(self._options.look_interval)
+            self._sweep()
+            for survivor in self._survivors():
+                survivor.push(self._clock.monotonic())
+
+    def _ask(self, ward: Ward) -> None:
+        """Have it drain and end. One that drains already is not asked twice: that would mean now."""
+        if not ward.is_ending:
+            ward.end(self._grace())
+        if ward.charge.takes_its_time:
+            ward.hurry_in(self._options.shutdown_grace, self._short_grace())
+
+    def _grace(self) -> float:
+        """What a worker needs for its own grace, its commands' and one more try to store what it has."""
+        return 2 * self._options.shutdown_grace + self._options.kill_grace + _MARGIN_SECONDS
+
+    def _short_grace(self) -> float:
+        return self._options.kill_grace + _MARGIN_SECONDS

@@ -1,0 +1,1 @@
+"""What Linux does for the suite: files, processes, /proc, inotify. Knows no task."""

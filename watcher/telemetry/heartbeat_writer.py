@@ -1,0 +1,112 @@
+"""Write the heartbeat, and keep the counters it shows.
+
+A beat replaces the file as a whole and needs no fsync: an old beat after a power cut is told by its sequence. The last
+beat of a worker says `stopped` and stays.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from watcher.clock import Clock
+from watcher.formats.heartbeat import ActiveTask, Heartbeat, HeartbeatStatus, Stats
+from watcher.system.files import Folder, replace
+from watcher.system.process_fence import fence
+from watcher.telemetry.events import Event, TaskRefused, TaskRetryScheduled, TaskSettled
+
+
+@dataclass(slots=True)
+class Pulse:
+    """What the worker knows at the moment of a beat."""
+
+    status: HeartbeatStatus
+    reason: str | None
+    queue_size: int
+    active: list[ActiveTask]
+    circuit_breaker_state: str
+    held_until: float | None
+    oldest_pending_age_seconds: float | None
+    wake: str
+
+
+class Beats:
+    """A listener that counts, and the writer of `heartbeats/<worker>[@<instance>].json`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        worker: str,
+        instance: str | None,
+        incarnation: str,
+        interval_seconds: float,
+        clock: Clock,
+        metrics_port: Callable[[], int | None],
+    ) -> None:
+        self._folder = Folder(folder)
+        self._name = f"{worker}@{instance}.json" if instance else f"{worker}.json"
+        self._worker = worker
+        self._instance = instance
+        self._incarnation = incarnation
+        self._interval = interval_seconds
+        self._clock = clock
+        self._metrics_port = metrics_port
+        self._host = socket.gethostname()
+        self._started = clock.monotonic()
+        self._sequence = 0
+        self._written = self._started
+        self.stats = Stats()
+
+    def __call__(self, event: Event) -> None:
+        """Count what the heartbeat shows."""
+        stats = self.stats
+        if isinstance(event, TaskSettled):
+            stats.tasks_processed += 1
+            if event.status != "completed":
+                stats.tasks_failed += 1
+            if event.dead_lettered:
+                stats.tasks_dlq += 1
+        elif isinstance(event, TaskRetryScheduled):
+            stats.tasks_retried += 1
+        elif isinstance(event, TaskRefused):
+            stats.tasks_dlq += 1
+
+    def beat(self, pulse: Pulse) -> None:
+        """Write one beat. Raises OSError when that is not possible now."""
+        self._folder.mend()
+        self._sequence += 1
+        heartbeat = Heartbeat(
+            worker=self._worker,
+            at=self._clock.wall(),
+            uptime_seconds=self._clock.monotonic() - self._started,
+            queue_size=pulse.queue_size,
+            active_tasks=len(pulse.active),
+            circuit_breaker_state=pulse.circuit_breaker_state,
+            stats=self.stats,
+            status=pulse.status,
+            incarnation=self._incarnation,
+            pid=os.getpid(),
+            host=self._host,
+            sequence=self._sequence,
+            interval_seconds=self._interval,
+            reason=pulse.reason,
+            instance=self._instance,
+            held_until=pulse.held_until,
+            metrics_port=self._metrics_port(),
+            wake=pulse.wake,
+            fence=fence.state(),
+            oldest_pending_age_seconds=pulse.oldest_pending_age_seconds,
+            active=pulse.active,
+        )
+        replace(self._folder, self._name, heartbeat.dump(), self._incarnation)
+        self._written = self._clock.monotonic()
+
+    def age(self) -> float:
+        """Seconds since the last beat was written (since the start, before the first one). Any thread."""
+        return self._clock.monotonic() - self._written
+
+    def close(self) -> None:
+        self._folder.close()
