@@ -20,14 +20,8 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from watcher.errors import SettingError
-from watcher_config import (
-    ALL_SETTINGS,
-    LISTENER_SETTINGS,
-    SETTINGS,
-    OrchestratorConfig,
-    WatcherConfig,
-    read_layers,
-)
+from watcher.settings.layers import ALL_SETTINGS, LISTENER_SETTINGS, SETTINGS
+from watcher_config import OrchestratorConfig, WatcherConfig, read_layers
 
 Doc = dict[str, Any]
 

@@ -16,7 +16,7 @@ from watcher.client import Client, TaskFields, TaskRef, TaskResult, awaited_of, 
 from watcher.store import results as outcomes
 
 if TYPE_CHECKING:
-    from watcher_config import Folders
+    from watcher.settings.folders import Folders
 
 
 class AsyncClient:

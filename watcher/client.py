@@ -32,7 +32,7 @@ from watcher.system import no_links
 from watcher.system.files import NO_FILE
 
 if TYPE_CHECKING:
-    from watcher_config import Folders
+    from watcher.settings.folders import Folders
 
 #: Tasks that are made durable together.
 _GROUP = 100
@@ -288,7 +288,8 @@ def _text(fields: Mapping[str, Any], *names: str) -> str | None:
 
 
 def _folders(root: str | os.PathLike[str] | None) -> Folders:
-    from watcher_config import Given, Layers, folders, read_layers
+    from watcher.settings.folders import folders
+    from watcher.settings.layers import Given, Layers, read_layers
 
     if root is None:
         return folders(read_layers())

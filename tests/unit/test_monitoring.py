@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
+from watcher.settings.layers import ALL_SETTINGS
 from watcher.telemetry.disk_space import DiskSpace
 from watcher.telemetry.listener_metrics import ListenerMetrics
 from watcher.telemetry.worker_metrics import WorkerMetrics
-from watcher_config import ALL_SETTINGS
 
 REPO = Path(__file__).resolve().parents[2]
 RULES = [

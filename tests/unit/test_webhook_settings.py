@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from watcher.errors import SettingError
+from watcher.settings.layers import WEBHOOK_SETTINGS
 from watcher.settings.webhook import WebhookConfig, load_webhook_config
-from watcher_config import WEBHOOK_SETTINGS, read_layers, render_config
+from watcher_config import read_layers, render_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TOKEN = "0123456789-token-ab"

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from watcher.cli.terminal import clean, one_line
 from watcher.errors import SettingError, WatcherError
-from watcher_config import folders, read_layers
+from watcher.settings.folders import folders
+from watcher.settings.layers import read_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from watcher.cli.terminal import Look
-    from watcher_config import Folders
+    from watcher.settings.folders import Folders
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _SPEAKER = ["watcher"]

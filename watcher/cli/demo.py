@@ -25,11 +25,12 @@ from typing import Any
 from watcher import standin
 from watcher.cli import tables, terminal
 from watcher.errors import SettingError, WatcherError
+from watcher.settings.folders import Folders, folders
+from watcher.settings.layers import ENV_FILE, SETTINGS, read_layers
 from watcher.store import results, workers
 from watcher.store.overview import Lookout
 from watcher.store.results import Awaited, Outcome
 from watcher.store.submitting import submit, submit_many
-from watcher_config import ENV_FILE, SETTINGS, Folders, folders, read_layers
 
 _HERE = Path(__file__).resolve().parents[2]
 #: Everything must have ended by then: it takes about 6 s on a free machine.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from watcher.cli.terminal import count
 
 if TYPE_CHECKING:
-    from watcher_config import Folders
+    from watcher.settings.folders import Folders
 
 #: What people type to serve a worker, and to give it tasks.
 WORKER = "python worker_watcher.py"

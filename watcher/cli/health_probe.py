@@ -24,7 +24,7 @@ from watcher.store.folders import CLAIMS
 from watcher.store.workers import Beat
 
 if TYPE_CHECKING:
-    from watcher_config import Folders
+    from watcher.settings.folders import Folders
 
 #: A beat may be late by this many intervals and this many seconds: a busy machine is not a dead worker.
 LATE_INTERVALS = 3.0

@@ -21,8 +21,8 @@ from watcher.store.spending import DAILY_BUDGET
 from watcher.system import no_links
 
 if TYPE_CHECKING:
+    from watcher.settings.folders import Folders
     from watcher.store.workers import Process
-    from watcher_config import Folders
 
 #: How a heartbeat names the provider that is held; a budget, and what does not begin so, holds up every task.
 _OF_PROVIDER = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63}): ")

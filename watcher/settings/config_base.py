@@ -25,7 +25,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from watcher_config import (
+from watcher.settings.folders import resolve_folders, state_folder
+from watcher.settings.layers import (
     ALL_SETTINGS,
     FOLDERS,
     ROOT,
@@ -35,8 +36,6 @@ from watcher_config import (
     Source,
     read_layers,
     refuse,
-    resolve_folders,
-    state_folder,
     told,
 )
 

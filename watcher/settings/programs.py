@@ -18,6 +18,7 @@ from watcher.formats import task
 from watcher.formats.fields import Text
 from watcher.policy.budget_limits import Limits
 from watcher.settings.config_base import LayeredConfig, MetricsConfig, Setting, in_force, render_config
+from watcher.settings.layers import LISTENER_SETTINGS, SETTINGS, SUPERVISOR_SETTINGS, Layers, read_layers
 from watcher.settings.shared_groups import FolderSettings, TakingSettings, TeamSettings
 from watcher.settings.value_types import (
     ACCOUNT,
@@ -39,13 +40,6 @@ from watcher.settings.value_types import (
     split_substitutes,
     split_variables,
     split_workers,
-)
-from watcher_config import (
-    LISTENER_SETTINGS,
-    SETTINGS,
-    SUPERVISOR_SETTINGS,
-    Layers,
-    read_layers,
 )
 
 

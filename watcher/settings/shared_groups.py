@@ -13,8 +13,8 @@ from pydantic import BeforeValidator, Field
 
 from watcher.formats import task
 from watcher.settings.config_base import LayeredConfig, MetricsConfig
+from watcher.settings.folders import Folders
 from watcher.settings.value_types import DAY, HOST, MAX_BYTES, LogFormat, LogLevel, fold, matches, split_hosts
-from watcher_config import Folders
 
 
 class FolderSettings(LayeredConfig):

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BeforeValidator
 from watcher.errors import SettingError
 from watcher.formats import task
 from watcher.formats.fields import Text
-from watcher_config import own_instance
+from watcher.settings.instance_name import own_instance
 
 DAY = 86_400.0
 #: What a result's `stdout` may hold; more could not be read back.

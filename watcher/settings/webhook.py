@@ -17,9 +17,9 @@ from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from watcher.errors import SettingError
 from watcher.settings.config_base import LayeredConfig, Setting, in_force
+from watcher.settings.layers import WEBHOOK_SETTINGS, Layers, read_layers
 from watcher.settings.shared_groups import ServiceSettings, TakingSettings
 from watcher.settings.value_types import DAY, HOST, matches, split_workers
-from watcher_config import WEBHOOK_SETTINGS, Layers, read_layers
 
 #: A token shorter than this can be guessed.
 MIN_TOKEN_CHARS = 16

@@ -20,7 +20,7 @@ from watcher.store.result_writer import Settler
 from watcher.store.tool_claims import Visit
 
 if TYPE_CHECKING:
-    from watcher_config import Folders
+    from watcher.settings.folders import Folders
 
 _MAX_BYTES = 64 << 20
 

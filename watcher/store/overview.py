@@ -28,7 +28,7 @@ from watcher.store.workers import Beat, Claims, Json, Process, State
 from watcher.system import no_links
 
 if TYPE_CHECKING:
-    from watcher_config import Folders
+    from watcher.settings.folders import Folders
 
 _BREAKERS_BY_WORRY = ("closed", "half_open", "open")
 _MAX_PROBLEMS = 20

@@ -23,7 +23,7 @@ from watcher.system import no_links
 from watcher.system.files import Folder
 
 if TYPE_CHECKING:
-    from watcher_config import Folders
+    from watcher.settings.folders import Folders
 
 #: Seconds between two looks: at first, and at most, unless a look itself costs more than a tenth of that.
 PAUSE_SECONDS = (0.05, 0.25)

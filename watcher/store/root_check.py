@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from watcher.errors import SettingError
 
 if TYPE_CHECKING:
-    from watcher_config import Folders
+    from watcher.settings.folders import Folders
 
 _SETUP = "python demo_watcher.py --setup"
 

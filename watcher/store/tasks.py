@@ -28,7 +28,7 @@ from watcher.system import no_links
 from watcher.system.files import read_regular, read_up_to
 
 if TYPE_CHECKING:
-    from watcher_config import Folders
+    from watcher.settings.folders import Folders
 
 State = Literal[
     "running", "waiting", "scheduled", "blocked", "retrying", "held", "changing", "orphaned", "unreadable",

@@ -14,7 +14,7 @@ from watcher.store.folders import Places
 from watcher.store.worker_locks import Incarnation
 
 if TYPE_CHECKING:
-    from watcher_config import Folders
+    from watcher.settings.folders import Folders
 
 
 class Visit:

@@ -17,9 +17,9 @@ from watcher.runner.interface import Runner
 from watcher.runner.oneshot import OneShotRunner, OneShotSettings
 from watcher.runner.prestart import PrespawnSettings, attending
 from watcher.runner.providers.provider import Provider, environment_for
+from watcher.settings.layers import process_environment
 from watcher.store.worker_locks import Incarnation
 from watcher.telemetry.events import Bus
-from watcher_config import process_environment
 
 if TYPE_CHECKING:
     from watcher.settings.programs import WatcherConfig

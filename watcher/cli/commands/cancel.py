@@ -16,7 +16,7 @@ from watcher.cli import command_output
 from watcher.errors import WatcherError
 
 if TYPE_CHECKING:
-    from watcher_config import Folders
+    from watcher.settings.folders import Folders
 
 _ROUNDS = 5
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 from watcher.cli import command_output
 from watcher.errors import SettingError
-from watcher_config import folders, read_layers
+from watcher.settings.folders import folders
+from watcher.settings.layers import read_layers
 
 _SHELLS = ("bash", "zsh", "fish")
 #: What stands for names that are looked up, by the word that a parser shows for them.

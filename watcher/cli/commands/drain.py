@@ -14,10 +14,11 @@ import time
 from typing import TYPE_CHECKING
 
 from watcher.cli import command_output
-from watcher_config import own_instance, read_layers
+from watcher.settings.instance_name import own_instance
+from watcher.settings.layers import read_layers
 
 if TYPE_CHECKING:
-    from watcher_config import Folders
+    from watcher.settings.folders import Folders
 
 _LOOK_EVERY_SECONDS = 0.2
 

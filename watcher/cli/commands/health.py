@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 from watcher.cli import command_output
 from watcher.cli.terminal import one_line
 from watcher.errors import SettingError
+from watcher.settings.folders import folders, state_folder
+from watcher.settings.instance_name import own_instance
+from watcher.settings.layers import read_layers
 from watcher.store.root_check import UnusableRoot
-from watcher_config import folders, own_instance, read_layers, state_folder
 
 if TYPE_CHECKING:
     from watcher.cli.health_probe import Health

@@ -13,7 +13,7 @@ from pathlib import Path
 from watcher.cli import command_output
 from watcher.clock import parse_rfc3339
 from watcher.errors import SettingError
-from watcher_config import read_layers
+from watcher.settings.layers import read_layers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ from watcher.system import no_links
 from watcher.system.files import read_regular
 
 if TYPE_CHECKING:
-    from watcher_config import Folders
+    from watcher.settings.folders import Folders
 
 _MAX_STORED_BYTES = 1 << 28
 

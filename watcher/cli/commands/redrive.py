@@ -17,8 +17,8 @@ from watcher.cli.commands.edit import add_changes, given_changes
 from watcher.errors import SettingError, WatcherError
 
 if TYPE_CHECKING:
+    from watcher.settings.folders import Folders
     from watcher.store.run_again import Letter
-    from watcher_config import Folders
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from watcher.cli import command_output
 from watcher.errors import SettingError
-from watcher_config import read_layers, state_folder
+from watcher.settings.folders import state_folder
+from watcher.settings.layers import read_layers
 
 if TYPE_CHECKING:
-    from watcher_config import Folders
+    from watcher.settings.folders import Folders
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from watcher.cli import command_output
 
 if TYPE_CHECKING:
-    from watcher_config import Folders
+    from watcher.settings.folders import Folders
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

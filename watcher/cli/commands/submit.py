@@ -17,8 +17,8 @@ from watcher.cli import command_output, task_flags
 from watcher.errors import SettingError
 
 if TYPE_CHECKING:
+    from watcher.settings.folders import Folders
     from watcher.store.results import Outcome
-    from watcher_config import Folders
 
 #: A wait of this length passes in silence; then the person hears why nothing happens.
 _PATIENCE_SECONDS = 1.0

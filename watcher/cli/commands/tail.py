@@ -23,7 +23,7 @@ from watcher.system import no_links
 
 if TYPE_CHECKING:
     from watcher.client import TaskResult
-    from watcher_config import Folders
+    from watcher.settings.folders import Folders
 
 _LOOK_EVERY_SECONDS = 0.1
 _ASK_EVERY_SECONDS = 1.0

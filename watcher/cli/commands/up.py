@@ -27,6 +27,7 @@ from watcher.errors import SettingError
 from watcher.formats.task import WORKER_PATTERN
 from watcher.policy.restart import RestartRules, Restarts
 from watcher.policy.scaling import Scaler, ScalingRules
+from watcher.settings.layers import Layers, process_environment, read_layers
 from watcher.settings.programs import OrchestratorConfig, SupervisorConfig, WatcherConfig
 from watcher.supervisor.adopted_children import SUPERVISED, own_name
 from watcher.supervisor.child import Charge, Ward
@@ -38,7 +39,6 @@ from watcher.system.processes import become_subreaper
 from watcher.system.signals import signals
 from watcher.telemetry.events import Bus
 from watcher.telemetry.logs import EventLog, configure_logging
-from watcher_config import Layers, process_environment, read_layers
 
 #: How the listener is called in the log; its own lines say so too.
 _LISTENER = "orchestrator"

@@ -35,7 +35,7 @@ from watcher.system import no_links
 from watcher.system.inotify import Waker
 
 if TYPE_CHECKING:
-    from watcher_config import Folders
+    from watcher.settings.folders import Folders
 
 #: Tasks submitted in one turn; then events get theirs, so that many free places delay no detection.
 _BATCH = 8

@@ -35,7 +35,7 @@ from watcher.system import no_links
 from watcher.system.files import FEW, Folder, Sync, fsync_file, move_new
 
 if TYPE_CHECKING:
-    from watcher_config import Folders
+    from watcher.settings.folders import Folders
 
 MAX_GROUP = 256
 _HIDDEN = ".webhook-"

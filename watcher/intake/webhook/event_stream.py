@@ -29,7 +29,7 @@ from watcher.system import no_links
 from watcher.system.inotify import Waker
 
 if TYPE_CHECKING:
-    from watcher_config import Folders
+    from watcher.settings.folders import Folders
 
 RING = 10_000
 _SOON_SECONDS = 0.5

@@ -24,7 +24,7 @@ from watcher.system import no_links
 from watcher.system.files import read_up_to
 
 if TYPE_CHECKING:
-    from watcher_config import Folders
+    from watcher.settings.folders import Folders
 
 _MAX_STORED_BYTES = 1 << 28
 #: What a caller need not tell apart from waiting: the task goes on without anybody's help, or is refused soon.
