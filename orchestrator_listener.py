@@ -37,7 +37,7 @@ from watcher_config import load_orchestrator_config, render_config
 if TYPE_CHECKING:
     from watcher.telemetry.endpoint import MetricsEndpoint
     from watcher.telemetry.listener_metrics import ListenerMetrics
-    from watcher_config import LoadedOrchestrator
+    from watcher_config import Loaded, OrchestratorConfig
 
 _FLAGS = {
     "workers": "WORKERS",
@@ -51,7 +51,7 @@ _FLAGS = {
 class Service:
     """Everything of the one listener."""
 
-    def __init__(self, loaded: LoadedOrchestrator) -> None:
+    def __init__(self, loaded: Loaded[OrchestratorConfig]) -> None:
         self.config = loaded.config
         self.clock = SystemClock()
         self.bus = Bus()

@@ -6,6 +6,7 @@ module stays cheap: pydantic comes with the first use of a typed config.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from watcher.settings.folders import Folders, folders, state_folder
@@ -13,17 +14,21 @@ from watcher.settings.instance_name import own_instance
 from watcher.settings.layers import Given, Layers, process_environment, read_layers
 
 if TYPE_CHECKING:
-    from watcher.settings.programs import (
-        Loaded,
-        LoadedOrchestrator,
-        MetricsConfig,
-        OrchestratorConfig,
-        Setting,
-        WatcherConfig,
-        load_orchestrator_config,
-        load_watcher_config,
-        render_config,
-    )
+    from watcher.settings.config_base import Loaded, MetricsConfig, Setting, render_config
+    from watcher.settings.listener import OrchestratorConfig, load_orchestrator_config
+    from watcher.settings.worker import WatcherConfig, load_watcher_config
+
+    LoadedOrchestrator = Loaded[OrchestratorConfig]
+
+#: What needs pydantic, and the module that has it.
+_TYPED = {
+    "Loaded": "config_base", "LoadedOrchestrator": "config_base", "MetricsConfig": "config_base",
+    "Setting": "config_base", "render_config": "config_base",
+    "OrchestratorConfig": "listener", "load_orchestrator_config": "listener",
+    "WatcherConfig": "worker", "load_watcher_config": "worker",
+}  # fmt: skip
+#: One record for all programs now; the old name stays.
+_SAME = {"LoadedOrchestrator": "Loaded"}
 
 __all__ = [
     "Folders", "Given", "Layers", "Loaded", "LoadedOrchestrator", "MetricsConfig", "OrchestratorConfig", "Setting",
@@ -34,9 +39,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """The typed settings, which need pydantic, on first use (PEP 562)."""
-    if name in __all__:
-        from watcher.settings import programs
-
-        return getattr(programs, name)
+    """The typed settings, on first use (PEP 562)."""
+    if name in _TYPED:
+        return getattr(import_module(f"watcher.settings.{_TYPED[name]}"), _SAME.get(name, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

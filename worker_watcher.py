@@ -75,7 +75,7 @@ _FLAGS = {
 class Service:
     """Everything of one process: the parts that outlive an incarnation, and the one that runs now."""
 
-    def __init__(self, name: str, loaded: Loaded) -> None:
+    def __init__(self, name: str, loaded: Loaded[WatcherConfig]) -> None:
         self.name = name
         self.config: WatcherConfig = loaded.config
         config = self.config

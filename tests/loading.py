@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from watcher.errors import SettingError
-from watcher.settings.programs import Loaded, Setting, load_watcher_config
+from watcher.settings.config_base import Loaded, Setting
+from watcher.settings.worker import WatcherConfig, load_watcher_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -19,7 +20,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def load(flags: dict[str, str] | None = None, env: dict[str, str] | None = None) -> Loaded:
+def load(flags: dict[str, str] | None = None, env: dict[str, str] | None = None) -> Loaded[WatcherConfig]:
     return load_watcher_config(flags or {}, env or {})
 
 
@@ -29,6 +30,6 @@ def refusal(flags: dict[str, str] | None = None, env: dict[str, str] | None = No
     return str(caught.value)
 
 
-def setting(loaded: Loaded, name: str) -> Setting:
+def setting(loaded: Loaded[WatcherConfig], name: str) -> Setting:
     (found,) = (s for s in loaded.settings if s.name == name)
     return found

@@ -9,7 +9,7 @@ import pytest
 
 from tests.loading import load, own_folder, refusal
 from watcher.errors import SettingError
-from watcher.settings.programs import render_config
+from watcher.settings.config_base import render_config
 
 __all__ = ["own_folder"]
 

@@ -13,8 +13,9 @@ import pytest
 import watcher_config
 from tests.loading import REPOSITORY, load, own_folder, refusal, setting
 from watcher.errors import SettingError
+from watcher.settings.config_base import render_config
 from watcher.settings.layers import ALL_SETTINGS, FOLDERS, SETTINGS
-from watcher.settings.programs import WatcherConfig, load_watcher_config, render_config
+from watcher.settings.worker import WatcherConfig, load_watcher_config
 from watcher_config import folders, read_layers
 
 __all__ = ["own_folder"]

@@ -18,7 +18,7 @@ from watcher.errors import NameTaken, SettingError, WorkerTrouble, shortage_behi
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from watcher.settings.programs import MetricsConfig
+    from watcher.settings.config_base import MetricsConfig
     from watcher.telemetry.endpoint import Answer, MetricsEndpoint
 
 

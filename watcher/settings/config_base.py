@@ -2,7 +2,7 @@
 
 It never touches the environment: values come from the Layers of `watcher_config`, through a source of
 pydantic-settings. A config is complete and valid or it is not made: SettingError lists every setting that is
-wrong. A config never changes after. What settings there are stands in `watcher/settings/programs.py`.
+wrong. A config never changes after. What settings there are stands in `watcher/settings`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, cast, get_args, get_origin
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast, get_args, get_origin
 
 from annotated_types import Ge, Le
 from pydantic import ValidationError
@@ -138,17 +138,28 @@ def in_force(config: LayeredConfig, layers: Layers) -> tuple[Setting, ...]:
     )
 
 
-class InForce(Protocol):
-    """Any config that was loaded, as its table is made of it."""
-
-    @property
-    def settings(self) -> tuple[Setting, ...]: ...
-
-    @property
-    def env_file(self) -> Path | None: ...
+C_co = TypeVar("C_co", bound=LayeredConfig, covariant=True)
 
 
-def render_config(loaded: InForce, as_json: bool = False) -> str:
+@dataclass(frozen=True, slots=True)
+class Loaded(Generic[C_co]):
+    """A config, and for each setting where it came from. `env_file` is the `.env` that was read, if any."""
+
+    config: C_co
+    settings: tuple[Setting, ...]
+    env_file: Path | None
+
+
+def load(kind: Callable[[Layers], C_co], layers: Layers) -> Loaded[C_co]:
+    """The config of this kind, from layers that were read.
+
+    Raises SettingError with a line for each setting that is wrong.
+    """
+    config = kind(layers)
+    return Loaded(config, in_force(config, layers), layers.env_file)
+
+
+def render_config(loaded: Loaded[LayeredConfig], as_json: bool = False) -> str:
     """The settings in force for people: a table, or one JSON object. What looks like a secret is hidden."""
     if as_json:
         rows = [

@@ -1,4 +1,4 @@
-"""What values settings may have: the rules and conversions that `watcher/settings/programs.py` and its neighbours put
+"""What values settings may have: the rules and conversions that `watcher/settings` and its neighbours put
 together.
 
 A rule takes text as the environment has it, or a value that is made already, and raises ValueError with what must be

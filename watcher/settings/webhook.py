@@ -9,14 +9,13 @@ from __future__ import annotations
 import ipaddress
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 
 from watcher.errors import SettingError
-from watcher.settings.config_base import LayeredConfig, Setting, in_force
+from watcher.settings.config_base import LayeredConfig, Loaded, load
 from watcher.settings.layers import WEBHOOK_SETTINGS, Layers, read_layers
 from watcher.settings.shared_groups import ServiceSettings, TakingSettings
 from watcher.settings.value_types import DAY, HOST, matches, split_workers
@@ -103,17 +102,6 @@ def read_secret(path: Path, what: str) -> str:
         raise SettingError(f"{what}={path}: cannot be read: {error.strerror}; name a file that is there") from None
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedWebhook:
-    """The config, and for each setting where it came from. `env_file` is the `.env` that was read, if any."""
-
-    config: WebhookConfig
-    settings: tuple[Setting, ...]
-    env_file: Path | None
-
-
-def load_webhook_config(flags: Mapping[str, str] | None = None) -> LoadedWebhook:
+def load_webhook_config(flags: Mapping[str, str] | None = None) -> Loaded[WebhookConfig]:
     """Read the layers (`flags` as for `read_layers`) and check them all. Raises SettingError."""
-    layers = read_layers(flags)
-    config = WebhookConfig(layers)
-    return LoadedWebhook(config, in_force(config, layers), layers.env_file)
+    return load(WebhookConfig, read_layers(flags))

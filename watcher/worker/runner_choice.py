@@ -22,7 +22,7 @@ from watcher.store.worker_locks import Incarnation
 from watcher.telemetry.events import Bus
 
 if TYPE_CHECKING:
-    from watcher.settings.programs import WatcherConfig
+    from watcher.settings.worker import WatcherConfig
 
 
 class Runners:

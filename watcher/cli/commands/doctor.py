@@ -30,14 +30,14 @@ from watcher.policy.budget_limits import unbound
 from watcher.runner.providers.provider import Provider, environment_for, find_program
 from watcher.runner.providers.user_providers import all_providers
 from watcher.settings.layers import process_environment
-from watcher.settings.programs import load_watcher_config
+from watcher.settings.worker import load_watcher_config
 from watcher.store.tasks import on_their_way, workers
 from watcher.system.process_fence import IN_FORCE, fence
 from watcher.system.processes import become_subreaper
 
 if TYPE_CHECKING:
     from watcher.settings.folders import Folders
-    from watcher.settings.programs import WatcherConfig
+    from watcher.settings.worker import WatcherConfig
 
 _INDENT = " " * 14
 

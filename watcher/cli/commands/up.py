@@ -28,7 +28,9 @@ from watcher.formats.task import WORKER_PATTERN
 from watcher.policy.restart import RestartRules, Restarts
 from watcher.policy.scaling import Scaler, ScalingRules
 from watcher.settings.layers import Layers, process_environment, read_layers
-from watcher.settings.programs import OrchestratorConfig, SupervisorConfig, WatcherConfig
+from watcher.settings.listener import OrchestratorConfig
+from watcher.settings.supervisor import SupervisorConfig
+from watcher.settings.worker import WatcherConfig
 from watcher.supervisor.adopted_children import SUPERVISED, own_name
 from watcher.supervisor.child import Charge, Ward
 from watcher.supervisor.child_log import Say, make_say

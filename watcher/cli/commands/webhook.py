@@ -13,8 +13,8 @@ from pathlib import Path
 
 from watcher.cli import command_output, entry_files
 from watcher.errors import SettingError
+from watcher.settings.config_base import render_config
 from watcher.settings.layers import process_environment
-from watcher.settings.programs import render_config
 from watcher.settings.webhook import load_webhook_config
 from watcher.system.signals import signals
 

@@ -20,7 +20,7 @@ from watcher.clock import SystemClock
 from watcher.intake.drop_zones.in_worker import load, reloaded, zone_options
 from watcher.intake.drop_zones.loop import Counts, DropZones, ZoneOptions
 from watcher.intake.drop_zones.zone_file import ZoneFile
-from watcher.settings.programs import load_watcher_config
+from watcher.settings.worker import load_watcher_config
 from watcher.store.task_reader import ignore_lease_breaks
 from watcher.system.signals import Reactions, signals
 from watcher.telemetry.events import Bus

@@ -20,7 +20,7 @@ from watcher.intake.drop_zones.loop import Counts, DropZones, ZoneOptions
 from watcher.intake.drop_zones.zone_file import ZoneFile, load_zone_file
 
 if TYPE_CHECKING:
-    from watcher.settings.programs import WatcherConfig
+    from watcher.settings.worker import WatcherConfig
 
 _PAUSE_SECONDS = 5.0
 _STATUS_SECONDS = 60.0

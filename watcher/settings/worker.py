@@ -1,14 +1,9 @@
-"""The settings with their types, ranges and meanings. Durations are seconds, sizes are bytes.
-
-What values mean is `value_types`, how they become a config `config_base`. `import watcher_config` is the way here;
-importing this module costs what pydantic costs.
-"""
+"""The settings of a worker, with their types, ranges and meanings. Durations are seconds, sizes are bytes."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, cast, get_args
 
@@ -17,9 +12,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from watcher.formats import task
 from watcher.formats.fields import Text
 from watcher.policy.budget_limits import Limits
-from watcher.settings.config_base import LayeredConfig, MetricsConfig, Setting, in_force, render_config
-from watcher.settings.layers import LISTENER_SETTINGS, SETTINGS, SUPERVISOR_SETTINGS, Layers, read_layers
-from watcher.settings.shared_groups import FolderSettings, TakingSettings, TeamSettings
+from watcher.settings.config_base import LayeredConfig, Loaded, load
+from watcher.settings.layers import SETTINGS, Layers, read_layers
+from watcher.settings.shared_groups import TakingSettings, TeamSettings
 from watcher.settings.value_types import (
     ACCOUNT,
     DAY,
@@ -37,9 +32,7 @@ from watcher.settings.value_types import (
     own_name,
     some_file,
     split_folders,
-    split_substitutes,
     split_variables,
-    split_workers,
 )
 
 
@@ -233,106 +226,13 @@ class WatcherConfig(TeamSettings, TakingSettings):
         return self
 
 
-class OrchestratorConfig(TeamSettings):
-    """Every setting of the listener, valid; what it shares with a worker has the same name, range and default."""
-
-    names: ClassVar[tuple[str, ...]] = LISTENER_SETTINGS
-
-    workers: Annotated[tuple[str, ...], BeforeValidator(split_workers)] = Field(
-        (), description="workers to listen to, commas between; empty: all, as they appear"
-    )
-    pending_alert_after: float = Field(
-        900.0, ge=0, le=31 * DAY, description="seconds a task may wait until a notice says so; 0: never"
-    )
-    blocked_alert_after: float = Field(
-        60.0, ge=0, le=31 * DAY, description="the same for a task whose dependency nobody has submitted"
-    )
-    batch_settle_seconds: float = Field(
-        1.0, ge=0, le=3600, description="seconds a batch must have been complete until a notice says so"
-    )
-    reassign: Annotated[tuple[str, ...], BeforeValidator(split_substitutes)] = Field(
-        (), description="who gets the pending tasks of a dead worker: marie:anga,fabien:anga; empty: nobody"
-    )
-    reassign_after: float = Field(
-        300.0, ge=0, le=31 * DAY, description="seconds a worker must have been dead until its tasks move"
-    )
-    trigger_retention: float = Field(
-        DAY, ge=0, le=3650 * DAY, description="seconds that receipts and notices are kept; 0: for ever"
-    )
-    result_retention: float = Field(0.0, ge=0, le=3650 * DAY, description="seconds that results are kept; 0: for ever")
-    dlq_retention: float = Field(
-        0.0, ge=0, le=3650 * DAY, description="seconds that dead letters are kept; 0: for ever"
-    )
-
-    def __init__(self, layers: Layers | None = None, **values: object) -> None:
-        LayeredConfig.__init__(self, layers, **values)
-
-
-class SupervisorConfig(FolderSettings):
-    """Every setting that the supervisor has for itself; the rest it takes from those of its workers."""
-
-    names: ClassVar[tuple[str, ...]] = SUPERVISOR_SETTINGS
-
-    max_restarts: int = Field(10, ge=0, le=10_000, description="restarts in a row of a process that crashes")
-    restart_delay: float = Field(
-        1.0, ge=0.01, le=3600, description="seconds before the first restart; twice as long each time, at most 60"
-    )
-    restart_reset_after: float = Field(
-        60.0, ge=0, le=DAY, description="seconds a process must have been well until earlier crashes are forgotten"
-    )
-    max_cpu_percent: float = Field(
-        80.0, ge=1, le=100, description="percent of the machine's CPUs above which instances are drained"
-    )
-    max_memory_percent: float = Field(90.0, ge=1, le=100, description="the same for its memory")
-
-    def __init__(self, layers: Layers | None = None, **values: object) -> None:
-        LayeredConfig.__init__(self, layers, **values)
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """The config, and for each setting where it came from. `env_file` is the `.env` that was read, if any."""
-
-    config: WatcherConfig
-    settings: tuple[Setting, ...]
-    env_file: Path | None
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedOrchestrator:
-    """The same for the listener."""
-
-    config: OrchestratorConfig
-    settings: tuple[Setting, ...]
-    env_file: Path | None
-
-
 def load_watcher_config(
     flags: Mapping[str, str] | None = None,
     environ: Mapping[str, str] | None = None,
     env_file: Path | str | None = None,
-) -> Loaded:
+) -> Loaded[WatcherConfig]:
     """Read the layers (arguments as for `read_layers`) and check them all.
 
     Raises SettingError with a line for each setting that is wrong.
     """
-    layers = read_layers(flags, environ, env_file)
-    config = WatcherConfig(layers)
-    return Loaded(config, in_force(config, layers), layers.env_file)
-
-
-def load_orchestrator_config(
-    flags: Mapping[str, str] | None = None,
-    environ: Mapping[str, str] | None = None,
-    env_file: Path | str | None = None,
-) -> LoadedOrchestrator:
-    """The same for the listener."""
-    layers = read_layers(flags, environ, env_file)
-    config = OrchestratorConfig(layers)
-    return LoadedOrchestrator(config, in_force(config, layers), layers.env_file)
-
-
-__all__ = [
-    "LayeredConfig", "Loaded", "LoadedOrchestrator", "MetricsConfig", "OrchestratorConfig", "Setting",
-    "SupervisorConfig", "WatcherConfig", "load_orchestrator_config", "load_watcher_config", "render_config",
-]  # fmt: skip
+    return load(WatcherConfig, read_layers(flags, environ, env_file))
