@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from watcher.cli.tables import Tally
-    from watcher.store.results import Outcome
+    from watcher.cli.tables import BatchProgress
+    from watcher.store.results import Ended
     from watcher_config import Folders
 
 _DEFAULT_WORKERS = "marie,anga,fabien"
@@ -101,7 +101,7 @@ def _task(options: argparse.Namespace, places: Folders) -> int:
 
 def _batch(options: argparse.Namespace, places: Folders) -> int:
     from watcher.cli.commands.submit import Patience
-    from watcher.cli.tables import Tally, batch_summary
+    from watcher.cli.tables import BatchProgress, batch_summary
     from watcher.store import results
     from watcher.store.submitting import new_task_id, submit_many
 
@@ -111,9 +111,9 @@ def _batch(options: argparse.Namespace, places: Folders) -> int:
     template = text_of(options.text)
     began = time.monotonic()
     awaited = results.Awaited(places, worker, [])
-    tally, progress, patience = Tally(total), _Progress(began), Patience(places, worker)
+    tally, progress, patience = BatchProgress(total), _Progress(began), Patience(places, worker)
 
-    def each(ended: list[Outcome]) -> None:
+    def each(ended: list[Ended]) -> None:
         tally.ended += len(ended)
         tally.failed += sum(not outcome.is_completed for outcome in ended)
         progress.show(tally)
@@ -152,11 +152,11 @@ def _batch(options: argparse.Namespace, places: Folders) -> int:
 def _status(options: argparse.Namespace, places: Folders) -> int:
     from watcher.cli.tables import status_lines
     from watcher.store.listener_state import is_running, listener_lines, read_status, read_statuses
-    from watcher.store.overview import Lookout
+    from watcher.store.overview import OverviewReader
 
     command_output.check_root(places)
     state = state_folder(read_layers(), places.root)
-    lookout = Lookout(places)
+    lookout = OverviewReader(places)
     listens = is_running(state)
     if listens:
         lookout.know(read_statuses(state))
@@ -181,10 +181,10 @@ def _report(options: argparse.Namespace, places: Folders) -> int:
 
 def _watch(options: argparse.Namespace, places: Folders) -> int:
     from watcher.cli import tables, terminal
-    from watcher.store.overview import Lookout
+    from watcher.store.overview import OverviewReader
 
     command_output.check_root(places)
-    lookout = Lookout(places)
+    lookout = OverviewReader(places)
     redrawn = sys.stdout.isatty()
     _end_as_by_ctrl_c()
     try:
@@ -243,7 +243,7 @@ class _Progress:
         self._redrawn = sys.stdout.isatty()
         self._said: tuple[float, str] = (began, "")
 
-    def show(self, tally: Tally) -> None:
+    def show(self, tally: BatchProgress) -> None:
         from watcher.cli.tables import progress_line
         from watcher.cli.terminal import redraw
 

@@ -21,7 +21,7 @@ from watcher.listener.batches import Batches, Graphs
 from watcher.listener.loop import ListenerOptions, Orchestrator, Services
 from watcher.listener.overdue import Lateness
 from watcher.listener.worker_health import Roster
-from watcher.policy.overdue import Limits
+from watcher.policy.overdue import OverdueLimits
 from watcher.store.listener_database import Ledger
 from watcher.store.listener_lock import Seat
 from watcher.store.new_outcomes import Collector
@@ -106,7 +106,7 @@ class Service:
                 ledger,
                 clock,
                 emit,
-                Limits(config.pending_alert_after, config.blocked_alert_after, config.kill_grace + 5.0),
+                OverdueLimits(config.pending_alert_after, config.blocked_alert_after, config.kill_grace + 5.0),
                 config.task_timeout,
                 ledger.has_outcome,
             ),

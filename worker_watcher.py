@@ -29,7 +29,7 @@ from watcher.policy.budget_limits import all_unbound
 from watcher.policy.restart import Losses
 from watcher.policy.retry import RetryDelays
 from watcher.runner.providers.user_providers import all_providers
-from watcher.store.folders import Places
+from watcher.store.folders import WorkerFolders
 from watcher.store.holds import FOLDER as HOLDS
 from watcher.store.inbox_index import SpoolOptions
 from watcher.store.queue import DirectorySpool
@@ -47,7 +47,7 @@ from watcher.worker.loop import Worker, WorkerOptions
 from watcher.worker.operator_commands import ControlDesk, ControlOptions
 from watcher.worker.provider_gates import Gates
 from watcher.worker.runner_choice import Runners
-from watcher.worker.status import Parts
+from watcher.worker.status import WorkerParts
 from watcher_config import load_watcher_config, render_config
 
 if TYPE_CHECKING:
@@ -169,9 +169,9 @@ class Service:
             if control is not None:
                 control.close()  # last: of two processes that a drain ends together, one must see that it is alone
 
-    def _places(self, incarnation: Incarnation) -> Places:
+    def _places(self, incarnation: Incarnation) -> WorkerFolders:
         folders = self.config.folders
-        places = Places(folders.tasks, folders.triggers, folders.results, folders.dlq, self.name, incarnation.id)
+        places = WorkerFolders(folders.tasks, folders.triggers, folders.results, folders.dlq, self.name, incarnation.id)
         places.shared += [folders.heartbeats, folders.control / HOLDS, folders.control / self.name]
         return places
 
@@ -214,7 +214,7 @@ class Service:
         )
 
     def _assemble(
-        self, places: Places, incarnation: Incarnation, gates: Gates, beats: Beats, spending: Spending
+        self, places: WorkerFolders, incarnation: Incarnation, gates: Gates, beats: Beats, spending: Spending
     ) -> tuple[Worker, ControlDesk]:
         config = self.config
         runner = Runners(config, self.name, self.providers, self.clock, self.bus).make(places.mine.path, incarnation)
@@ -234,7 +234,7 @@ class Service:
             self.clock,
             self.bus.emit,
         )
-        parts = Parts(spool, runner, executor, gates, beats, incarnation, control, spending)
+        parts = WorkerParts(spool, runner, executor, gates, beats, incarnation, control, spending)
         worker = Worker(self._worker_options(places), parts, self.clock, self.bus.emit)
         if self.metrics is not None:
             self.metrics.read_at_scrape(
@@ -279,7 +279,7 @@ class Service:
             max_given_back=config.max_given_back,
         )
 
-    def _worker_options(self, places: Places) -> WorkerOptions:
+    def _worker_options(self, places: WorkerFolders) -> WorkerOptions:
         config = self.config
         return WorkerOptions(
             worker=self.name,

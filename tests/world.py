@@ -13,7 +13,7 @@ import pytest
 
 from tests.doubles import HandClock
 from watcher.formats.heartbeat import Heartbeat, Stats
-from watcher.store.overview import Lookout, Overview, WorkerOverview
+from watcher.store.overview import Overview, OverviewReader, WorkerOverview
 from watcher.store.workers import Process
 from watcher_config import Folders, folders, read_layers
 
@@ -32,7 +32,7 @@ class World:
         self.clock = HandClock(NOW)
 
     def look(self) -> Overview:
-        return Lookout(self.folders, self.clock).look()
+        return OverviewReader(self.folders, self.clock).look()
 
     def worker(self, name: str = "marie") -> WorkerOverview:
         return next(worker for worker in self.look().workers if worker.worker == name)

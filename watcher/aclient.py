@@ -83,5 +83,5 @@ class AsyncClient:
             yield result
 
 
-def _look(awaited: list[outcomes.Awaited]) -> list[outcomes.Outcome]:
+def _look(awaited: list[outcomes.Awaited]) -> list[outcomes.Ended]:
     return [outcome for one in awaited for outcome in one.look()]

@@ -223,7 +223,7 @@ class Client:
         root_check.check(self.folders)
         for _, path in sorted(self._result_files(worker), reverse=True):
             try:
-                found = outcomes.Outcome(path.stem, path.parent.name, "", path).read()
+                found = outcomes.Ended(path.stem, path.parent.name, "", path).read()
             except ValueError as error:
                 if left_out is not None:
                     left_out(path, error)
@@ -279,7 +279,7 @@ def awaited_of(folders: Folders, refs: Iterable[TaskRef | tuple[str, str]]) -> l
     return [outcomes.Awaited(folders, worker, ids, old_letters_count=True) for worker, ids in by_worker.items()]
 
 
-def read_result(outcome: outcomes.Outcome) -> TaskResult:
+def read_result(outcome: outcomes.Ended) -> TaskResult:
     return TaskResult(TaskRef(outcome.worker, outcome.task_id), outcome.status, outcome.path, outcome.read())
 
 

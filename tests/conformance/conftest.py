@@ -15,7 +15,7 @@ import pytest
 
 from tests.doubles import HandClock, Memory
 from watcher.formats.result import Result
-from watcher.store.folders import Places
+from watcher.store.folders import WorkerFolders
 from watcher.store.interface import Claim, Settlement
 from watcher.store.queue import DirectorySpool, SpoolOptions
 from watcher.store.worker_locks import Incarnation
@@ -35,7 +35,7 @@ class Desk:
 
     def __post_init__(self) -> None:
         self.incarnation = Incarnation(self.root / "tasks" / self.worker, self.worker, self.instance)
-        self.places = Places(
+        self.places = WorkerFolders(
             self.root / "tasks", self.root / "triggers", self.root / "results", self.root / "dlq",
             self.worker, self.incarnation.id,
         )  # fmt: skip

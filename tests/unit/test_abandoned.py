@@ -15,7 +15,7 @@ from tests.doubles import HandClock, Memory
 from tests.waiting import wait_for
 from watcher.clock import NeverAhead
 from watcher.store.abandoned_files import ABANDONED_SECONDS, remove_abandoned
-from watcher.store.folders import Places
+from watcher.store.folders import WorkerFolders
 from watcher.store.inbox_index import SpoolOptions
 from watcher.store.queue import DirectorySpool
 from watcher.system.files import Folder
@@ -44,8 +44,8 @@ def frozen_writer(root: Path, what: str) -> tuple[subprocess.Popen[str], Path]:
     return process, found[0]
 
 
-def places(root: Path) -> Places:
-    made = Places(*(root / name for name in ("tasks", "triggers", "results", "dlq")), "marie", "a" * 32)
+def places(root: Path) -> WorkerFolders:
+    made = WorkerFolders(*(root / name for name in ("tasks", "triggers", "results", "dlq")), "marie", "a" * 32)
     made.shared = [root / "control" / "holds", root / "control" / "marie"]
     return made
 

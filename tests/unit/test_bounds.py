@@ -9,28 +9,28 @@ from pathlib import Path
 import pytest
 
 from tests.recorded import recorded
-from watcher.policy.budget_limits import Limits, all_unbound, unbound
-from watcher.runner.live_view import Look
+from watcher.policy.budget_limits import BudgetLimits, all_unbound, unbound
+from watcher.runner.live_view import LiveView
 from watcher.runner.providers.built_in import BUILT_IN, built_in
 from watcher.runner.tokens import TokenCount
 
 
 def test_budgets_say_which_providers_they_cannot_bound() -> None:
-    money = all_unbound(BUILT_IN.values(), Limits(max_cost_per_task=1.0))
+    money = all_unbound(BUILT_IN.values(), BudgetLimits(max_cost_per_task=1.0))
     assert set(money) == {"gemini", "cursor-agent", "codex", "opencode", "qwen"}
     assert "MAX_COST_PER_TASK cannot bound codex" in money["codex"] and "MAX_TOKENS_PER_TASK would" in money["codex"]
     assert "MAX_TOKENS" not in money["cursor-agent"]
-    both = unbound(BUILT_IN["cursor-agent"], Limits(1.0, 5.0, 1000))
+    both = unbound(BUILT_IN["cursor-agent"], BudgetLimits(1.0, 5.0, 1000))
     assert both is not None and both.startswith("MAX_COST_PER_TASK and DAILY_BUDGET cannot")
     assert both.endswith("MAX_TOKENS_PER_TASK cannot bound cursor-agent, which tells no tokens")
-    assert set(all_unbound(BUILT_IN.values(), Limits(max_tokens_per_task=1))) == {"cursor-agent"}
-    assert all_unbound(BUILT_IN.values(), Limits()) == {}
+    assert set(all_unbound(BUILT_IN.values(), BudgetLimits(max_tokens_per_task=1))) == {"cursor-agent"}
+    assert all_unbound(BUILT_IN.values(), BudgetLimits()) == {}
 
 
 def test_plain_text_tells_nothing_to_bound() -> None:
     known = built_in({"claude": "claude --output-format text", "command": "mine"})
     for name in ("claude", "command"):
-        assert unbound(known[name], Limits(max_cost_per_task=1.0, max_tokens_per_task=1)) is not None
+        assert unbound(known[name], BudgetLimits(max_cost_per_task=1.0, max_tokens_per_task=1)) is not None
 
 
 @pytest.mark.parametrize("provider", ["claude", "codex", "opencode", "qwen"])
@@ -38,7 +38,7 @@ def test_tokens_of_a_running_command_are_those_that_its_end_tells(provider: str,
     case = next(case for case in recorded() if case.name == f"{provider}/tool")
     usage = case.fields["expected"]["usage"]
     fd = os.open(case.folder / "stdout", os.O_RDONLY)
-    live = Look().again(fd, 0.0)
+    live = LiveView().again(fd, 0.0)
     os.close(fd)
     answers = 2 if provider == "claude" else 1  # the stub gives each answer of claude's API the same id
     assert (live.tokens or 0) * answers == usage["input_tokens"] + usage["output_tokens"]

@@ -13,7 +13,7 @@ from tests.collecting import Site, site
 from watcher.listener.batches import Batches, Graphs
 from watcher.store import new_outcomes as collector_module
 from watcher.store import waiting_tasks as waiting_module
-from watcher.store.notices import News
+from watcher.store.notices import Findings
 from watcher.store.retention import Pruner, Retention
 from watcher.telemetry.events import FileIgnored, FilesPruned, FolderFound, FolderLost
 
@@ -248,7 +248,7 @@ def test_batch_that_grows_is_told_again_when_it_is_complete_again(site: Site) ->
 def test_graph_is_told_when_all_that_hangs_together_has_ended(site: Site) -> None:
     graphs = Graphs(site.ledger, site.clock, 0.0)
     waiting = [site.task("leaf", "anga", dependencies=["marie/root", "twig"]), site.task("twig", "anga")]
-    learnt = News()
+    learnt = Findings()
     graphs.learn(site.sight(), learnt)
     site.ledger.commit(learnt.entry)
 

@@ -21,7 +21,7 @@ from watcher.formats.result import Result
 from watcher.intake.drop_zones.file_memory import Handled, Record, ZoneMemory
 from watcher.intake.webhook.durable_posts import Accepter
 from watcher.store import end_waiting, operator_commands, result_writer, run_again, spending
-from watcher.store.folders import Places
+from watcher.store.folders import WorkerFolders
 from watcher.store.holds import hold_provider
 from watcher.store.interface import Settlement
 from watcher.store.listener_database import Ledger
@@ -43,8 +43,8 @@ def site(tmp_path: Path) -> Folders:
 
 
 @pytest.fixture
-def places(site: Folders) -> Iterator[Places]:
-    made = Places(site.tasks, site.triggers, site.results, site.dlq, "marie", "a" * 32)
+def places(site: Folders) -> Iterator[WorkerFolders]:
+    made = WorkerFolders(site.tasks, site.triggers, site.results, site.dlq, "marie", "a" * 32)
     yield made
     made.close()
 
@@ -95,7 +95,9 @@ def test_posted_tasks_are_safe_before_their_answer(site: Folders, monkeypatch: p
 
 
 @pytest.mark.parametrize("more", ["result", "kept", "dead letter", "all", "across", "many", "many results"])
-def test_outcome_is_safe_before_its_claim_goes(places: Places, monkeypatch: pytest.MonkeyPatch, more: str) -> None:
+def test_outcome_is_safe_before_its_claim_goes(
+    places: WorkerFolders, monkeypatch: pytest.MonkeyPatch, more: str
+) -> None:
     has_kept, has_letter = more in ("kept", "all", "across", "many"), more in ("dead letter", "all", "many")
     ids = [f"t{number}" for number in range(5 if more.startswith("many") else 1)]
     cut = PowerCut(monkeypatch)
@@ -136,12 +138,12 @@ def test_outcome_is_safe_before_its_claim_goes(places: Places, monkeypatch: pyte
     assert seen == ids
 
 
-def test_outcome_of_a_claim_that_is_gone_is_not_published(places: Places) -> None:
+def test_outcome_of_a_claim_that_is_gone_is_not_published(places: WorkerFolders) -> None:
     events, error = Settler(places).settle([Settlement("t", "t~1-0.json", None, result("t"), None, EVENT)])
     assert error is None and events[0] is not EVENT and not places.results.has("t.json")
 
 
-def test_result_that_is_there_is_never_replaced(places: Places) -> None:
+def test_result_that_is_there_is_never_replaced(places: WorkerFolders) -> None:
     places.mine.write_new("t~1-0.json", b"{}")
     places.results.write_new("t.json", result("t", "the first"))
     Settler(places).settle([Settlement("t", "t~1-0.json", None, result("t", "the second"), None, EVENT)])
@@ -163,7 +165,7 @@ def test_edited_task_is_safe_at_each_step(site: Folders, monkeypatch: pytest.Mon
 
 
 def test_task_that_is_run_again_is_safe_before_its_result_makes_way(
-    site: Folders, places: Places, monkeypatch: pytest.MonkeyPatch
+    site: Folders, places: WorkerFolders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places.results.write_new("t.json", result("t"))
     cut = PowerCut(monkeypatch)
@@ -262,7 +264,7 @@ def test_name_is_served_once_and_the_claims_of_the_living_are_nobody_elses(site:
     first = Incarnation(inbox, "marie", None)
     with pytest.raises(NameTaken):
         Incarnation(inbox, "marie", None)
-    tool = Places(site.tasks, site.triggers, site.results, site.dlq, "marie", "b" * 32)
+    tool = WorkerFolders(site.tasks, site.triggers, site.results, site.dlq, "marie", "b" * 32)
     (inbox / ".claims" / first.id).mkdir(exist_ok=True)
     (inbox / ".claims" / first.id / "t~1-0.json").write_text("{}")
     assert rescue(tool, Memory()) == []
@@ -271,7 +273,7 @@ def test_name_is_served_once_and_the_claims_of_the_living_are_nobody_elses(site:
     first.close()
 
 
-def test_claim_folder_that_was_taken_away_ends_an_incarnation(places: Places) -> None:
+def test_claim_folder_that_was_taken_away_ends_an_incarnation(places: WorkerFolders) -> None:
     os.rmdir(places.mine.path)
     with pytest.raises(LockLost):
         places.mend()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from watcher.runner.live_view import LOOK_BYTES, Look, is_answer, name_of
+from watcher.runner.live_view import LOOK_BYTES, LiveView, is_answer, name_of
 from watcher.runner.stall import StallWatch
 
 NOW = 1_800_000_000.0
@@ -21,7 +21,7 @@ class Output:
 
     def __init__(self, path: Path) -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
-        self.look = Look()
+        self.look = LiveView()
 
     def write(self, *events: object, end: bytes = b"\n") -> None:
         os.write(self.fd, b"\n".join(e if isinstance(e, bytes) else json.dumps(e).encode() for e in events) + end)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from watcher.system import machine_load
-from watcher.system.machine_load import Busy, Machine
+from watcher.system.machine_load import Machine, MachineLoad
 
 
 class Times(NamedTuple):
@@ -34,8 +34,8 @@ class Source:
 
 def test_psutil_tells_cpu_between_two_looks_and_memory_now() -> None:
     found = Machine(Source(Times(10, 90, 0, 5), Times(40, 150, 10, 5)))
-    assert found.look() == Busy(None, 42.5)
-    assert found.look() == Busy(30.0, 42.5)
+    assert found.look() == MachineLoad(None, 42.5)
+    assert found.look() == MachineLoad(30.0, 42.5)
 
 
 def test_proc_tells_the_same_without_psutil(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -45,9 +45,9 @@ def test_proc_tells_the_same_without_psutil(monkeypatch: pytest.MonkeyPatch, tmp
     memory.write_text("MemTotal:  1000 kB\nMemFree: 10 kB\nMemAvailable:   250 kB\n")
     stat.write_text("cpu  10 0 0 90 0 0 0 0 5 0\ncpu0 1 1 1\n")
     found = Machine(None)
-    assert found.look() == Busy(None, 75.0)
+    assert found.look() == MachineLoad(None, 75.0)
     stat.write_text("cpu  30 0 10 150 10 0 0 0 5 0\n")
-    assert found.look() == Busy(30.0, 75.0)
+    assert found.look() == MachineLoad(30.0, 75.0)
 
 
 def test_real_machine_is_between_nothing_and_all() -> None:
@@ -57,6 +57,6 @@ def test_real_machine_is_between_nothing_and_all() -> None:
 
 def test_machine_that_cannot_tell_gives_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine_load, "_STAT", tmp_path / "none")
-    assert Machine(None).look() == Busy()
+    assert Machine(None).look() == MachineLoad()
     (tmp_path / "none").write_text("cpu\n")
-    assert Machine(None).look() == Busy()
+    assert Machine(None).look() == MachineLoad()

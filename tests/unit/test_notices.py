@@ -14,8 +14,8 @@ from tests.doubles import HandClock, Memory
 from watcher.formats.notice import NOTICE_FIELDS, Notice, notice_schema
 from watcher.store import notices as recorder_module
 from watcher.store.listener_database import VERSION, Entry, Ledger
-from watcher.store.notices import News, Recorder
-from watcher.store.totals import Outcome
+from watcher.store.notices import Findings, Recorder
+from watcher.store.totals import Finished
 
 
 class Killed(Exception):
@@ -55,10 +55,10 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     made.close()
 
 
-def news(*stems: str) -> News:
-    made = News()
+def news(*stems: str) -> Findings:
+    made = Findings()
     for stem in stems:
-        made.entry.outcomes.append((Outcome("marie", "results", f"{stem}.json", 1, "p", stem, "completed"), None))
+        made.entry.outcomes.append((Finished("marie", "results", f"{stem}.json", 1, "p", stem, "completed"), None))
         made.notices.append((Notice("task_done", f"marie--{stem}", f"task_done/marie/{stem}/p", 0.0, {}), None))
     return made
 
@@ -109,7 +109,7 @@ def test_notice_that_an_error_held_up_is_published_by_the_next_call(
         with pytest.raises(OSError, match="Input"):
             desk.recorder.record(news("a"))
     assert desk.is_known("a.json") and desk.seen() == []
-    desk.recorder.record(News())
+    desk.recorder.record(Findings())
     assert desk.seen() == ["marie--a.json"]
 
 
@@ -128,9 +128,9 @@ def test_disk_that_is_full_leaves_no_hidden_files(desk: Desk, monkeypatch: pytes
 
 def test_other_news_of_the_same_name_gets_a_number(desk: Desk) -> None:
     desk.recorder.record(news("a"))
-    other = News(notices=[(Notice("task_done", "marie--a", "task_done/marie/a/other", 0.0, {}), None)])
+    other = Findings(notices=[(Notice("task_done", "marie--a", "task_done/marie/a/other", 0.0, {}), None)])
     desk.recorder.record(other)
-    again = News(notices=[(Notice("task_done", "marie--a", "task_done/marie/a/other", 0.0, {}), None)])
+    again = Findings(notices=[(Notice("task_done", "marie--a", "task_done/marie/a/other", 0.0, {}), None)])
     desk.recorder.record(again)
     assert desk.seen() == ["marie--a.json", "marie--a~2.json"]
 

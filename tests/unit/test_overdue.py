@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from watcher.policy.overdue import Limits, TaskState, overdue
+from watcher.policy.overdue import OverdueLimits, TaskState, overdue
 
-LIMITS = Limits(pending_alert_after=900, blocked_alert_after=60, running_grace=10)
+LIMITS = OverdueLimits(pending_alert_after=900, blocked_alert_after=60, running_grace=10)
 
 
 def test_running_task_is_late_after_its_timeout_and_grace() -> None:
@@ -31,6 +31,6 @@ def test_missing_dependency_is_news_again_when_another_one_is_missing() -> None:
 
 
 def test_limit_of_zero_means_never() -> None:
-    never = Limits(0, 0, 0)
+    never = OverdueLimits(0, 0, 0)
     assert overdue(TaskState(1e9, False, 100), never) is None
     assert overdue(TaskState(1e9, False, 100, is_blocked=True, missing=("a",)), never) is None

@@ -14,7 +14,7 @@ from tests.world import BOB, NOW, World, world
 from watcher.clock import rfc3339
 from watcher.errors import WorkerTrouble
 from watcher.formats.result import status_in_head
-from watcher.store.overview import Lookout
+from watcher.store.overview import OverviewReader
 from watcher.system import no_links
 from watcher_config import folders, read_layers
 
@@ -115,7 +115,7 @@ def test_every_dead_letter_is_counted_and_the_originals_beside_them_are_not(worl
 
 
 def test_next_look_counts_what_is_new_and_forgets_what_is_gone(world: World) -> None:
-    lookout = Lookout(world.folders, world.clock)
+    lookout = OverviewReader(world.folders, world.clock)
     first = world.result("marie/x", "completed")
     world.put("tasks/marie/p.json", age=9.0)
     lookout.look()
@@ -127,7 +127,7 @@ def test_next_look_counts_what_is_new_and_forgets_what_is_gone(world: World) -> 
 
 
 def test_result_of_a_task_that_was_run_again_is_read_again(world: World) -> None:
-    lookout = Lookout(world.folders, world.clock)
+    lookout = OverviewReader(world.folders, world.clock)
     path = world.result("marie/x", "failed")
     lookout.look()
     (path.parent / ".archive").mkdir()
@@ -138,7 +138,7 @@ def test_result_of_a_task_that_was_run_again_is_read_again(world: World) -> None
 
 
 def test_file_that_could_not_be_read_is_tried_again(world: World) -> None:
-    lookout = Lookout(world.folders, world.clock)
+    lookout = OverviewReader(world.folders, world.clock)
     path = world.put("results/marie/x.json", b"{")
     assert lookout.look().workers[0].unread == 1
     path.write_bytes(b'{"task_id": "x", "worker": "marie", "status": "completed"}')
@@ -154,7 +154,7 @@ def test_each_result_is_read_once_however_often_one_looks(world: World, monkeypa
         return status_in_head(head)
 
     monkeypatch.setattr("watcher.store.overview.status_in_head", count)
-    lookout = Lookout(world.folders, world.clock)
+    lookout = OverviewReader(world.folders, world.clock)
     for number in range(5):
         world.result(f"marie/t{number}", "completed")
         lookout.look()
@@ -176,7 +176,7 @@ def test_processes_alone_are_the_same_as_in_a_whole_look(world: World) -> None:
     world.lives()
     world.beat()
     world.beat("anga", BOB)
-    assert Lookout(world.folders, world.clock).processes("marie") == world.worker("marie").processes
+    assert OverviewReader(world.folders, world.clock).processes("marie") == world.worker("marie").processes
 
 
 # --- trouble
@@ -247,7 +247,7 @@ def test_what_a_listener_has_read_is_not_read_again_but_the_folder_decides(tmp_p
     for name in ("known", "replaced", "new"):
         (results / f"{name}.json").write_text('{"task_id": "x", "worker": "marie", "status": "completed"}')
     inode = (results / "known.json").stat().st_ino
-    lookout = Lookout(places)
+    lookout = OverviewReader(places)
     lookout.know(
         {"marie": {"known.json": (inode, "failed"), "replaced.json": (0, "failed"), "gone.json": (9, "failed")}}
     )

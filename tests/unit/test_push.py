@@ -15,10 +15,10 @@ import pytest
 
 from tests.waiting import wait_for
 from watcher.telemetry.events import TaskDropped, TaskSettled
-from watcher.telemetry.statistics_push import Limits, StatisticsPush, body_of
+from watcher.telemetry.statistics_push import PushLimits, StatisticsPush, body_of
 
 #: Nothing here is to be dropped because the machine is busy.
-FAST = Limits(per_second=10_000, timeout_seconds=60.0, pauses_seconds=(0.01, 0.01), drain_seconds=60.0)
+FAST = PushLimits(per_second=10_000, timeout_seconds=60.0, pauses_seconds=(0.01, 0.01), drain_seconds=60.0)
 
 
 class Server:
@@ -92,7 +92,7 @@ def settled(number: int = 1, **facts: Any) -> TaskSettled:
     return TaskSettled(**known | facts)
 
 
-def pushed(url: str, *events: TaskSettled, limits: Limits = FAST, token: str = "") -> StatisticsPush:
+def pushed(url: str, *events: TaskSettled, limits: PushLimits = FAST, token: str = "") -> StatisticsPush:
     push = StatisticsPush(url, token, "marie", None, limits)
     push.start()
     for event in events:
@@ -213,7 +213,7 @@ def test_connection_that_the_server_closed_is_opened_again(serve: MakeServer) ->
 
 def test_queue_that_is_full_drops_the_newest_and_blocks_nobody(serve: MakeServer) -> None:
     server = serve(hangs=True)
-    limits = Limits(queued=10, per_second=10_000, timeout_seconds=60, drain_seconds=0.1)
+    limits = PushLimits(queued=10, per_second=10_000, timeout_seconds=60, drain_seconds=0.1)
     push = pushed(server.url(), settled(0), limits=limits)
     wait_for("the first request", lambda: server.got)
     for number in range(1, 31):
@@ -225,7 +225,7 @@ def test_queue_that_is_full_drops_the_newest_and_blocks_nobody(serve: MakeServer
 
 def test_stop_with_a_server_that_never_answers_ends(serve: MakeServer) -> None:
     server = serve(hangs=True)
-    push = pushed(server.url(), settled(1), settled(2), limits=Limits(timeout_seconds=60, drain_seconds=0.2))
+    push = pushed(server.url(), settled(1), settled(2), limits=PushLimits(timeout_seconds=60, drain_seconds=0.2))
     wait_for("the first request", lambda: server.got)
     push.close()
     assert push.sent == 0
@@ -236,7 +236,7 @@ def test_rate_is_bounded(serve: MakeServer, monkeypatch: pytest.MonkeyPatch) -> 
     server = serve()
     waits: list[float] = []
     push = StatisticsPush(
-        server.url(), "", "marie", None, Limits(per_second=20, timeout_seconds=60.0, drain_seconds=60.0)
+        server.url(), "", "marie", None, PushLimits(per_second=20, timeout_seconds=60.0, drain_seconds=60.0)
     )
     push._wait = waits.append  # type: ignore[method-assign]
     push.start()
@@ -268,7 +268,7 @@ class Slow(StatisticsPush):
 
 
 def test_outcome_whose_time_is_over_at_the_moment_of_the_stop_is_counted_once() -> None:
-    push = Slow("http://127.0.0.1:1/", "", "marie", None, Limits(drain_seconds=0))
+    push = Slow("http://127.0.0.1:1/", "", "marie", None, PushLimits(drain_seconds=0))
     push._deliver = lambda item: "no answer"  # type: ignore[method-assign]
     push.start()
     push(settled(1))

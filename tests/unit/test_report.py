@@ -9,23 +9,23 @@ from watcher.cli.report import MAX_ROWS, report_html, report_text, seconds_text
 from watcher.store.listener_database import Entry, Ledger
 from watcher.store.listener_lock import Seat
 from watcher.store.listener_state import ListenerView, Totals, is_running, listener_lines, read_points, read_view
-from watcher.store.totals import Outcome
+from watcher.store.totals import Finished
 
 EVIL = '<script>alert("x")</script>\x1b[31m'
 NOW = 1_800_000_000.0
 
 
-def outcome(number: int, **more: object) -> Outcome:
+def outcome(number: int, **more: object) -> Finished:
     end = int((NOW - number * 60) * 1e6)
     fields: dict[str, object] = {
         "worker": "marie", "folder": "results", "name": f"t{number}.json", "inode": number, "print": str(number),
         "task_id": f"t{number}", "status": "completed", "started_us": end - 90_000_000, "finished_us": end,
         "duration_us": 90_000_000, "attempts": 1, "cost_nano": 500_000_000,
     }  # fmt: skip
-    return Outcome(**(fields | more))  # type: ignore[arg-type]
+    return Finished(**(fields | more))  # type: ignore[arg-type]
 
 
-def fill(state: Path, *outcomes: Outcome) -> None:
+def fill(state: Path, *outcomes: Finished) -> None:
     ledger = Ledger(state, 0.0)
     ledger.commit(Entry(outcomes=[(one, None) for one in outcomes]))
     ledger.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from watcher.policy.restart import Losses, RestartRules, Restarts, Verdict
+from watcher.policy.restart import Losses, RestartRules, Restarts, RestartVerdict
 
 
 def record(**rules: float) -> Restarts:
@@ -20,7 +20,7 @@ def test_each_crash_in_a_row_is_answered_later_up_to_a_longest_delay() -> None:
 def test_ten_restarts_in_a_row_and_then_no_more() -> None:
     restarts = record(limit=10)
     verdicts = [restarts.ended(1, 0.0).verdict for _ in range(11)]
-    assert verdicts == [Verdict.RESTART] * 10 + [Verdict.GIVE_UP]
+    assert verdicts == [RestartVerdict.RESTART] * 10 + [RestartVerdict.GIVE_UP]
 
 
 def test_process_that_was_well_long_enough_begins_anew() -> None:
@@ -32,7 +32,7 @@ def test_process_that_was_well_long_enough_begins_anew() -> None:
     assert restarts.crashes == 10
     restarts.is_well(True, 160.0)
     decision = restarts.ended(1, 161.0)
-    assert (decision.verdict, decision.delay_seconds, restarts.crashes) == (Verdict.RESTART, 1.0, 1)
+    assert (decision.verdict, decision.delay_seconds, restarts.crashes) == (RestartVerdict.RESTART, 1.0, 1)
 
 
 def test_health_that_is_interrupted_does_not_count_as_long() -> None:
@@ -53,28 +53,28 @@ def test_process_that_dies_between_two_looks_is_credited_with_the_time_it_was_we
 
 def test_wrong_setting_is_never_tried_again() -> None:
     decision = record().ended(2, 0.0)
-    assert (decision.verdict, decision.delay_seconds) == (Verdict.GIVE_UP, None)
+    assert (decision.verdict, decision.delay_seconds) == (RestartVerdict.GIVE_UP, None)
 
 
 def test_process_that_somebody_asked_to_end_is_left_alone_and_has_not_failed() -> None:
     decision = record().ended(0, 0.0)
-    assert (decision.verdict, decision.delay_seconds) == (Verdict.LEAVE, None)
+    assert (decision.verdict, decision.delay_seconds) == (RestartVerdict.LEAVE, None)
 
 
 @pytest.mark.parametrize("code", [3, 5])
 def test_what_waiting_cures_is_tried_for_ever_and_is_no_crash(code: int) -> None:
     restarts = record(limit=2)
     decisions = [restarts.ended(code, 0.0) for _ in range(50)]
-    assert {d.verdict for d in decisions} == {Verdict.WAIT} and decisions[-1].delay_seconds == 60.0
+    assert {d.verdict for d in decisions} == {RestartVerdict.WAIT} and decisions[-1].delay_seconds == 60.0
     assert restarts.crashes == 0
     assert restarts.ended(1, 0.0).delay_seconds == 1.0
 
 
 def test_fresh_start_by_a_person_forgets_everything() -> None:
     restarts = record(limit=1)
-    assert [restarts.ended(1, 0.0).verdict for _ in range(2)] == [Verdict.RESTART, Verdict.GIVE_UP]
+    assert [restarts.ended(1, 0.0).verdict for _ in range(2)] == [RestartVerdict.RESTART, RestartVerdict.GIVE_UP]
     restarts.forget()
-    assert restarts.ended(1, 0.0).verdict is Verdict.RESTART
+    assert restarts.ended(1, 0.0).verdict is RestartVerdict.RESTART
 
 
 @pytest.mark.parametrize(

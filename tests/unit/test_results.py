@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from watcher.store import results
-from watcher.store.results import AlreadyKnown, Awaited, Outcome, refuse_known, wait
+from watcher.store.results import AlreadyKnown, Awaited, Ended, refuse_known, wait
 from watcher_config import Folders, folders, read_layers
 
 
@@ -48,7 +48,7 @@ def test_end_is_told_once_with_its_status_and_its_whole_result(places: Folders) 
     assert awaited.look() == []
     path = result(places, "x", "timeout")
     (ended,) = awaited.look()
-    assert ended == Outcome("x", "marie", "timeout", path)
+    assert ended == Ended("x", "marie", "timeout", path)
     assert not ended.is_completed
     assert ended.read()["stdout"] == "hi"
     assert (awaited.look(), awaited.open) == ([], {"y"})
@@ -96,7 +96,7 @@ def test_wait_returns_when_all_have_ended_and_tells_each(places: Folders, slept:
     both = [Awaited(places, "marie", ["x"]), Awaited(places, "anga", ["y"])]
     told: list[str] = []
 
-    def each(ended: list[Outcome]) -> None:
+    def each(ended: list[Ended]) -> None:
         told.extend(outcome.task_id for outcome in ended)
         if len(slept) == 2:
             result(places, "x")
@@ -117,7 +117,7 @@ def test_pauses_grow_while_nothing_happens_and_are_short_again_after_something_d
 ) -> None:
     awaited = Awaited(places, "marie", ["x", "y"])
 
-    def each(ended: list[Outcome]) -> None:
+    def each(ended: list[Ended]) -> None:
         if len(slept) == 10:
             result(places, "x")
         if ended:
@@ -137,7 +137,7 @@ def test_pause_grows_with_what_a_look_costs(
     """A listing of a second must not be asked for four times a second."""
     real = Awaited.look
 
-    def slow(self: Awaited) -> list[Outcome]:
+    def slow(self: Awaited) -> list[Ended]:
         slept.append(1.0)
         return real(self)
 

@@ -14,7 +14,7 @@ import pytest
 from tests.doubles import HandClock, Memory
 from watcher.listener.worker_health import Roster
 from watcher.store.listener_database import Ledger
-from watcher.store.notices import News
+from watcher.store.notices import Findings
 from watcher.telemetry.events import WorkerJudged
 
 INCARNATION = "ab" * 16
@@ -62,7 +62,7 @@ class Site:
         for _ in range(int(seconds / step) + 1):
             if beats:
                 self.beat()
-            news: News = self.roster.tick()
+            news: Findings = self.roster.tick()
             self.ledger.commit(news.entry)
             self.roster.recorded(news)
             told += [notice.kind for notice, _ in news.notices]

@@ -13,7 +13,7 @@ import pytest
 from tests.doubles import HandClock, Memory
 from watcher.cli import main
 from watcher.clock import rfc3339
-from watcher.policy.budget_limits import Limits
+from watcher.policy.budget_limits import BudgetLimits
 from watcher.store import spending
 from watcher.store.spending import Spending, raise_daily_budget, raised_on_day, spent_on_day
 from watcher.telemetry.events import BudgetLifted, BudgetReached, HintFailed, SpendingRecorded
@@ -40,7 +40,7 @@ def books(
     tokens: int = 0,
 ) -> Spending:
     out = Spending(
-        path, "marie", "owner", clock or HandClock(NOON), memory or Memory(), Limits(per_task, daily, tokens)
+        path, "marie", "owner", clock or HandClock(NOON), memory or Memory(), BudgetLimits(per_task, daily, tokens)
     )
     MADE.append(out)
     return out

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from watcher.cli import first_steps, tables, terminal
-from watcher.cli.tables import Tally
-from watcher.cli.terminal import Look
+from watcher.cli.tables import BatchProgress
+from watcher.cli.terminal import TerminalStyle
 from watcher.formats.task import parse_task
 from watcher.store.overview import Overview, RunningTask, WorkerOverview
 from watcher.store.workers import Process, State
 from watcher_config import folders, read_layers
 
-WIDE = Look(width=200)
-COLOURED = Look(width=200, colour=True)
+WIDE = TerminalStyle(width=200)
+COLOURED = TerminalStyle(width=200, colour=True)
 ALIVE = Process("marie", None, "healthy", None, 192.0, 2.0, 10.0, "closed")
 MARIE = WorkerOverview("marie", "healthy", 192.0, 4, 1, 2, 0, 17, 3, 0, 5, "closed", 42.0, (ALIVE,))
 RUNNING = RunningTask("brief-1", "marie", None, 2, 75.0, 3.0)
@@ -30,7 +30,7 @@ def overview(*workers: WorkerOverview, **changes: Any) -> Overview:
     return replace(Overview(0.0, "/srv/agents", workers, ()), **changes)
 
 
-def lines_of(*workers: WorkerOverview, look: Look = WIDE, **changes: Any) -> list[str]:
+def lines_of(*workers: WorkerOverview, look: TerminalStyle = WIDE, **changes: Any) -> list[str]:
     return tables.status_lines(overview(*workers, **changes), look)
 
 
@@ -113,7 +113,7 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     held = served("held", reason="\u4f60\u597d " * 100, pending=9)
     long = replace(MARIE, worker="w" * 64)
     running = (replace(RUNNING, task_id="t" * 128, worker="w" * 64),)
-    for look in (Look(width=width), Look(width=width, colour=True)):
+    for look in (TerminalStyle(width=width), TerminalStyle(width=width, colour=True)):
         for line in lines_of(held, long, look=look, running=running, problems=("p" * 500,)):
             assert terminal.width_of(without_colour(line)) <= width
 
@@ -164,7 +164,7 @@ def test_tasks_of_a_killed_process_are_not_lost_and_the_person_hears_it() -> Non
 
 
 def test_advice_is_wrapped_so_that_its_command_can_be_read() -> None:
-    lines = lines_of(served("dead", orphaned=2), look=Look(width=50))
+    lines = lines_of(served("dead", orphaned=2), look=TerminalStyle(width=50))
     assert len(lines) > 4
     assert "python worker_watcher.py marie" in " ".join(line.strip() for line in lines)
 
@@ -269,23 +269,23 @@ def test_dead_letter_is_one_line_with_its_reason() -> None:
 
 @pytest.mark.parametrize(("ended", "hashes"), [(0, 0), (5, 20), (10, 40)])
 def test_bar_grows_with_what_has_ended(ended: int, hashes: int) -> None:
-    line = tables.progress_line(Tally(10, ended, 1 if ended else 0), 3.0, WIDE)
+    line = tables.progress_line(BatchProgress(10, ended, 1 if ended else 0), 3.0, WIDE)
     assert line.count("#") == hashes
     assert f"{ended}/10 ended" in line
 
 
 @pytest.mark.parametrize("width", [10, 30, 40, 80])
 def test_bar_fits_its_terminal(width: int) -> None:
-    assert len(tables.progress_line(Tally(1000, 999, 0), 3.0, Look(width=width))) <= width
+    assert len(tables.progress_line(BatchProgress(1000, 999, 0), 3.0, TerminalStyle(width=width))) <= width
 
 
 def test_summary_names_the_failed_and_the_unended() -> None:
-    text = tables.batch_summary(Tally(10, 8, 2), 4.0, Path("/r"), Path("/d"))
+    text = tables.batch_summary(BatchProgress(10, 8, 2), 4.0, Path("/r"), Path("/d"))
     assert "6 completed, 2 failed" in text
     assert "2.0 tasks/s" in text
     assert "2 not ended yet" in text
     assert "dead letters: /d" in text
-    assert "dead letters" not in tables.batch_summary(Tally(1, 1), 1.0, Path("/r"), Path("/d"))
+    assert "dead letters" not in tables.batch_summary(BatchProgress(1, 1), 1.0, Path("/r"), Path("/d"))
 
 
 def test_redrawn_lines_take_the_place_of_the_last_ones() -> None:

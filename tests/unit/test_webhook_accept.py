@@ -15,7 +15,7 @@ import pytest
 from tests.doubles import HandClock
 from watcher.errors import WorkerTrouble
 from watcher.intake.webhook.deliveries import FILE_NAME, Delivery, Memory
-from watcher.intake.webhook.durable_posts import Accepter, Submission, Verdict
+from watcher.intake.webhook.durable_posts import Accepter, Submission, Submitted
 from watcher.system import files
 from watcher_config import Folders, folders, read_layers
 
@@ -71,7 +71,7 @@ def test_a_task_is_durable_and_visible_before_its_verdict(places: Folders, monke
     async def work(accepter: Accepter) -> None:
         steps.clear()
         verdict = await accepter.accept(submission("a"))
-        assert verdict == Verdict("accepted", "marie", "a")
+        assert verdict == Submitted("accepted", "marie", "a")
         assert (places.tasks / "marie" / "a.json").read_bytes() == b'{"description": "x"}\n'
         assert steps[-2:] == [".webhook-", "marie"]  # first what it holds, then its name
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from watcher.intake.drop_zones import finishing
-from watcher.intake.drop_zones.arrivals import Signature
+from watcher.intake.drop_zones.arrivals import FileSignature
 from watcher.intake.drop_zones.file_memory import ZoneMemory
 from watcher.intake.drop_zones.file_to_task import Refused
 
@@ -21,7 +21,7 @@ def test_folder_that_came_under_the_name_of_a_refused_link_is_put_back(
     (base / ".x").mkdir(parents=True)
     (base / ".x" / "letter").write_text("not refused")
     (base / "sub").symlink_to("/")
-    refused = Signature.of(os.lstat(base / "sub"))
+    refused = FileSignature.of(os.lstat(base / "sub"))
     real = finishing.replace
 
     def exchange(*of: Any, **more: Any) -> None:

@@ -18,7 +18,7 @@ from watcher.settings.layers import read_layers
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from watcher.cli.terminal import Look
+    from watcher.cli.terminal import TerminalStyle
     from watcher.settings.folders import Folders
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -139,14 +139,14 @@ def _complained(program: str, text: str, code: int) -> int:
     return code
 
 
-def look() -> Look:
+def look() -> TerminalStyle:
     """How large the terminal is now, and whether colour is welcome there (https://no-color.org)."""
-    from watcher.cli.terminal import Look
+    from watcher.cli.terminal import TerminalStyle
 
     if not sys.stdout.isatty():
-        return Look(width=200)
+        return TerminalStyle(width=200)
     size = os.get_terminal_size(sys.stdout.fileno())
-    return Look(size.columns or 80, size.lines or 24, colour=not os.environ.get("NO_COLOR"))
+    return TerminalStyle(size.columns or 80, size.lines or 24, colour=not os.environ.get("NO_COLOR"))
 
 
 def say_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

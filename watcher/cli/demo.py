@@ -28,8 +28,8 @@ from watcher.errors import SettingError, WatcherError
 from watcher.settings.folders import Folders, folders
 from watcher.settings.layers import ENV_FILE, SETTINGS, read_layers
 from watcher.store import results, workers
-from watcher.store.overview import Lookout
-from watcher.store.results import Awaited, Outcome
+from watcher.store.overview import OverviewReader
+from watcher.store.results import Awaited, Ended
 from watcher.store.submitting import submit, submit_many
 
 _HERE = Path(__file__).resolve().parents[2]
@@ -117,14 +117,14 @@ class Showcase:
     """
 
     def __init__(
-        self, root: Path | None, say: Callable[[str], None], look: Callable[[], terminal.Look], redrawn: bool
+        self, root: Path | None, say: Callable[[str], None], look: Callable[[], terminal.TerminalStyle], redrawn: bool
     ) -> None:
         self._given_root = root
         self._say = say
         self._look = look
         self._redrawn = redrawn
         self._started: dict[str, subprocess.Popen[bytes]] = {}
-        self._ended: dict[str, Outcome] = {}
+        self._ended: dict[str, Ended] = {}
         self._drawn = 0
 
     def run(self) -> int:
@@ -177,7 +177,7 @@ class Showcase:
             self._put(places, scene)
 
         self._title("Progress")
-        lookout = Lookout(places)
+        lookout = OverviewReader(places)
         if not results.wait(awaited, _TASKS_SECONDS, lambda ended: self._progress(ended, lookout)):
             missing = ", ".join(f"{one.worker}/{task_id}" for one in awaited for task_id in sorted(one.open))
             raise Failed(f"not ended after {_TASKS_SECONDS:.0f} s: {missing}")
@@ -194,7 +194,7 @@ class Showcase:
         else:
             (places.tasks / scene.worker / f"{scene.task_id}.json").write_bytes(scene.raw)
 
-    def _progress(self, ended: Iterable[Outcome], lookout: Lookout) -> None:
+    def _progress(self, ended: Iterable[Ended], lookout: OverviewReader) -> None:
         for outcome in ended:
             self._ended[f"{outcome.worker}/{outcome.task_id}"] = outcome
             if not self._redrawn:
@@ -204,7 +204,9 @@ class Showcase:
                 raise Failed(f"the worker {worker} ended by itself with exit code {process.returncode}")
         if self._redrawn:
             look = self._look()
-            tally = tables.Tally(len(_SCENES), len(self._ended), sum(not o.is_completed for o in self._ended.values()))
+            tally = tables.BatchProgress(
+                len(_SCENES), len(self._ended), sum(not o.is_completed for o in self._ended.values())
+            )
             lines = [f"{tally.ended} of {tally.total} tasks have ended", *tables.status_lines(lookout.look(), look)]
             lines = lines[: max(2, look.height - 1)]
             self._say(terminal.redraw(lines, self._drawn))
@@ -250,7 +252,7 @@ class Showcase:
         self._title("Dead letters (each with its reason; a file that cannot be read is kept beside its letter)")
         letters = [path for worker in WORKERS for path in sorted((places.dlq / worker).glob("*.json"))]
         for path in letters:
-            letter = Outcome(path.stem, path.parent.name, "refused", path).read()
+            letter = Ended(path.stem, path.parent.name, "refused", path).read()
             self._line(f"  {terminal.cut(tables.letter_line(letter), self._look().width - 2)}")
         want = sorted(scene.name for scene in _SCENES if scene.ends != "completed")
         got = sorted(f"{path.parent.name}/{path.stem}" for path in letters)
@@ -307,7 +309,7 @@ class Showcase:
             )
 
     def _wait_for_beats(self, places: Folders) -> None:
-        lookout = Lookout(places)
+        lookout = OverviewReader(places)
         deadline = time.monotonic() + _START_SECONDS
         for worker, process in self._started.items():
             while True:
@@ -362,7 +364,7 @@ def _differences(scene: Scene, record: dict[str, Any]) -> list[str]:
     return out + [f"{scene.name}: its answer lacks {text!r}: {said!r:.200}" for text in scene.says if text not in said]
 
 
-def _one_line(outcome: Outcome) -> str:
+def _one_line(outcome: Ended) -> str:
     record = outcome.read()
     return tables.letter_line(record) if outcome.status == "refused" else tables.result_line(record)
 

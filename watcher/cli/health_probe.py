@@ -35,7 +35,7 @@ _FULL_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class Health:
+class ProbeAnswer:
     """The answer about one process: `name` is `marie` or `marie@2`, `why` says what was found either way."""
 
     name: str
@@ -49,7 +49,9 @@ class Health:
         return asdict(self)
 
 
-def probe(folders: Folders, worker: str, instance: str | None, within_seconds: float, strict: bool) -> list[Health]:
+def probe(
+    folders: Folders, worker: str, instance: str | None, within_seconds: float, strict: bool
+) -> list[ProbeAnswer]:
     """Ask about every process of a worker that has left a heartbeat, or about one `instance`; by name.
 
     A beat whose age does not speak for it is watched for up to `within_seconds`; it is well as soon as its sequence
@@ -100,26 +102,26 @@ def _is_last(beat: Beat) -> bool:
     return beat.fields is not None and beat.fields.get("status") == "stopped"
 
 
-def _silent(beat: Beat) -> Health:
+def _silent(beat: Beat) -> ProbeAnswer:
     age = round(beat.age_seconds, 3)
     if beat.fields is None:
-        return Health(_name(beat), False, beat.problem or "its heartbeat cannot be read", beat_age_seconds=age)
+        return ProbeAnswer(_name(beat), False, beat.problem or "its heartbeat cannot be read", beat_age_seconds=age)
     text = f"no heartbeat for {age:.0f} s: it is dead, frozen or cannot write to HEARTBEAT_DIR"
-    return Health(_name(beat), False, text, str(beat.fields["status"]), age, beat.fields["sequence"])
+    return ProbeAnswer(_name(beat), False, text, str(beat.fields["status"]), age, beat.fields["sequence"])
 
 
-def _judge(folders: Folders, beat: Beat, strict: bool) -> Health:
+def _judge(folders: Folders, beat: Beat, strict: bool) -> ProbeAnswer:
     """A process whose heart beats: may it and could it take a task?"""
     assert beat.fields is not None  # only such beats are fresh or have moved
     status, reason = str(beat.fields["status"]), beat.fields.get("reason")
     facts = (status, round(beat.age_seconds, 3), beat.fields["sequence"])
     said = f"{status}: {reason}" if reason and status != "healthy" else status
     if status == "stopped":
-        return Health(_name(beat), False, f"stopped: {reason or 'it ended'}", *facts)
+        return ProbeAnswer(_name(beat), False, f"stopped: {reason or 'it ended'}", *facts)
     problem = _cannot_claim(folders, beat)
     if problem is not None:
-        return Health(_name(beat), False, f"{said}; {problem}", *facts)
-    return Health(_name(beat), status == "healthy" or not strict, said, *facts)
+        return ProbeAnswer(_name(beat), False, f"{said}; {problem}", *facts)
+    return ProbeAnswer(_name(beat), status == "healthy" or not strict, said, *facts)
 
 
 def _cannot_claim(folders: Folders, beat: Beat) -> str | None:

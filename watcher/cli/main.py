@@ -53,7 +53,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-class Command(Protocol):
+class CommandModule(Protocol):
     """What a module of `watcher.cli.commands` holds."""
 
     __doc__: str | None
@@ -70,12 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command_output.concluded("watcher", lambda: _do(words))
 
 
-def load(name: str) -> Command:
+def load(name: str) -> CommandModule:
     """The module of a command that is in COMMANDS."""
-    return cast(Command, importlib.import_module(COMMANDS[name][0]))
+    return cast(CommandModule, importlib.import_module(COMMANDS[name][0]))
 
 
-def parser_of(name: str, command: Command) -> argparse.ArgumentParser:
+def parser_of(name: str, command: CommandModule) -> argparse.ArgumentParser:
     """The command's parser, complete."""
     parser = Parser(
         prog=f"watcher {name}",

@@ -63,7 +63,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Ward:
+class CheckSettings:
     """What all examinations have in common: the environment and those settings that commands depend on."""
 
     environ: Mapping[str, str]
@@ -77,7 +77,7 @@ class Ward:
 class Doctor:
     """Examines one provider after the other; `stop`, from any thread, ends the one that runs now."""
 
-    def __init__(self, ward: Ward, clock: Clock) -> None:
+    def __init__(self, ward: CheckSettings, clock: Clock) -> None:
         self._ward = ward
         self._clock = clock
         self._lock = threading.Lock()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from watcher.clock import rfc3339
 from watcher.store.listener_state import ListenerView, Point
-from watcher.store.totals import COUNTED, Tally, bucket_of, seconds_in
+from watcher.store.totals import COUNTED, Sums, bucket_of, seconds_in
 
 _DIMENSIONS = (("worker", "Workers"), ("provider", "Providers"), ("agent_id", "Agents"), ("batch_id", "Batches"))
 _HEADER = ("", "tasks", "completed", "failed", "timeout", "cancelled", "refused", "success", "mean", "p50", "p95",
@@ -55,18 +55,18 @@ def _headline(view: ListenerView) -> str:
     return f"As of {taken}; the listener does not run: what came later is missing (python orchestrator_listener.py)"
 
 
-def _rows(tallies: Mapping[str, Tally], name: str) -> list[tuple[str, ...]]:
+def _rows(tallies: Mapping[str, Sums], name: str) -> list[tuple[str, ...]]:
     most = sorted(tallies.items(), key=lambda item: (-item[1].total, item[0]))
     rows = [_row(_plain(key) or name.lower(), tally) for key, tally in most[:MAX_ROWS]]
     if len(most) > MAX_ROWS:
-        rest = Tally()
+        rest = Sums()
         for _, tally in most[MAX_ROWS:]:
             rest.merge(tally)
         rows.append(_row(f"({len(most) - MAX_ROWS} more)", rest))
     return rows
 
 
-def _row(name: str, tally: Tally) -> tuple[str, ...]:
+def _row(name: str, tally: Sums) -> tuple[str, ...]:
     facts = tally.as_json()
     rate = facts["success_rate"]
     times = [seconds_text(facts[key]) for key in ("mean_seconds", "p50_seconds", "p95_seconds", "p99_seconds")]
@@ -176,7 +176,7 @@ def _durations(points: Sequence[Point]) -> str:
     return _stacked(bins, [seconds_text(seconds_in(i * 7)) for i in span], "tasks", legend=False)
 
 
-def _outcomes(tallies: Mapping[str, Tally]) -> str:
+def _outcomes(tallies: Mapping[str, Sums]) -> str:
     most = sorted(tallies.items(), key=lambda item: (-item[1].total, item[0]))[:MAX_ROWS]
     if not most:
         return _NOTHING

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from watcher.cli.first_steps import DEMO, WORKER
-from watcher.cli.terminal import Look, clean, count, cut, duration, one_line, pad, table, width_of, wrap
+from watcher.cli.terminal import TerminalStyle, clean, count, cut, duration, one_line, pad, table, width_of, wrap
 
 if TYPE_CHECKING:
     from watcher.store.overview import Overview, RunningTask, WorkerOverview
@@ -29,7 +29,7 @@ _NAME_WIDTH = 24
 # --- the state of everything
 
 
-def status_lines(overview: Overview, look: Look) -> list[str]:
+def status_lines(overview: Overview, look: TerminalStyle) -> list[str]:
     """The table of workers, what runs now, and what a person should know or do."""
     if not overview.workers:
         return [
@@ -46,7 +46,7 @@ def status_lines(overview: Overview, look: Look) -> list[str]:
     return lines
 
 
-def _worker_table(overview: Overview, look: Look) -> list[str]:
+def _worker_table(overview: Overview, look: TerminalStyle) -> list[str]:
     header = ["WORKER", "STATE", "PENDING", "RUNNING", "DONE", "FAILED", "DLQ", "BREAKER", "OLDEST WAITING"]
     rows: list[list[str]] = []
     states: list[str] = []
@@ -110,7 +110,7 @@ def breaker_text(breaker: str | None) -> str:
     return "-" if breaker is None else breaker.replace("_", " ")
 
 
-def _running_lines(running: Sequence[RunningTask], look: Look) -> list[str]:
+def _running_lines(running: Sequence[RunningTask], look: TerminalStyle) -> list[str]:
     if not running:
         return []
     header = ["RUNNING NOW", "WORKER", "ATTEMPT", "SINCE", "LAST OUTPUT", "DOING"]
@@ -190,7 +190,7 @@ def _about_tasks(worker: WorkerOverview) -> list[str]:
 # --- one task
 
 
-def result_text(result: Mapping[str, Any], path: Path, look: Look) -> str:
+def result_text(result: Mapping[str, Any], path: Path, look: TerminalStyle) -> str:
     """A result as a person reads it: how it ended, what the agent said, and where the file is."""
     completed = result.get("status") == "completed"
     lines = [look.paint(result_line(result), "green" if completed else "red")]
@@ -228,7 +228,7 @@ def _stream(result: Mapping[str, Any], name: str, title: str) -> list[str]:
     return lines
 
 
-def refused_text(letter: Mapping[str, Any], path: Path, look: Look) -> str:
+def refused_text(letter: Mapping[str, Any], path: Path, look: TerminalStyle) -> str:
     """A dead letter without a result: why the file was not taken."""
     return f"{look.paint(letter_line(letter), 'red')}\nfile: {clean(str(path))}"
 
@@ -246,7 +246,7 @@ def letter_line(letter: Mapping[str, Any]) -> str:
 
 
 @dataclass(slots=True)
-class Tally:
+class BatchProgress:
     """How far a batch is. `failed` are part of `ended`."""
 
     total: int
@@ -254,7 +254,7 @@ class Tally:
     failed: int = 0
 
 
-def progress_line(tally: Tally, seconds: float, look: Look) -> str:
+def progress_line(tally: BatchProgress, seconds: float, look: TerminalStyle) -> str:
     """A bar with its numbers on one line."""
     numbers = f" {tally.ended}/{tally.total} ended, {tally.failed} failed, {duration(seconds)}"
     room = min(40, look.width - len(numbers) - 3)
@@ -265,7 +265,7 @@ def progress_line(tally: Tally, seconds: float, look: Look) -> str:
     return f"[{bar}{'.' * (room - filled)}]{numbers}"
 
 
-def batch_summary(tally: Tally, seconds: float, results: Path, letters: Path) -> str:
+def batch_summary(tally: BatchProgress, seconds: float, results: Path, letters: Path) -> str:
     rate = f", {tally.ended / seconds:.1f} tasks/s" if seconds > 0 and tally.ended else ""
     lines = [f"{tally.ended - tally.failed} completed, {tally.failed} failed in {duration(seconds)}{rate}"]
     if tally.ended < tally.total:

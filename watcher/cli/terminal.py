@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class TerminalStyle:
     """How wide a line may be, in cells, how many lines there are, and whether colour is welcome."""
 
     width: int = 100
@@ -49,7 +49,7 @@ class Look:
         return f"\x1b[{_COLOURS[name]}m{text}\x1b[0m" if self.colour and text else text
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], look: Look) -> list[str]:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], look: TerminalStyle) -> list[str]:
     """Columns as wide as they must be, two spaces between; the last one takes what is left."""
     widths = [max(width_of(row[column]) for row in [header, *rows]) for column in range(len(header) - 1)]
     widths.append(0)

@@ -18,8 +18,8 @@ from typing import Any
 from watcher.clock import Clock
 from watcher.formats.notice import Notice
 from watcher.store.listener_database import Ledger
-from watcher.store.notices import News
-from watcher.store.totals import Outcome
+from watcher.store.notices import Findings
+from watcher.store.totals import Finished
 from watcher.store.waiting_tasks import Sight
 from watcher.telemetry.events import BatchEnded, Emit
 
@@ -51,9 +51,9 @@ class Batches:
         """Outcomes were recorded: which batches are open now."""
         self.open = self._ledger.open_batches()
 
-    def check(self, sight: Sight) -> News:
+    def check(self, sight: Sight) -> Findings:
         """What this look at the tasks on their way says about the open batches."""
-        news = News()
+        news = Findings()
         carried = self._carried(sight)
         self.progress = {}
         for batch_id, last in self.open.items():
@@ -73,7 +73,7 @@ class Batches:
         waits = [since + self._settle - self._clock.monotonic() for _, since in self._complete.values()]
         return max(0.0, min(waits)) if waits else None
 
-    def told(self, news: News) -> None:
+    def told(self, news: Findings) -> None:
         """These notices are recorded."""
         for batch_id in news.entry.batches_told:
             self._complete.pop(batch_id, None)
@@ -92,7 +92,7 @@ class Batches:
                     carried[str(task.facts.batch_id)] += 1
         return carried
 
-    def _tell(self, batch_id: str, last: int, news: News) -> None:
+    def _tell(self, batch_id: str, last: int, news: Findings) -> None:
         outcomes = self._ledger.batch(batch_id)
         news.entry.batches_told[batch_id] = last
         digest = hashlib.blake2b(digest_size=6)
@@ -121,7 +121,7 @@ class Graphs:
         self._told = ledger.told("graph:")
         self._checked: tuple[int, int] | None = None
 
-    def learn(self, sight: Sight, news: News) -> None:
+    def learn(self, sight: Sight, news: Findings) -> None:
         """Dependencies of tasks that wait: once they have run, no file tells them any more."""
         for (worker, task_id), task in sight.tasks.items():
             for needs in task.facts.dependencies:
@@ -137,9 +137,9 @@ class Graphs:
     def add(self, edges: Iterable[tuple[str, str, str]]) -> None:
         self._edges.update(edges)
 
-    def check(self, sight: Sight, outcomes_seen: int, find: Callable[[str, str], Outcome | None]) -> News:
+    def check(self, sight: Sight, outcomes_seen: int, find: Callable[[str, str], Finished | None]) -> Findings:
         """Tell every component whose tasks all have outcomes. `outcomes_seen` changes when there is any news."""
-        news = News()
+        news = Findings()
         mark = (outcomes_seen, len(self._edges))
         if not self._edges or (mark == self._checked and not self._complete):
             return news
@@ -166,12 +166,12 @@ class Graphs:
         waits = [since + self._settle - self._clock.monotonic() for _, since in self._complete.values()]
         return max(0.0, min(waits)) if waits else None
 
-    def told(self, news: News) -> None:
+    def told(self, news: Findings) -> None:
         for key, value in news.entry.told.items():
             self._complete.pop(key.removeprefix("graph:"), None)
             self._told[key] = str(value)
 
-    def _components(self, find: Callable[[str, str], Outcome | None]) -> list[list[str]]:
+    def _components(self, find: Callable[[str, str], Finished | None]) -> list[list[str]]:
         parent: dict[str, str] = {}
 
         def root(name: str) -> str:
@@ -189,7 +189,7 @@ class Graphs:
             groups.setdefault(root(name), []).append(name)
         return [sorted(names) for names in groups.values()]
 
-    def _tell(self, first: str, digest: str, outcomes: list[Outcome], news: News) -> None:
+    def _tell(self, first: str, digest: str, outcomes: list[Finished], news: Findings) -> None:
         news.entry.told[f"graph:{first}"] = digest
         if max((o.finished_us or 0 for o in outcomes), default=0) / 1e6 < self._ledger.silent_before:
             return
@@ -201,7 +201,7 @@ class Graphs:
         )
 
 
-def _summary(outcomes: list[Outcome], counts: Counter[str]) -> dict[str, Any]:
+def _summary(outcomes: list[Finished], counts: Counter[str]) -> dict[str, Any]:
     listed = [{"worker": o.worker, "task_id": o.task_id, "status": o.status} for o in outcomes[:MAX_LISTED]]
     return {
         "all_completed": counts["completed"] == len(outcomes),
@@ -211,7 +211,7 @@ def _summary(outcomes: list[Outcome], counts: Counter[str]) -> dict[str, Any]:
     }
 
 
-def _resolve(worker: str, needs: str, workers: list[str], find: Callable[[str, str], Outcome | None]) -> str:
+def _resolve(worker: str, needs: str, workers: list[str], find: Callable[[str, str], Finished | None]) -> str:
     """`worker/id` of a dependency: a plain id is the own worker's, or else that of any that has it."""
     if "/" in needs:
         return needs

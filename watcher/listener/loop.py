@@ -32,10 +32,10 @@ from watcher.policy import scan_interval as scanning
 from watcher.store.listener_database import Ledger
 from watcher.store.listener_lock import Seat
 from watcher.store.new_outcomes import Collector
-from watcher.store.notices import News, Recorder
+from watcher.store.notices import Findings, Recorder
 from watcher.store.reassign import Reassigner
 from watcher.store.retention import Pruner
-from watcher.store.totals import Outcome, by_status
+from watcher.store.totals import Finished, by_status
 from watcher.store.waiting_tasks import Sight, WaitingTasks
 from watcher.system import no_links
 from watcher.system.files import Folder, replace
@@ -245,7 +245,7 @@ class Orchestrator:
         await self._collect_named()
         s.batches.refresh()
         sight = s.waiting.sight
-        learnt = News()
+        learnt = Findings()
         s.graphs.learn(sight, learnt)
         self._record(learnt)
         batch_news = s.batches.check(sight)
@@ -279,11 +279,11 @@ class Orchestrator:
         await self._spread(self._s.collector.scan(sorted(self._workers)))
         await self._collect()
 
-    def _record(self, news: News) -> None:
+    def _record(self, news: Findings) -> None:
         if not news.is_empty:
             self._s.recorder.record(news)
 
-    def _outcome(self, worker: str, task_id: str) -> Outcome | None:
+    def _outcome(self, worker: str, task_id: str) -> Finished | None:
         ledger = self._s.ledger
         found = ledger.find(worker, "results", f"{task_id}.json")
         if found is None:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 from watcher.clock import Clock
 from watcher.formats.notice import Notice
-from watcher.policy.overdue import Limits, Overdue, TaskState, overdue
+from watcher.policy.overdue import Overdue, OverdueLimits, TaskState, overdue
 from watcher.store.listener_database import Ledger
-from watcher.store.notices import News
+from watcher.store.notices import Findings
 from watcher.store.waiting_tasks import OnItsWay, Sight
 from watcher.telemetry.events import Emit, TaskLate
 
@@ -20,7 +20,7 @@ class Lateness:
     """Looks at every task on its way. `has_outcome(worker, id)` asks the ledger."""
 
     def __init__(
-        self, ledger: Ledger, clock: Clock, emit: Emit, limits: Limits, default_timeout: float,
+        self, ledger: Ledger, clock: Clock, emit: Emit, limits: OverdueLimits, default_timeout: float,
         has_outcome: Callable[[str, str], bool],
     ) -> None:  # fmt: skip
         self._clock = clock
@@ -30,9 +30,9 @@ class Lateness:
         self._has_outcome = has_outcome
         self._told = ledger.told("late:")
 
-    def check(self, sight: Sight, workers: set[str]) -> News:
+    def check(self, sight: Sight, workers: set[str]) -> Findings:
         """What this look says."""
-        news = News()
+        news = Findings()
         late: set[str] = set()
         for task in sight.tasks.values():
             if task.is_held:
@@ -47,7 +47,7 @@ class Lateness:
             news.entry.told[key] = None
         return news
 
-    def recorded(self, news: News) -> None:
+    def recorded(self, news: Findings) -> None:
         for key, mark in news.entry.told.items():
             if mark is None:
                 self._told.pop(key, None)
@@ -71,7 +71,7 @@ class Lateness:
         owner, _, task_id = needs.rpartition("/")
         return any((worker, task_id) in sight.tasks for worker in ([owner] if owner else [own, *workers]))
 
-    def _tell(self, task: OnItsWay, found: Overdue, key: str, news: News) -> None:
+    def _tell(self, task: OnItsWay, found: Overdue, key: str, news: Findings) -> None:
         self._emit(TaskLate(task.task_id, task.worker, found.reason, found.detail))
         news.entry.told[key] = found.mark
         told = {

@@ -23,7 +23,7 @@ from watcher.policy.health import FLAP_WINDOW_SECONDS, Health, Signs, is_overdue
 from watcher.store import workers as presence
 from watcher.store.folders import History
 from watcher.store.listener_database import Ledger
-from watcher.store.notices import News
+from watcher.store.notices import Findings
 from watcher.system import no_links
 from watcher.system.files import is_blank
 from watcher.telemetry.events import Emit, FileIgnored, WorkerJudged, WorkerMissed
@@ -102,15 +102,15 @@ class Roster:
         intervals = [self._interval(m) for m in self.members.values() if m.health in alive]
         return min(intervals, default=self._default_interval)
 
-    def tick(self) -> News:
+    def tick(self) -> Findings:
         """Read what changed, judge everybody; what people must know comes back as news. Raises WorkerTrouble."""
         self._read_beats()
-        news = News()
+        news = Findings()
         for member in self.members.values():
             self._judge(member, news)
         return news
 
-    def recorded(self, news: News) -> None:
+    def recorded(self, news: Findings) -> None:
         """What `tick` gave is recorded."""
         for key, value in news.entry.told.items():
             kind, _, name = key.partition(":")
@@ -198,7 +198,7 @@ class Roster:
 
     # --- judging
 
-    def _judge(self, member: Member, news: News) -> None:
+    def _judge(self, member: Member, news: Findings) -> None:
         now = self._clock.monotonic()
         signs = Signs(
             silent_seconds=now - member.moved_at,
@@ -228,7 +228,7 @@ class Roster:
         self._emit(kind(member.worker, member.instance, health.value, member.health.value, detail))
         member.health, member.since = health, now
 
-    def _tell_life(self, member: Member, signs: Signs, claims: list[presence.Claims], news: News) -> None:
+    def _tell_life(self, member: Member, signs: Signs, claims: list[presence.Claims], news: Findings) -> None:
         now = self._clock.monotonic()
         if member.health is Health.DEAD and member.told != "dead":
             held = next((c.names for c in claims if c.incarnation == member.incarnation), [])
@@ -245,7 +245,7 @@ class Roster:
                 told = {"status": str(member.beat.get("status")), "reason": f"was {member.told}"}
                 self._tell("worker_recovered", member, told, "ok", news)
 
-    def _tell_hold(self, member: Member, news: News) -> None:
+    def _tell_hold(self, member: Member, news: Findings) -> None:
         """A hold is told once, and again when its reason or its end changes."""
         if member.health is not Health.HEALTHY:
             return
@@ -259,7 +259,7 @@ class Roster:
         kind = "worker_held" if mark else "worker_resumed"
         news.notices.append((self._notice(kind, member, told if mark else {}), None))
 
-    def _tell(self, kind: str, member: Member, told: dict[str, Any], state: str, news: News) -> None:
+    def _tell(self, kind: str, member: Member, told: dict[str, Any], state: str, news: Findings) -> None:
         news.entry.told[f"worker:{member.name}"] = None if state == "ok" else state
         news.notices.append((self._notice(kind, member, told), None))
 

@@ -12,7 +12,7 @@ from watcher.runner.providers.provider import Provider
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BudgetLimits:
     """The budgets of the settings; 0 is none."""
 
     max_cost_per_task: float = 0.0
@@ -25,10 +25,10 @@ class Limits:
         return " and ".join(name for name, amount in given if amount)
 
 
-NO_LIMITS = Limits()
+NO_LIMITS = BudgetLimits()
 
 
-def unbound(provider: Provider, limits: Limits) -> str | None:
+def unbound(provider: Provider, limits: BudgetLimits) -> str | None:
     """Which budgets do not bound this provider, and what does; None: all that are set do."""
     told, parts = provider.tells_of(), []
     if limits.of_money() and "cost" not in told:
@@ -39,7 +39,7 @@ def unbound(provider: Provider, limits: Limits) -> str | None:
     return "; ".join(parts) or None
 
 
-def all_unbound(providers: Iterable[Provider], limits: Limits) -> dict[str, str]:
+def all_unbound(providers: Iterable[Provider], limits: BudgetLimits) -> dict[str, str]:
     """The same for each provider that some budget does not bound, by name."""
     found = ((provider.name, unbound(provider, limits)) for provider in providers)
     return {name: words for name, words in found if words is not None}

@@ -9,7 +9,7 @@ Reason = Literal["running", "pending", "blocked"]
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class OverdueLimits:
     """Seconds; 0 for a limit of waiting means that nobody wants to know."""
 
     pending_alert_after: float
@@ -42,7 +42,7 @@ class Overdue:
     detail: str
 
 
-def overdue(task: TaskState, limits: Limits) -> Overdue | None:
+def overdue(task: TaskState, limits: OverdueLimits) -> Overdue | None:
     """What to tell about this task, or None."""
     if task.is_running:
         limit = task.timeout_seconds + limits.running_grace

@@ -16,7 +16,7 @@ from enum import StrEnum
 EXIT_DRAINED, EXIT_SETTING, EXIT_NAME_TAKEN, EXIT_SHORTAGE = 0, 2, 3, 5
 
 
-class Verdict(StrEnum):
+class RestartVerdict(StrEnum):
     """`wait` is a start that is no crash's; `give_up` comes after too many crashes in a row; `leave` is no failure."""
 
     RESTART = "restart"
@@ -29,7 +29,7 @@ class Verdict(StrEnum):
 class Decision:
     """What to do, why in words for people, and after how many seconds a start is due (None: never)."""
 
-    verdict: Verdict
+    verdict: RestartVerdict
     reason: str
     delay_seconds: float | None = None
 
@@ -84,18 +84,22 @@ class Restarts:
         self.is_well(self.well_since is not None, now)
         self.well_since = None
         if code == EXIT_DRAINED:
-            return Decision(Verdict.LEAVE, "it was asked to end by somebody else")
+            return Decision(RestartVerdict.LEAVE, "it was asked to end by somebody else")
         if code == EXIT_SETTING:
-            return Decision(Verdict.GIVE_UP, "a setting or the command line is wrong; its own words are in the log")
+            return Decision(
+                RestartVerdict.GIVE_UP, "a setting or the command line is wrong; its own words are in the log"
+            )
         if code in (EXIT_NAME_TAKEN, EXIT_SHORTAGE):
             self.waits += 1
             reason = "its name is served by another process" if code == EXIT_NAME_TAKEN else words_of(code)
-            return Decision(Verdict.WAIT, reason, self.rules.delay(self.waits))
+            return Decision(RestartVerdict.WAIT, reason, self.rules.delay(self.waits))
         self.crashes += 1
         self.waits = 0
         if self.crashes > self.rules.limit:
-            return Decision(Verdict.GIVE_UP, f"{words_of(code)}, and {self.rules.limit} restarts in a row did not help")
-        return Decision(Verdict.RESTART, words_of(code), self.rules.delay(self.crashes))
+            return Decision(
+                RestartVerdict.GIVE_UP, f"{words_of(code)}, and {self.rules.limit} restarts in a row did not help"
+            )
+        return Decision(RestartVerdict.RESTART, words_of(code), self.rules.delay(self.crashes))
 
 
 @dataclass(slots=True)

@@ -29,7 +29,7 @@ from watcher.runner.providers.provider import (
     missing_problem,
     root_problem,
 )
-from watcher.runner.start_failures import Place, start_failure
+from watcher.runner.start_failures import Launch, start_failure
 from watcher.system import processes
 
 #: The longest single argument that Linux passes to a program: MAX_ARG_STRLEN without the NUL (execve(2)).
@@ -133,7 +133,7 @@ class Planner:
         """Why the plan could not be carried out; `problem` looks at once when it is asked next."""
         prepared = plan.prepared
         prepared.looked_at = float("-inf")
-        place = Place(prepared.provider, prepared.program or "", prepared.path, plan.cwd, plan.prompt_file)
+        place = Launch(prepared.provider, prepared.program or "", prepared.path, plan.cwd, plan.prompt_file)
         return start_failure(place, attempt, error, self._clock.wall())
 
     def silent(self) -> list[tuple[str, OutputFormat]]:

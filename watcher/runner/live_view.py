@@ -43,7 +43,7 @@ class Live:
     is_answered: bool = False
 
 
-class Look:
+class LiveView:
     """One running command's output, seen again and again."""
 
     def __init__(self) -> None:

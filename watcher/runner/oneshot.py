@@ -29,9 +29,9 @@ from watcher.policy.output_limit import FULL_BYTES, OUTPUT_TOO_LARGE, PrintWatch
 from watcher.runner.attempt_files import Slot, Slots, remove, unnamed_file, write_file
 from watcher.runner.command_line import Plan, Planner, waiting_key
 from watcher.runner.interface import MAX_ATTEMPT_OUTPUT_BYTES, Attempt, Outcome, without_output
-from watcher.runner.live_view import Live, Look
+from watcher.runner.live_view import Live, LiveView
 from watcher.runner.prestart import Prespawn, PrespawnSettings
-from watcher.runner.providers.outcome import Ended, outcome_of
+from watcher.runner.providers.outcome import EndedCommand, outcome_of
 from watcher.runner.providers.provider import Provider
 from watcher.runner.stall import StallWatch
 from watcher.runner.start_failures import trouble
@@ -68,7 +68,7 @@ class OneShotSettings:
 
 
 @dataclass(slots=True)
-class _Run:
+class _OneShotRun:
     """An attempt that is under way; changed under the runner's lock."""
 
     slot: Slot
@@ -81,7 +81,7 @@ class _Run:
     timed_out: bool = False
     stalled: bool = False
     too_much: str | None = None
-    look: Look | None = None
+    look: LiveView | None = None
 
     @property
     def is_cut_short(self) -> bool:
@@ -98,7 +98,7 @@ class OneShotRunner:
         self._planner = Planner(providers, settings, clock)
         self._pass_fds = () if settings.busy_fd is None else (settings.busy_fd,)
         self._lock = threading.Lock()
-        self._running: dict[str, _Run] = {}
+        self._running: dict[str, _OneShotRun] = {}
         self._slots = Slots(settings.folder)
         self._told_unwatched: set[str] = set()
         wanted = settings.prespawn
@@ -190,7 +190,7 @@ class OneShotRunner:
             self.prespawn.expect(key)
 
     def _run(self, attempt: Attempt, plan: Plan) -> Outcome:
-        run = _Run(self._slots.take(), attempt.mark)
+        run = _OneShotRun(self._slots.take(), attempt.mark)
         with self._lock:
             self._running[attempt.mark] = run
         is_clean = True
@@ -213,11 +213,11 @@ class OneShotRunner:
             self._slots.give_back(run.slot, is_clean)
 
     @staticmethod
-    def _is_clean(run: _Run, outcome: Outcome) -> bool:
+    def _is_clean(run: _OneShotRun, outcome: Outcome) -> bool:
         was_told = run.child is not None and run.child.was_told_to_end
         return outcome.leftovers_killed == 0 and not was_told and processes.nobody_escaped()
 
-    def _run_waiting(self, attempt: Attempt, plan: Plan, run: _Run) -> Outcome | None:
+    def _run_waiting(self, attempt: Attempt, plan: Plan, run: _OneShotRun) -> Outcome | None:
         """By a process that has waited for it; None when there is none, or it has done nothing: run it as usual."""
         if self.prespawn is None or plan.prompt is None or run.stopped is not None:
             return None
@@ -229,7 +229,7 @@ class OneShotRunner:
             unused, run.slot = run.slot, one.slot
             run.mark, run.is_waiting_one = one.mark, True
         self._slots.give_back(unused, True)
-        self._begin(run, one.child, Look())
+        self._begin(run, one.child, LiveView())
         outcome = self._finish(attempt, plan, run, one.child)
         if not _did_nothing(run, outcome):
             processes.attempt_over(None, attempt.mark)
@@ -242,13 +242,13 @@ class OneShotRunner:
         self._slots.give_back(used, False)
         return None
 
-    def _begin(self, run: _Run, child: processes.Child, look: Look | None) -> None:
+    def _begin(self, run: _OneShotRun, child: processes.Child, look: LiveView | None) -> None:
         with self._lock:
             run.child, run.look = child, look
             if run.stopped is not None:
                 child.end(self._settings.kill_grace_seconds)
 
-    def _spawn(self, attempt: Attempt, plan: Plan, run: _Run) -> processes.Child | Ending:
+    def _spawn(self, attempt: Attempt, plan: Plan, run: _OneShotRun) -> processes.Child | Ending:
         prepared = plan.prepared
         program = prepared.program
         try:
@@ -261,10 +261,10 @@ class OneShotRunner:
             except OSError as again:
                 return self._planner.start_failed(plan, attempt, again)
         if isinstance(child, processes.Child):
-            self._begin(run, child, Look() if prepared.output == "stream-json" else None)
+            self._begin(run, child, LiveView() if prepared.output == "stream-json" else None)
         return child
 
-    def _start(self, plan: Plan, run: _Run, program: str | None) -> processes.Child | Ending:
+    def _start(self, plan: Plan, run: _OneShotRun, program: str | None) -> processes.Child | Ending:
         stdin = None
         try:
             if plan.prompt_file is not None:
@@ -282,7 +282,7 @@ class OneShotRunner:
             if stdin is not None:
                 os.close(stdin)
 
-    def _finish(self, attempt: Attempt, plan: Plan, run: _Run, child: processes.Child) -> Outcome:
+    def _finish(self, attempt: Attempt, plan: Plan, run: _OneShotRun, child: processes.Child) -> Outcome:
         prepared, settings = plan.prepared, self._settings
         watch = PrintWatch(settings.max_attempt_output_bytes, run.slot.free_bytes(), time.monotonic())
         try:
@@ -291,13 +291,13 @@ class OneShotRunner:
             leftovers = processes.attempt_over(child, run.mark)
         self._give_room(run, code, watch)
         cut_short = _cut_short(run, prepared.provider.name, attempt.timeout_seconds, settings.stall_timeout_seconds)
-        ended = Ended(prepared.provider, prepared.output, code, cut_short)
+        ended = EndedCommand(prepared.provider, prepared.output, code, cut_short)
         outcome = outcome_of(ended, run.slot, settings.max_output_bytes, self._clock.wall())
         outcome.leftovers_killed = leftovers
         return outcome
 
     def _wait(
-        self, run: _Run, child: processes.Child, is_silent: bool, timeout_seconds: float, prints: PrintWatch
+        self, run: _OneShotRun, child: processes.Child, is_silent: bool, timeout_seconds: float, prints: PrintWatch
     ) -> int:
         settings = self._settings
         stall = settings.stall_timeout_seconds
@@ -314,7 +314,7 @@ class OneShotRunner:
             code = child.wait()
         return processes.EXIT_UNKNOWN if code is None else code
 
-    def _give_room(self, run: _Run, code: int, watch: PrintWatch) -> None:
+    def _give_room(self, run: _OneShotRun, code: int, watch: PrintWatch) -> None:
         """What printed too much keeps as much as it might have printed, and what filled the disk no more than a
         result holds: so its outcome can be stored, and everybody else goes on."""
         settings, slot = self._settings, run.slot
@@ -327,7 +327,7 @@ class OneShotRunner:
 
 
 def _wait_watching(
-    child: processes.Child, run: _Run, stall: StallWatch | None, prints: PrintWatch, ends_at: float
+    child: processes.Child, run: _OneShotRun, stall: StallWatch | None, prints: PrintWatch, ends_at: float
 ) -> tuple[int | None, str | None]:
     """Wait for the end; no code when the time is over or the command has printed nothing for too long, or, with the
     reason, too much."""
@@ -351,7 +351,7 @@ def _wait_watching(
             return None, too_much
 
 
-def _cut_short(run: _Run, provider: str, timeout_seconds: float, stall_seconds: float) -> Ending | None:
+def _cut_short(run: _OneShotRun, provider: str, timeout_seconds: float, stall_seconds: float) -> Ending | None:
     """The ending of a command that we have ended ourselves; None when it ended by itself."""
     if run.stopped is not None:
         return Ending(run.stopped, run.why, f"{provider}: ended on request")
@@ -366,7 +366,7 @@ def _cut_short(run: _Run, provider: str, timeout_seconds: float, stall_seconds: 
     return None
 
 
-def _did_nothing(run: _Run, outcome: Outcome) -> bool:
+def _did_nothing(run: _OneShotRun, outcome: Outcome) -> bool:
     """Whether a process ended by itself before the first event of a task, which comes before any call of a model."""
     is_ended_by_us = run.stopped is not None or run.is_cut_short
     return not is_ended_by_us and outcome.stdout.size_bytes == 0 and outcome.stderr.kept is None

@@ -19,7 +19,7 @@ from watcher.runner.providers.provider import LOOK_AGAIN_SECONDS, Provider, miss
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Launch:
     """What was to be started: `path` is the PATH it was looked for in."""
 
     provider: Provider
@@ -29,7 +29,7 @@ class Place:
     prompt_file: str | None
 
 
-def start_failure(place: Place, attempt: Attempt, error: OSError, now: float) -> Ending:
+def start_failure(place: Launch, attempt: Attempt, error: OSError, now: float) -> Ending:
     """The ending of an attempt whose command could not be started; `now` is wall seconds."""
     name = place.provider.name
     if place.cwd is not None and error.filename == place.cwd:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from watcher.formats import task
 from watcher.formats.fields import Text
-from watcher.policy.budget_limits import Limits
+from watcher.policy.budget_limits import BudgetLimits
 from watcher.settings.config_base import LayeredConfig, Loaded, load
 from watcher.settings.layers import SETTINGS, Layers, read_layers
 from watcher.settings.shared_groups import TakingSettings, TeamSettings
@@ -185,9 +185,9 @@ class WatcherConfig(TeamSettings, TakingSettings):
         LayeredConfig.__init__(self, layers, **values)
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> BudgetLimits:
         """The budgets."""
-        return Limits(self.max_cost_per_task, self.daily_budget, self.max_tokens_per_task)
+        return BudgetLimits(self.max_cost_per_task, self.daily_budget, self.max_tokens_per_task)
 
     @property
     def commands(self) -> dict[str, tuple[str, ...]]:

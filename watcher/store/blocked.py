@@ -18,7 +18,7 @@ from watcher.errors import InvalidTask
 from watcher.formats.task import Task
 from watcher.policy.circles import MAX_NODES, circle, knots, ways_back, words_of
 from watcher.store.dependencies import Needs, Results, look
-from watcher.store.folders import History, Places
+from watcher.store.folders import History, WorkerFolders
 from watcher.store.other_workers import Elsewhere
 
 #: So many dependencies of all blocked tasks are remembered at once, some 100 MB. Beyond it a task is remembered by a
@@ -29,7 +29,7 @@ _FEW = 16
 _FIRST_STEPS = 50
 
 
-class _Options(Protocol):
+class _BlockedOptions(Protocol):
     @property
     def dependency_timeout_seconds(self) -> float: ...
 
@@ -40,7 +40,7 @@ class _Options(Protocol):
 class Blocked:
     """The blocked tasks of one worker, found by their file's name or by what they wait for."""
 
-    def __init__(self, places: Places, results: Results, options: _Options, clock: Clock) -> None:
+    def __init__(self, places: WorkerFolders, results: Results, options: _BlockedOptions, clock: Clock) -> None:
         self._worker = places.worker
         self._results = results
         self._elsewhere = Elsewhere(

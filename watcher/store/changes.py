@@ -20,8 +20,8 @@ from watcher.errors import InvalidTask, WatcherError
 from watcher.formats import strict_json
 from watcher.formats.task import Task, parse_task, refuse_to_unset, task_from_fields
 from watcher.policy.circles import words_of
-from watcher.store.folders import History, Places
-from watcher.store.task_reader import Reading, read_task_file
+from watcher.store.folders import History, WorkerFolders
+from watcher.store.task_reader import TaskBytes, read_task_file
 from watcher.system.files import Folder, fsync_file, move, move_new
 
 #: The circle of waiting tasks that a task would close, or None.
@@ -32,12 +32,12 @@ _NEW_VERSION = "edited.new"
 _LOOKS = 3
 
 
-class Busy(WatcherError):
+class StillWritten(WatcherError):
     """Somebody has the task's file open for writing. Reaction: try again soon."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WaitingFile:
     """Where a task waits: the folder, the file's name there, and what the name tells."""
 
     folder: Folder
@@ -51,24 +51,24 @@ class InHand:
     """A task that is ours alone for a moment: `handle` is its name in the claim folder."""
 
     handle: str
-    came_from: Place
+    came_from: WaitingFile
     task: Task
 
 
-def find_waiting(places: Places, task_id: str) -> Place | None:
+def find_waiting(places: WorkerFolders, task_id: str) -> WaitingFile | None:
     """Where the task waits now; None when it runs, has ended or never was."""
     plain = f"{task_id}.json"
     if places.inbox.has(plain):
-        return Place(places.inbox, plain, History(task_id), is_held=False)
+        return WaitingFile(places.inbox, plain, History(task_id), is_held=False)
     for folder in (places.retry, places.held):
         for name in folder.names():
             history = History.of(name) if "~" in name or name == plain else None
             if history is not None and history.stem == task_id:
-                return Place(folder, name, history, folder is places.held)
+                return WaitingFile(folder, name, history, folder is places.held)
     return None
 
 
-def hold(places: Places, task_id: str) -> Place | None:
+def hold(places: WorkerFolders, task_id: str) -> WaitingFile | None:
     """Put a waiting task where nobody claims it; returns where it was, None when it does not wait.
 
     Raises InvalidTask (`held_already`) when another task of this id is held.
@@ -85,7 +85,7 @@ def hold(places: Places, task_id: str) -> Place | None:
     return None
 
 
-def release(places: Places, task_id: str) -> str | None:
+def release(places: WorkerFolders, task_id: str) -> str | None:
     """Let a held task start; returns its new name in the inbox or in `.retry`, None when no such task is held."""
     for name in places.held.names():
         history = History.of(name)
@@ -102,7 +102,7 @@ def release(places: Places, task_id: str) -> str | None:
     return None
 
 
-def take_in_hand(places: Places, task_id: str, max_bytes: int) -> InHand | None:
+def take_in_hand(places: WorkerFolders, task_id: str, max_bytes: int) -> InHand | None:
     """Take a waiting or held task out by one rename; None when it does not wait. `put_back` it, or settle it."""
     for _ in range(_LOOKS):
         there = find_waiting(places, task_id)
@@ -120,14 +120,14 @@ def take_in_hand(places: Places, task_id: str, max_bytes: int) -> InHand | None:
     return None
 
 
-def put_back(places: Places, handle: str) -> str | None:
+def put_back(places: WorkerFolders, handle: str) -> str | None:
     """Back to where it waited; returns its new name, None when it is gone."""
     history = History.of(handle)
     assert history is not None  # only names made by `in_hand` come here
     return back_from_hand(places, places.mine, handle, history)
 
 
-def back_from_hand(places: Places, source: Folder, handle: str, history: History) -> str | None:
+def back_from_hand(places: WorkerFolders, source: Folder, handle: str, history: History) -> str | None:
     """The same from any claim folder: a rescuer's way."""
     if history.is_held:
         folder, name = places.held, f"{history.stem}.json" if history.is_new() else history.waiting()
@@ -145,7 +145,13 @@ def back_from_hand(places: Places, source: Folder, handle: str, history: History
 
 
 def edit(
-    places: Places, task_id: str, changes: dict[str, Any], max_bytes: int, circle: Circle, *, may_repeat: bool = True
+    places: WorkerFolders,
+    task_id: str,
+    changes: dict[str, Any],
+    max_bytes: int,
+    circle: Circle,
+    *,
+    may_repeat: bool = True,
 ) -> str | None:
     """Give fields of a waiting task new values (None takes a field away) and put it back; returns its name there.
 
@@ -197,17 +203,17 @@ def _rewrite(mine: Folder, handle: str, raw: bytes) -> None:
     os.fsync(mine.fd)
 
 
-def _read(places: Places, handle: str, task_id: str, max_bytes: int) -> Task:
+def _read(places: WorkerFolders, handle: str, task_id: str, max_bytes: int) -> Task:
     found = read_task_file(places.mine, handle, max_bytes)
-    if not isinstance(found, Reading):
+    if not isinstance(found, TaskBytes):
         detail = "it was removed" if found is None else found.error.detail
         raise InvalidTask("unreadable", f"{task_id}: {detail}")
     if found.being_written:
-        raise Busy(f"task {task_id!r}: its file is open for writing somewhere; try again when that is over")
+        raise StillWritten(f"task {task_id!r}: its file is open for writing somewhere; try again when that is over")
     return parse_task(found.raw, task_id, places.worker)
 
 
-def _home(places: Places, name: str, history: History) -> tuple[Folder, str]:
+def _home(places: WorkerFolders, name: str, history: History) -> tuple[Folder, str]:
     """Where a task belongs that nobody holds: the inbox under its own name, or `.retry` when it has a history."""
     if "~" not in name or history.is_new():
         return places.inbox, f"{history.stem}.json"

@@ -26,7 +26,7 @@ _MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class _Options:
+class _VisitOptions:
     max_worker_deaths: int = 3
     max_task_bytes: int = _MAX_BYTES
     default_provider: str = ""
@@ -38,7 +38,7 @@ def cancel_waiting(folders: Folders, worker: str, task_id: str, detail: str) -> 
         taken = inhand.take_in_hand(places, task_id, _MAX_BYTES)
         if taken is None:
             return False
-        ending = Endings(places, _Options(), SystemClock()).cancelled(taken.task, taken.came_from.history, detail)
+        ending = Endings(places, _VisitOptions(), SystemClock()).cancelled(taken.task, taken.came_from.history, detail)
         _, error = Settler(places).settle([ending.with_handle(taken.handle, None)])
         if error is not None:
             inhand.put_back(places, taken.handle)

@@ -92,7 +92,7 @@ class History:
         return f"+{given.words}-{given.facts}-{given.counted}-{'' if given.seen is None else given.seen}"
 
 
-class Places:
+class WorkerFolders:
     """Every folder that a worker uses, open. `mine` is the claim folder of this incarnation."""
 
     def __init__(

@@ -21,9 +21,9 @@ from watcher.formats.task import TASK_FILE_NAME, Task, parse_task, why_no_task_n
 from watcher.policy.claim_order import FifoMode, Lineup, Waiting
 from watcher.store.blocked import Blocked
 from watcher.store.dependencies import Results
-from watcher.store.folders import History, Places
+from watcher.store.folders import History, WorkerFolders
 from watcher.store.refused_files import NOT_UNDERSTOOD
-from watcher.store.task_reader import FileState, Reading, read_task_file
+from watcher.store.task_reader import FileState, TaskBytes, read_task_file
 from watcher.system.files import Folder
 from watcher.telemetry.events import Emit, FileIgnored, FolderLost, TaskNotUnderstood
 
@@ -64,13 +64,13 @@ class _Unsettled:
     pause: float
 
 
-class Lookout:
+class Index:
     """Knows every task that waits for one worker and what it waits for.
 
     `lineup` holds those that may be taken, `endings` the files that will never be: name -> folder and why.
     """
 
-    def __init__(self, places: Places, options: SpoolOptions, clock: Clock, emit: Emit) -> None:
+    def __init__(self, places: WorkerFolders, options: SpoolOptions, clock: Clock, emit: Emit) -> None:
         self._places = places
         self._options = options
         self._clock = clock
@@ -303,7 +303,7 @@ class Lookout:
         if found is None:
             self._forget_waiting(name)
             return
-        if not isinstance(found, Reading):
+        if not isinstance(found, TaskBytes):
             self.not_yet(name, found.state, found.error, found.settling)
             return
         try:
@@ -314,7 +314,7 @@ class Lookout:
         self._unsettled.pop(name, None)
         self._line_up(name, history, task, found)
 
-    def _line_up(self, name: str, history: History, task: Task, found: Reading) -> None:
+    def _line_up(self, name: str, history: History, task: Task, found: TaskBytes) -> None:
         now = self._clock.monotonic()
         self.lineup.discard(name, now)
         if "~" in name:
@@ -352,7 +352,7 @@ class Lookout:
         """No task as it is now; whether somebody still writes it decides."""
         with contextlib.suppress(WorkerTrouble):
             again = read_task_file(folder, name, self._options.max_task_bytes)
-            if isinstance(again, Reading):
+            if isinstance(again, TaskBytes):
                 self.not_yet(name, again.state, error, settling=True, being_written=again.being_written)
             else:
                 self.look_again_later(name)
@@ -436,7 +436,7 @@ class Lookout:
         """Where a lined-up file lies: a name with a history is in `.retry`."""
         return self._places.retry if "~" in name else self._places.inbox
 
-    def changed_its_mind(self, waiting: Waiting, history: History, task: Task, found: Reading) -> bool:
+    def changed_its_mind(self, waiting: Waiting, history: History, task: Task, found: TaskBytes) -> bool:
         """The file was edited since it was lined up: its place, its time or its needs may be others now."""
         lane = self.lineup.lane_of(task.agent_id)
         provider = task.provider or self._options.default_provider

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from watcher.errors import SettingError, shortage_behind
-from watcher.store.totals import Outcome, Tally, Totals
+from watcher.store.totals import Finished, Sums, TotalsDelta
 from watcher.system import no_links
 
 FILE_NAME = "orchestrator.db"
@@ -48,7 +48,7 @@ CREATE TABLE outbox (file TEXT PRIMARY KEY, stem TEXT NOT NULL, notice_id TEXT N
 CREATE TABLE notices (kind TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
 """
 
-_COLUMNS = tuple(field.name for field in fields(Outcome))
+_COLUMNS = tuple(field.name for field in fields(Finished))
 _INSERT = f"INSERT INTO outcomes ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 - names of ours
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM outcomes"  # noqa: S608 - names of ours
 
@@ -63,7 +63,7 @@ class Entry:
     `sent` the temporary files of those that are published by now.
     """
 
-    outcomes: list[tuple[Outcome, Outcome | None]] = field(default_factory=list)
+    outcomes: list[tuple[Finished, Finished | None]] = field(default_factory=list)
     moved: list[tuple[Key, int]] = field(default_factory=list)
     oddities: dict[Key, str | None] = field(default_factory=dict)
     told: dict[str, str | None] = field(default_factory=dict)
@@ -99,11 +99,11 @@ class Ledger:
         """Worker, folder, name and inode of everything that was noticed."""
         return iter(self._db.execute("SELECT worker, folder, name, inode FROM outcomes"))
 
-    def find(self, worker: str, folder: str, name: str) -> Outcome | None:
+    def find(self, worker: str, folder: str, name: str) -> Finished | None:
         """What was noticed under this name."""
         row = self._db.execute(f"{_SELECT} WHERE worker = ? AND folder = ? AND name = ?", (worker, folder, name))
         found = row.fetchone()
-        return None if found is None else Outcome(*found)
+        return None if found is None else Finished(*found)
 
     def has_outcome(self, worker: str, task_id: str) -> bool:
         """Whether this task has a result that was noticed."""
@@ -125,19 +125,19 @@ class Ledger:
         """Batches with outcomes that no notice has told yet, and the number of the last one."""
         return dict(self._db.execute("SELECT batch_id, last_seq FROM batches WHERE told_seq < last_seq").fetchall())
 
-    def batch(self, batch_id: str) -> list[Outcome]:
+    def batch(self, batch_id: str) -> list[Finished]:
         """All counted outcomes of a batch, by worker and name."""
         asked = f"{_SELECT} WHERE batch_id = ? AND status != 'with_result' ORDER BY worker, name, folder"
-        return [Outcome(*row) for row in self._db.execute(asked, (batch_id,))]
+        return [Finished(*row) for row in self._db.execute(asked, (batch_id,))]
 
     def edges(self) -> list[tuple[str, str, str]]:
         """Every dependency that was seen: worker, task, what it needs."""
         return self._db.execute("SELECT worker, task_id, needs FROM edges").fetchall()
 
-    def totals(self, dimension: str) -> dict[str, Tally]:
+    def totals(self, dimension: str) -> dict[str, Sums]:
         """All-time totals of one dimension."""
         rows = self._db.execute("SELECT key, tally FROM totals WHERE dimension = ?", (dimension,))
-        return {key: Tally.load(text) for key, text in rows}
+        return {key: Sums.load(text) for key, text in rows}
 
     def outbox(self) -> list[tuple[str, str, str]]:
         """Notices that may not be published yet: temporary file, stem, id."""
@@ -187,7 +187,7 @@ class Ledger:
             raise
 
     def _put_outcomes(self, entry: Entry) -> None:
-        totals = Totals()
+        totals = TotalsDelta()
         batches: dict[str, int] = {}
         for outcome, old in entry.outcomes:
             if old is not None:
@@ -208,11 +208,11 @@ class Ledger:
         for (dimension, key), change in totals.changes.items():
             self._change_total(dimension, key, change)
 
-    def _change_total(self, dimension: str, key: str, change: Tally) -> None:
+    def _change_total(self, dimension: str, key: str, change: Sums) -> None:
         asked = "SELECT tally FROM totals WHERE dimension = ? AND key = ?"
         found = self._db.execute(asked, (dimension, key)).fetchone()
         if found is not None:
-            change.merge(Tally.load(found[0]))
+            change.merge(Sums.load(found[0]))
         if change.is_empty:
             self._db.execute("DELETE FROM totals WHERE dimension = ? AND key = ?", (dimension, key))
         else:
@@ -252,7 +252,7 @@ class Ledger:
         return "0" if found is None else str(found[0])
 
 
-def _columns_of(outcome: Outcome) -> tuple[object, ...]:
+def _columns_of(outcome: Finished) -> tuple[object, ...]:
     """The columns of an outcome; dataclasses.astuple copies every value and costs ten times as much."""
     return tuple(getattr(outcome, name) for name in _COLUMNS)
 

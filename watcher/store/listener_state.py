@@ -18,7 +18,7 @@ from typing import Any
 from watcher.cli.terminal import one_line
 from watcher.store.listener_database import FILE_NAME, VERSION
 from watcher.store.listener_lock import LOCK_NAME
-from watcher.store.totals import Outcome, Tally
+from watcher.store.totals import Finished, Sums
 from watcher.store.workers import is_locked
 from watcher.system.files import Folder
 
@@ -31,11 +31,11 @@ _MAX_STATUS_BYTES = 16 << 20
 class Totals:
     """Sums by dimension (`worker`, `agent_id`, `provider`, `batch_id`) and key; `all` has one key, the empty text."""
 
-    by_key: dict[str, dict[str, Tally]] = field(default_factory=dict)
+    by_key: dict[str, dict[str, Sums]] = field(default_factory=dict)
 
     @property
-    def whole(self) -> Tally:
-        return self.by_key.get("all", {}).get("", Tally())
+    def whole(self) -> Sums:
+        return self.by_key.get("all", {}).get("", Sums())
 
 
 @dataclass(slots=True)
@@ -119,7 +119,7 @@ def read_view(state: Path, now: float | None = None) -> ListenerView | None:
             return None
         all_time = Totals()
         for dimension, key, text in db.execute("SELECT dimension, key, tally FROM totals"):
-            all_time.by_key.setdefault(dimension, {})[key] = Tally.load(text)
+            all_time.by_key.setdefault(dimension, {})[key] = Sums.load(text)
         since = int(((time.time() if now is None else now) - HOUR_SECONDS) * 1e6)
         return ListenerView(
             is_running=is_running(state),
@@ -186,9 +186,9 @@ def _since(db: sqlite3.Connection, since_us: int) -> Totals:
     asked = f"SELECT {names} FROM outcomes WHERE finished_us >= ? AND status != 'with_result'"  # noqa: S608 - names of ours
     totals = Totals()
     for row in db.execute(asked, (since_us,)):
-        outcome = Outcome(*row)
+        outcome = Finished(*row)
         for dimension, key in outcome.belongs_to():
-            totals.by_key.setdefault(dimension, {}).setdefault(key, Tally()).add(outcome)
+            totals.by_key.setdefault(dimension, {}).setdefault(key, Sums()).add(outcome)
     return totals
 
 

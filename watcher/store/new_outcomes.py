@@ -29,8 +29,8 @@ from watcher.formats.fields import FieldError, Kind
 from watcher.formats.notice import Notice
 from watcher.formats.task import TASK_FILE_NAME
 from watcher.store.listener_database import Key, Ledger
-from watcher.store.notices import News
-from watcher.store.totals import Outcome
+from watcher.store.notices import Findings
+from watcher.store.totals import Finished
 from watcher.system import no_links
 from watcher.system.files import Folder, read_up_to
 from watcher.telemetry.events import Emit, FileIgnored, FolderFound, FolderLost
@@ -115,9 +115,9 @@ class Collector:
             for folder in FOLDERS:
                 yield from self._scan(worker, folder)
 
-    def take(self, limit: int) -> tuple[News, list[tuple[Key, int | None]]]:
+    def take(self, limit: int) -> tuple[Findings, list[tuple[Key, int | None]]]:
         """Read up to `limit` files. The second value goes back to `taken` once the first is recorded."""
-        news = News()
+        news = Findings()
         done: list[tuple[Key, int | None]] = []
         for key in list(self._found)[:limit] if limit < len(self._found) else list(self._found):
             try:
@@ -224,7 +224,7 @@ class Collector:
 
     # --- reading
 
-    def _read(self, key: Key, news: News) -> int | None:
+    def _read(self, key: Key, news: Findings) -> int | None:
         """Put what a file tells into `news`; returns its inode, None when it is gone or not settled."""
         worker, folder, name = key
         place = self._place(worker, folder)
@@ -257,7 +257,7 @@ class Collector:
         self._take_in(outcome, fields, info.st_mtime, news)
         return info.st_ino
 
-    def _take_in(self, outcome: Outcome, fields: dict[str, Any], written_at: float, news: News) -> None:
+    def _take_in(self, outcome: Finished, fields: dict[str, Any], written_at: float, news: Findings) -> None:
         key = (outcome.worker, outcome.folder, outcome.name)
         old = self._ledger.find(*key)
         if self._ledger.oddity(*key) is not None:
@@ -271,7 +271,7 @@ class Collector:
         if outcome.status != "with_result" and (old is not None or written_at >= self._ledger.silent_before):
             news.notices.append((self._task_notice(outcome, fields), written_at))
 
-    def _task_notice(self, outcome: Outcome, fields: dict[str, Any]) -> Notice:
+    def _task_notice(self, outcome: Finished, fields: dict[str, Any]) -> Notice:
         refused = outcome.folder == "dlq"
         worker, stem = outcome.worker, outcome.name.removesuffix(".json")
         path = str(self._folders[outcome.folder] / worker / outcome.name)
@@ -297,7 +297,7 @@ class Collector:
 
     # --- what cannot be read
 
-    def _refuse(self, key: Key, info: os.stat_result, why: str, news: News) -> int | None:
+    def _refuse(self, key: Key, info: os.stat_result, why: str, news: Findings) -> int | None:
         """Not what it should be: perhaps somebody is still writing it."""
         age = self._clock.wall() - info.st_mtime
         if 0 <= age < self._settle:
@@ -305,7 +305,7 @@ class Collector:
             return None
         return self._report(key, (info.st_ino, info.st_mtime_ns), "invalid", why, news)
 
-    def _report(self, key: Key, mark: tuple[int, int], reason: str, detail: str, news: News) -> int | None:
+    def _report(self, key: Key, mark: tuple[int, int], reason: str, detail: str, news: Findings) -> int | None:
         """Tell once that this file is of no use; it is known from then on, until it changes."""
         worker, folder, name = key
         text = f"{mark[0]}-{mark[1]}"
@@ -331,14 +331,14 @@ def _parse(folder: str, raw: bytes) -> dict[str, Any]:
     return dead_letter.parse(raw)
 
 
-def _outcome(key: Key, inode: int, raw: bytes, fields: dict[str, Any]) -> Outcome:
+def _outcome(key: Key, inode: int, raw: bytes, fields: dict[str, Any]) -> Finished:
     """The facts of a result or a dead letter. A field that is not what the format says counts as not there."""
     worker, folder, name = key
     stem = name.removesuffix(".json").partition("~")[0]
     print_ = hashlib.blake2b(raw, digest_size=12).hexdigest()
     if folder == "dlq":
         with_result = isinstance(fields.get("dlq_result"), dict)
-        return Outcome(
+        return Finished(
             worker, folder, name, inode, print_, stem,
             status="with_result" if with_result else "refused",
             reason=_text(fields["dlq_reason"], 64),
@@ -351,7 +351,7 @@ def _outcome(key: Key, inode: int, raw: bytes, fields: dict[str, Any]) -> Outcom
     found = fields.get("usage")
     usage = found if isinstance(found, dict) else {}  # each number of it is checked below
     duration = _checked(fields, "duration_seconds")
-    return Outcome(
+    return Finished(
         worker, folder, name, inode, print_, stem,
         status=fields["status"],
         reason=_checked(fields, "reason"),
@@ -369,7 +369,7 @@ def _outcome(key: Key, inode: int, raw: bytes, fields: dict[str, Any]) -> Outcom
     )  # fmt: skip
 
 
-def _edges(outcome: Outcome, fields: dict[str, Any]) -> list[tuple[str, str, str]]:
+def _edges(outcome: Finished, fields: dict[str, Any]) -> list[tuple[str, str, str]]:
     listed = fields.get("dependencies")
     if not isinstance(listed, list) or outcome.folder != "results":
         return []

@@ -36,7 +36,7 @@ _SUFFIX_LIMIT = 10_000
 
 
 @dataclass(slots=True)
-class News:
+class Findings:
     """What was found out: what to remember, and the notices that tell it with when it happened (wall seconds)."""
 
     entry: Entry = field(default_factory=Entry)
@@ -83,7 +83,7 @@ class Recorder:
         self.settle()
         return published
 
-    def record(self, news: News) -> None:
+    def record(self, news: Findings) -> None:
         """Remember it and publish its notices, all durable but the last rename."""
         self._check_folder()
         written = [(secrets.token_hex(12), notice, since) for notice, since in news.notices]

@@ -95,10 +95,10 @@ class Overview:
 
 def look(folders: Folders, clock: Clock | None = None) -> Overview:
     """Take one look."""
-    return Lookout(folders, clock).look()
+    return OverviewReader(folders, clock).look()
 
 
-class Lookout:
+class OverviewReader:
     """Takes looks one after another and keeps what cannot change, so that the next one costs little."""
 
     def __init__(self, folders: Folders, clock: Clock | None = None) -> None:

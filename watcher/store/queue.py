@@ -25,13 +25,13 @@ from watcher.formats.task import Task, parse_task
 from watcher.policy.claim_order import Waiting
 from watcher.store import changes as inhand
 from watcher.store.dependencies import fill, sources, unfilled
-from watcher.store.folders import History, Places, why_stuck
-from watcher.store.inbox_index import SLICE_SECONDS, Lookout, SpoolOptions
+from watcher.store.folders import History, WorkerFolders, why_stuck
+from watcher.store.inbox_index import SLICE_SECONDS, Index, SpoolOptions
 from watcher.store.interface import Claim, Claimed, Settlement
-from watcher.store.refused_files import NOT_UNDERSTOOD, Ending, Endings
+from watcher.store.refused_files import NOT_UNDERSTOOD, Endings, RefusedFile
 from watcher.store.rescue import rescue
 from watcher.store.result_writer import Settler
-from watcher.store.task_reader import FileState, Reading, file_state, read_task_file
+from watcher.store.task_reader import FileState, TaskBytes, file_state, read_task_file
 from watcher.system.files import Folder, move, move_new, replace
 from watcher.telemetry.events import Emit, Event, TaskFieldsUnknown, TaskReferencesUnknown, TaskReleased
 
@@ -49,12 +49,12 @@ _ABANDONED_EVERY_SECONDS = 600.0
 class DirectorySpool:
     """One worker's tasks in plain folders."""
 
-    def __init__(self, places: Places, options: SpoolOptions, clock: Clock, emit: Emit) -> None:
+    def __init__(self, places: WorkerFolders, options: SpoolOptions, clock: Clock, emit: Emit) -> None:
         self._places = places
         self._options = options
         self._clock = clock
         self._emit = emit
-        self._lookout = Lookout(places, options, clock, emit)
+        self._lookout = Index(places, options, clock, emit)
         self._lineup = self._lookout.lineup
         self._endings = Endings(places, options, clock)
         self._settler = Settler(places)
@@ -296,7 +296,7 @@ class DirectorySpool:
             found = read_task_file(folder, name, self._options.max_task_bytes)
             if found is None:
                 return
-            if not isinstance(found, Reading):
+            if not isinstance(found, TaskBytes):
                 self._lookout.not_yet(name, found.state, found.error, found.settling)
                 return
             if self._is_elsewhere(history.stem, name):
@@ -339,7 +339,9 @@ class DirectorySpool:
             if not done:
                 self._lineup.free(lane, self._clock.monotonic())
 
-    def _understood(self, waiting: Waiting, history: History, found: Reading) -> tuple[Task, Ending | None] | None:
+    def _understood(
+        self, waiting: Waiting, history: History, found: TaskBytes
+    ) -> tuple[Task, RefusedFile | None] | None:
         """The task, and its end if it is not to run; None when it goes back in line, or is no task yet."""
         try:
             task = parse_task(found.raw, history.stem, self._places.worker)
@@ -351,7 +353,7 @@ class DirectorySpool:
             self._lookout.not_yet(waiting.name, found.state, error, settling=True, being_written=found.being_written)
             return None
 
-    def _claim(self, task: Task, history: History, handle: str, waiting: Waiting, found: Reading) -> Claim:
+    def _claim(self, task: Task, history: History, handle: str, waiting: Waiting, found: TaskBytes) -> Claim:
         unknown = task.unknown_fields()
         if unknown:
             self._emit(TaskFieldsUnknown(task.task_id, ", ".join(unknown)[:500]))

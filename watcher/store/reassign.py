@@ -29,7 +29,7 @@ from watcher.listener.worker_health import Roster, claims_of
 from watcher.store import workers as presence
 from watcher.store.folders import CLAIMS, RETRY, History
 from watcher.store.folders import HELD as HELD_TASKS
-from watcher.store.notices import News
+from watcher.store.notices import Findings
 from watcher.system import no_links
 from watcher.system.files import Folder, fsync_file, move, publish_new
 from watcher.telemetry.events import Emit, HintFailed, TasksReassigned
@@ -55,9 +55,9 @@ class Reassigner:
         self._emit = emit
         self._substitutes = dict(pair.split(":") for pair in substitutes)
 
-    def check(self, roster: Roster, workers: set[str]) -> News:
+    def check(self, roster: Roster, workers: set[str]) -> Findings:
         """Move what may be moved now."""
-        news = News()
+        news = Findings()
         for worker, substitute in self._substitutes.items():
             dead_for = roster.dead_for(worker)
             is_unfinished = no_links.is_folder(self._tasks / worker / HELD)
@@ -65,7 +65,7 @@ class Reassigner:
                 self._move_all(worker, substitute, dead_for is not None and dead_for >= self._after, news)
         return news
 
-    def _move_all(self, worker: str, substitute: str, is_dead: bool, news: News) -> None:
+    def _move_all(self, worker: str, substitute: str, is_dead: bool, news: Findings) -> None:
         moved: list[str] = []
         try:
             if is_dead:

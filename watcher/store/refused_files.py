@@ -17,9 +17,9 @@ from watcher.formats import strict_json
 from watcher.formats.dead_letter import DeadLetter
 from watcher.formats.result import Result, Status, parse_result
 from watcher.formats.task import TASK_FILE_NAME, Task, marks_of, parse_task
-from watcher.store.folders import History, Places, bad_name_handle, original_name
+from watcher.store.folders import History, WorkerFolders, bad_name_handle, original_name
 from watcher.store.interface import Settlement
-from watcher.store.task_reader import Reading, read_task_file
+from watcher.store.task_reader import TaskBytes, read_task_file
 from watcher.system.files import NO_FILE, Folder, move
 from watcher.telemetry.events import Event, TaskDropped, TaskRefused, TaskSettled
 
@@ -30,7 +30,7 @@ _MAX_MARKED_BYTES = 8 << 20
 NOT_UNDERSTOOD = "not_understood"
 
 
-class _Options(Protocol):
+class _RefusalOptions(Protocol):
     @property
     def max_worker_deaths(self) -> int: ...
 
@@ -42,7 +42,7 @@ class _Options(Protocol):
 
 
 @dataclass(slots=True)
-class Ending:
+class RefusedFile:
     """What to store for a file that will not run, before it is claimed."""
 
     task_id: str
@@ -57,12 +57,12 @@ class Ending:
 class Endings:
     """Decides and writes the endings of files that are not run."""
 
-    def __init__(self, places: Places, options: _Options, clock: Clock) -> None:
+    def __init__(self, places: WorkerFolders, options: _RefusalOptions, clock: Clock) -> None:
         self._places = places
         self._options = options
         self._clock = clock
 
-    def without_running(self, task: Task, history: History) -> Ending | None:
+    def without_running(self, task: Task, history: History) -> RefusedFile | None:
         """Why this readable task must not run, as what to store; None when it may run."""
         if self._places.results.has(f"{task.task_id}.json"):
             return self._same_id(task)
@@ -75,10 +75,10 @@ class Endings:
             return self._failed(task, history, "worker_died", text)
         return None
 
-    def cancelled(self, task: Task, history: History, detail: str) -> Ending:
+    def cancelled(self, task: Task, history: History, detail: str) -> RefusedFile:
         """A waiting task that somebody does not want any more: a result, and nothing to redrive."""
         result = self._unrun(task, history, "cancelled", "cancelled", detail)
-        return Ending(task.task_id, result.dump(), None, _settled(result, dead_lettered=False))
+        return RefusedFile(task.task_id, result.dump(), None, _settled(result, dead_lettered=False))
 
     def take(self, folder: Folder, name: str) -> str | None:
         """Claim a file that will not run, whatever it is; None when it is gone. Raises OSError."""
@@ -111,7 +111,7 @@ class Endings:
 
     def _read_again(self, handle: str, stem: str) -> Task | None:
         found = read_task_file(self._places.mine, handle, self._options.max_task_bytes)
-        if not isinstance(found, Reading):
+        if not isinstance(found, TaskBytes):
             return None
         try:
             return parse_task(found.raw, stem, self._places.worker)
@@ -139,7 +139,7 @@ class Endings:
             return marks_of(self._places.mine.read(handle, max(self._options.max_task_bytes, _MAX_MARKED_BYTES)))
         return {}
 
-    def _same_id(self, task: Task) -> Ending:
+    def _same_id(self, task: Task) -> RefusedFile:
         """A result of this id is there: the same task again is dropped, another one is a dead letter."""
         stored: str | None = None
         try:
@@ -150,12 +150,12 @@ class Endings:
                 raise
         if stored == task.sha256:
             event = TaskDropped(task.task_id, "its result is there already; rerun it on purpose with a new id")
-            return Ending(task.task_id, None, None, event)
+            return RefusedFile(task.task_id, None, None, event)
         detail = "another task with this id has its result already; give this one a new id"
         letter = self._letter(task, "duplicate_id", detail, 0, None)
-        return Ending(task.task_id, None, letter.dump(), TaskRefused(task.task_id, "duplicate_id", detail))
+        return RefusedFile(task.task_id, None, letter.dump(), TaskRefused(task.task_id, "duplicate_id", detail))
 
-    def _unfinished(self, task: Task) -> Ending | None:
+    def _unfinished(self, task: Task) -> RefusedFile | None:
         """A worker died between the dead letter and the result: publish the result that the letter holds."""
         try:
             letter = strict_json.loads(self._places.dlq.read(f"{task.task_id}.json", _MAX_STORED_BYTES))
@@ -180,13 +180,13 @@ class Endings:
             exit_code=result.get("exit_code"),
             agent_id=task.agent_id,
         )
-        return Ending(task.task_id, strict_json.dumps(result | {"submitted": task.submitted}), None, event)
+        return RefusedFile(task.task_id, strict_json.dumps(result | {"submitted": task.submitted}), None, event)
 
-    def _failed(self, task: Task, history: History, reason: str, detail: str) -> Ending:
+    def _failed(self, task: Task, history: History, reason: str, detail: str) -> RefusedFile:
         """A task that was accepted and ends without (another) run: a result and a dead letter."""
         result = self._unrun(task, history, "failed", reason, detail)
         letter = self._letter(task, reason, detail, result.retry_count, result)
-        return Ending(task.task_id, result.dump(), letter.dump(), _settled(result, dead_lettered=True))
+        return RefusedFile(task.task_id, result.dump(), letter.dump(), _settled(result, dead_lettered=True))
 
     def _unrun(self, task: Task, history: History, status: Status, reason: str, detail: str) -> Result:
         return Result(

@@ -20,7 +20,7 @@ from watcher.errors import InvalidTask
 from watcher.formats.result import parse_result
 from watcher.formats.task import PAST, parse_task
 from watcher.store.changes import back_from_hand
-from watcher.store.folders import History, Places
+from watcher.store.folders import History, WorkerFolders
 from watcher.store.worker_locks import take_lock
 from watcher.system import processes
 from watcher.system.files import Folder, move_new
@@ -30,7 +30,7 @@ _INCARNATION = re.compile(r"[0-9a-f]{32}")
 _MAX_STORED_BYTES = 1 << 28
 
 
-def rescue(places: Places, emit: Emit) -> list[str]:
+def rescue(places: WorkerFolders, emit: Emit) -> list[str]:
     """Rescue what all dead incarnations held. Returns the new names of the tasks that wait again."""
     found = {name[:32] for name in places.claims.names() if _INCARNATION.fullmatch(name[:32])}
     found.discard(places.incarnation)
@@ -46,7 +46,7 @@ def rescue(places: Places, emit: Emit) -> list[str]:
     return out
 
 
-def _rescue_one(places: Places, dead: str, emit: Emit) -> list[str]:
+def _rescue_one(places: WorkerFolders, dead: str, emit: Emit) -> list[str]:
     claims = places.claims.path
     if places.claims.is_link(dead) or not _is_lock(places.claims, f"{dead}.busy"):
         return []  # planted: what lies behind it, and who uses that, is not ours to move, to remove or to kill
@@ -82,7 +82,7 @@ def _is_lock(claims: Folder, name: str) -> bool:
     return stat.S_ISREG(info.st_mode) and info.st_nlink == 1
 
 
-def _take_back(places: Places, dead: str, emit: Emit) -> list[str]:
+def _take_back(places: WorkerFolders, dead: str, emit: Emit) -> list[str]:
     out: list[str] = []
     try:
         folder = Folder(places.claims.path / dead, create=False)
@@ -101,7 +101,7 @@ def _take_back(places: Places, dead: str, emit: Emit) -> list[str]:
     return out
 
 
-def _take_one_back(places: Places, folder: Folder, name: str, dead: str, emit: Emit, out: list[str]) -> None:
+def _take_one_back(places: WorkerFolders, folder: Folder, name: str, dead: str, emit: Emit, out: list[str]) -> None:
     history = History.of(name) if "~" in name else None
     if history is None:
         if name.endswith("!.json"):
@@ -125,7 +125,7 @@ def _take_one_back(places: Places, folder: Folder, name: str, dead: str, emit: E
         emit(TaskRescued(history.stem, history.deaths + 1, dead, "waits_again"))
 
 
-def _is_settled(places: Places, folder: Folder, name: str, history: History) -> bool:
+def _is_settled(places: WorkerFolders, folder: Folder, name: str, history: History) -> bool:
     """Whether the result of this very task is there: then only the last step is missing.
 
     Or it is a task that was to run again, and the result that was to make way for it still stands: it does not.
@@ -149,7 +149,7 @@ def is_rerun_of(submitted: dict[str, Any], stored: dict[str, Any]) -> bool:
     return all(last.get(name) == stored.get(name) for name in ("timestamp", "task_sha256"))
 
 
-def _clean_up(places: Places, dead: str) -> None:
+def _clean_up(places: WorkerFolders, dead: str) -> None:
     """Remove what else the dead process had: outputs of its attempts, temporary files, its folder, its locks."""
     with contextlib.suppress(FileNotFoundError):
         folder = Folder(places.claims.path / dead, create=False)

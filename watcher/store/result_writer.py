@@ -18,7 +18,7 @@ import shutil
 from dataclasses import dataclass
 
 from watcher.formats import strict_json
-from watcher.store.folders import Places, original_name
+from watcher.store.folders import WorkerFolders, original_name
 from watcher.store.interface import Settlement
 from watcher.system.files import FEW, Folder, Sync, fsync_file, move, move_new, publish_new
 from watcher.telemetry.events import Event, OutcomeDiscarded
@@ -28,7 +28,7 @@ _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(slots=True)
-class _Work:
+class _SettlingWork:
     """One settlement on its way; `event` is set when it has arrived."""
 
     number: int
@@ -39,7 +39,7 @@ class _Work:
 class Settler:
     """Settles batches for one set of places."""
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: WorkerFolders) -> None:
         self._places = places
         p = places
         self._sync = Sync((p.results, p.results_tmp, p.dlq, p.dlq_tmp, p.output, p.originals, p.mine))
@@ -51,7 +51,7 @@ class Settler:
         error: OSError | None = None
         for settlement in batch:
             self._count += 1
-            works.append(_Work(self._count, settlement))
+            works.append(_SettlingWork(self._count, settlement))
         try:
             ours = [work for work in works if self._still_ours(work)]
             few = sum(_count(work.settlement) for work in ours) <= FEW
@@ -78,7 +78,7 @@ class Settler:
                     work.event = event
         return [work.event for work in works], error
 
-    def _still_ours(self, work: _Work) -> bool:
+    def _still_ours(self, work: _SettlingWork) -> bool:
         if self._places.mine.has(work.settlement.handle):
             return True
         name = f"{work.settlement.task_id}.{self._places.incarnation}.lost"
@@ -93,7 +93,7 @@ class Settler:
         work.event = OutcomeDiscarded(work.settlement.task_id, text)
         return False
 
-    def _write(self, work: _Work, durable: bool) -> list[Folder]:
+    def _write(self, work: _SettlingWork, durable: bool) -> list[Folder]:
         """Temporary files and whole outputs; returns the folders that have something new."""
         p, settlement = self._places, work.settlement
         written: list[Folder] = []
@@ -111,7 +111,7 @@ class Settler:
                 written.append(folder)
         return written
 
-    def _show(self, work: _Work) -> list[Folder]:
+    def _show(self, work: _SettlingWork) -> list[Folder]:
         """Give the final names; returns the folders whose names changed."""
         p, settlement = self._places, work.settlement
         temporary = f"{work.number}.{p.incarnation}"
@@ -152,7 +152,7 @@ class Settler:
         settlement.kept, settlement.lighter = {}, None
         return True
 
-    def _clean(self, work: _Work) -> None:
+    def _clean(self, work: _SettlingWork) -> None:
         temporary = f"{work.number}.{self._places.incarnation}"
         for folder in self._places.temporary_folders():
             with contextlib.suppress(OSError):
@@ -194,7 +194,7 @@ def _identity(folder: Folder, name: str) -> tuple[object, ...] | None:
     return (value["dlq_reason"], value.get("dlq_task_sha256"), value.get("dlq_timestamp"))
 
 
-def _keep_original(places: Places, settlement: Settlement) -> None:
+def _keep_original(places: WorkerFolders, settlement: Settlement) -> None:
     """Put the refused file itself beside its dead letter, whatever it is, so that its claim is gone; never open it."""
     target = original_name(places.mine, settlement.handle)
     try:

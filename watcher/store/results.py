@@ -38,7 +38,7 @@ class AlreadyKnown(WatcherError):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Ended:
     """How a task ended. `status` is that of its result, or `refused` when there is only a dead letter, `path`."""
 
     task_id: str
@@ -72,7 +72,7 @@ class Awaited:
         self.worker = worker
         self.open = set(ids)
 
-    def look(self) -> list[Outcome]:
+    def look(self) -> list[Ended]:
         """What has ended since the last look, in no order."""
         found = [self._result(name[:-5]) for name in _names(self._results) if name[:-5] in self.open]
         ended = [outcome for outcome in found if outcome is not None]
@@ -81,19 +81,19 @@ class Awaited:
             ended += self._refused()
         return ended
 
-    def _result(self, task_id: str) -> Outcome | None:
+    def _result(self, task_id: str) -> Ended | None:
         path = self._results / f"{task_id}.json"
         status = stored_status(path)
-        return None if status is None else Outcome(task_id, self.worker, status, path)
+        return None if status is None else Ended(task_id, self.worker, status, path)
 
-    def _refused(self) -> list[Outcome]:
+    def _refused(self) -> list[Ended]:
         """Dead letters that hold no result; one that does comes a moment before that result is there."""
         out = []
         for name in sorted(_names(self._letters)):
             matched = LETTER_NAME.fullmatch(name)
             if name in self._before or matched is None or matched[1] not in self.open:
                 continue
-            outcome = Outcome(matched[1], self.worker, "refused", self._letters / name)
+            outcome = Ended(matched[1], self.worker, "refused", self._letters / name)
             self._before.add(name)
             with contextlib.suppress(OSError, ValueError):
                 if outcome.read().get("dlq_result") is None:
@@ -129,7 +129,7 @@ class Pace:
         return min(rest, self._end - now)
 
 
-def each_look(awaited: Sequence[Awaited], seconds: float | None) -> Iterator[list[Outcome]]:
+def each_look(awaited: Sequence[Awaited], seconds: float | None) -> Iterator[list[Ended]]:
     """Look until all have ended; gives what has ended after every look, also when that is nothing.
 
     Raises TimeoutError when `seconds` are over first.
@@ -146,7 +146,7 @@ def each_look(awaited: Sequence[Awaited], seconds: float | None) -> Iterator[lis
         time.sleep(pace.rest(began, awaited))
 
 
-def wait(awaited: Sequence[Awaited], seconds: float | None, each: Callable[[list[Outcome]], None]) -> bool:
+def wait(awaited: Sequence[Awaited], seconds: float | None, each: Callable[[list[Ended]], None]) -> bool:
     """Look until all have ended; returns False when `seconds` are over first. `each` gets what every look found."""
     try:
         for ended in each_look(awaited, seconds):

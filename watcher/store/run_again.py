@@ -26,7 +26,7 @@ from watcher.formats.result import parse_result
 from watcher.formats.task import ID_PATTERN, MARKS, PAST, parse_task, refuse_to_unset
 from watcher.store import workers
 from watcher.store.changes import find_waiting, put_back
-from watcher.store.folders import ARCHIVE, History, Places
+from watcher.store.folders import ARCHIVE, History, WorkerFolders
 from watcher.store.tool_claims import Visit
 from watcher.system import no_links
 from watcher.system.files import Folder, fsync_file, move_new, read_regular
@@ -124,7 +124,7 @@ def letters(folders: Folders, worker: str, left_out: Callable[[Path, Exception],
 
 
 def _what_to_send(
-    places: Places, letter: Letter, task_id: str, changes: dict[str, Any], force: bool, new_id: str | None
+    places: WorkerFolders, letter: Letter, task_id: str, changes: dict[str, Any], force: bool, new_id: str | None
 ) -> tuple[bytes, dict[str, Any] | None]:
     """The bytes of the task, and the result that must make way for it."""
     original = letter.fields.get("dlq_original")
@@ -181,7 +181,7 @@ def _read_original(letter: Letter, original: str) -> bytes:
         folder.close()
 
 
-def _result(places: Places, task_id: str) -> dict[str, Any] | None:
+def _result(places: WorkerFolders, task_id: str) -> dict[str, Any] | None:
     try:
         return parse_result(places.results.read(f"{task_id}.json", _MAX_STORED_BYTES))
     except FileNotFoundError:
@@ -190,7 +190,7 @@ def _result(places: Places, task_id: str) -> dict[str, Any] | None:
         raise CannotRunAgain(f"the result {places.results.path / task_id}.json cannot be read: {error}") from None
 
 
-def _letter_of(places: Places, task_id: str, result: dict[str, Any]) -> Letter | None:
+def _letter_of(places: WorkerFolders, task_id: str, result: dict[str, Any]) -> Letter | None:
     """The dead letter that belongs to this result."""
     for name in places.dlq.names():
         if name == f"{task_id}.json" or re.fullmatch(re.escape(task_id) + r"~\d+\.json", name):
@@ -202,7 +202,7 @@ def _letter_of(places: Places, task_id: str, result: dict[str, Any]) -> Letter |
     return None
 
 
-def _refuse_if_on_its_way(places: Places, task_id: str) -> None:
+def _refuse_if_on_its_way(places: WorkerFolders, task_id: str) -> None:
     """A claim beside a result is one that its worker is about to remove: who reads results is faster. Wait for that."""
     until = time.monotonic() + _SETTLING_SECONDS
     while True:
@@ -214,7 +214,7 @@ def _refuse_if_on_its_way(places: Places, task_id: str) -> None:
         time.sleep(0.02)
 
 
-def _is_claimed(places: Places, task_id: str) -> bool:
+def _is_claimed(places: WorkerFolders, task_id: str) -> bool:
     for other in places.other_incarnations():
         if any(h is not None and h.stem == task_id for h in map(History.of, places.claims_of(other))):
             return True
@@ -225,13 +225,15 @@ def _is_claimed(places: Places, task_id: str) -> bool:
 
 
 def _run_again(
-    places: Places, task_id: str, submitted: dict[str, Any], result: dict[str, Any], letter: str | None
+    places: WorkerFolders, task_id: str, submitted: dict[str, Any], result: dict[str, Any], letter: str | None
 ) -> str | None:
     raw = _bytes(_with_history(submitted, result, None), task_id, places.worker)
     return _send(places, task_id, raw, result, letter)
 
 
-def _send(places: Places, task_id: str, raw: bytes, result: dict[str, Any] | None, letter: str | None) -> str | None:
+def _send(
+    places: WorkerFolders, task_id: str, raw: bytes, result: dict[str, Any] | None, letter: str | None
+) -> str | None:
     """The four steps; returns the archived result's name."""
     handle = History(task_id).in_hand(was_held=False)
     mine = places.mine
@@ -276,7 +278,7 @@ def _archive(folder: Folder, name: str, stem: str) -> str:
     raise CannotRunAgain(f"{folder.path / ARCHIVE} has {_SUFFIX_LIMIT} files of {stem}; purge them")
 
 
-def _archive_outputs(places: Places, task_id: str, archived: str) -> None:
+def _archive_outputs(places: WorkerFolders, task_id: str, archived: str) -> None:
     """Whole outputs go along, so that the next run does not write over them."""
     aside = Folder(places.results.path / ARCHIVE)
     try:

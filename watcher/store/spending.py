@@ -31,7 +31,7 @@ from typing import Any
 
 from watcher.clock import Clock, rfc3339
 from watcher.errors import is_trouble
-from watcher.policy.budget_limits import NO_LIMITS, Limits
+from watcher.policy.budget_limits import NO_LIMITS, BudgetLimits
 from watcher.system import no_links
 from watcher.system.files import Folder, replace, write_all
 from watcher.telemetry.events import BudgetLifted, BudgetReached, Emit, HintFailed, SpendingRecorded
@@ -75,7 +75,7 @@ class Spending:
         owner: str,
         clock: Clock,
         emit: Emit,
-        limits: Limits = NO_LIMITS,
+        limits: BudgetLimits = NO_LIMITS,
     ) -> None:
         self._folder = Folder(control / worker)
         self._owner = owner

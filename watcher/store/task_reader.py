@@ -32,7 +32,7 @@ class FileState:
 
 
 @dataclass(slots=True)
-class Reading:
+class TaskBytes:
     """The bytes of a task file. `being_written` means that some process has it open for writing now."""
 
     raw: bytes
@@ -63,7 +63,7 @@ def _nothing(_number: int, _frame: object) -> None:
 
 def read_task_file(
     folder: Folder, name: str, max_bytes: int, *, ask_for_writers: bool = True
-) -> Reading | Unreadable | None:
+) -> TaskBytes | Unreadable | None:
     """Read `name`; None when it is gone. Raises WorkerTrouble when the machine cannot open files now.
 
     Without `ask_for_writers`, `being_written` is always False: enough to put a file in line.
@@ -87,7 +87,7 @@ def read_task_file(
             return Unreadable(InvalidTask("too_large", text), state, settling=True)
         writing = ask_for_writers and _has_writer(fd)
         raw = read_up_to(fd, max_bytes + 1)
-        return Reading(raw, state, info.st_mtime, info.st_ctime, writing)
+        return TaskBytes(raw, state, info.st_mtime, info.st_ctime, writing)
     except OSError as error:
         if is_trouble(error):
             raise WorkerTrouble(f"read {folder.path / name}", error) from error

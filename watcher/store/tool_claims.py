@@ -10,7 +10,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from watcher.store.folders import Places
+from watcher.store.folders import WorkerFolders
 from watcher.store.worker_locks import Incarnation
 
 if TYPE_CHECKING:
@@ -23,14 +23,14 @@ class Visit:
     def __init__(self, folders: Folders, worker: str, purpose: str) -> None:
         self._incarnation = Incarnation(folders.tasks / worker, worker, None, visit=purpose)
         try:
-            self._places = Places(
+            self._places = WorkerFolders(
                 folders.tasks, folders.triggers, folders.results, folders.dlq, worker, self._incarnation.id, visit=True
             )
         except BaseException:
             self._incarnation.close()
             raise
 
-    def __enter__(self) -> Places:
+    def __enter__(self) -> WorkerFolders:
         return self._places
 
     def __exit__(

@@ -22,7 +22,7 @@ PERCENTILES = (50, 95, 99)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Finished:
     """What is kept of one result or dead letter. Times are microseconds since the epoch, None where nothing tells."""
 
     worker: str
@@ -65,7 +65,7 @@ def seconds_in(bucket: int) -> float:
 
 
 @dataclass(slots=True)
-class Tally:
+class Sums:
     """Sums of many outcomes. `durations` counts those that ran, by bucket."""
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Tally:
     output_tokens: int = 0
     cost_nano: int = 0
 
-    def add(self, outcome: Outcome, sign: int = 1) -> None:
+    def add(self, outcome: Finished, sign: int = 1) -> None:
         """Count it in; with `sign` -1, take it out again."""
         _bump(self.counts, outcome.status, sign)
         if outcome.duration_us is not None and outcome.attempts > 0:
@@ -87,7 +87,7 @@ class Tally:
         self.output_tokens += sign * outcome.output_tokens
         self.cost_nano += sign * outcome.cost_nano
 
-    def merge(self, other: Tally) -> None:
+    def merge(self, other: Sums) -> None:
         """Add all that another one has counted."""
         for status, count in other.counts.items():
             _bump(self.counts, status, count)
@@ -127,7 +127,7 @@ class Tally:
         )  # fmt: skip
 
     @classmethod
-    def load(cls, text: str) -> Tally:
+    def load(cls, text: str) -> Sums:
         counts, durations, *sums = json.loads(text)
         return cls(counts, {int(b): n for b, n in durations.items()}, *sums)
 
@@ -146,19 +146,19 @@ class Tally:
         return out
 
 
-class Totals:
+class TotalsDelta:
     """Changes of totals that are not stored yet."""
 
     def __init__(self) -> None:
-        self.changes: dict[tuple[str, str], Tally] = {}
+        self.changes: dict[tuple[str, str], Sums] = {}
 
-    def add(self, outcome: Outcome, sign: int = 1) -> None:
+    def add(self, outcome: Finished, sign: int = 1) -> None:
         if outcome.status not in COUNTED:
             return
         for key in outcome.belongs_to():
             tally = self.changes.get(key)
             if tally is None:
-                tally = self.changes[key] = Tally()
+                tally = self.changes[key] = Sums()
             tally.add(outcome, sign)
 
 
@@ -170,6 +170,6 @@ def _bump(counts: dict[Any, int], key: Any, by: int) -> None:
         counts.pop(key, None)
 
 
-def by_status(tallies: Mapping[str, Tally]) -> dict[tuple[str, str], int]:
+def by_status(tallies: Mapping[str, Sums]) -> dict[tuple[str, str], int]:
     """Counts by worker and status, for metrics; statuses that nobody has yet are 0."""
     return {(key, status): tally.counts.get(status, 0) for key, tally in tallies.items() for status in COUNTED}

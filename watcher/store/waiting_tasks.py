@@ -33,7 +33,7 @@ _PORTION = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class TaskFacts:
     """What one task file says. `arrived_at` is its time of modification (wall seconds), which renames keep."""
 
     inode: int
@@ -53,7 +53,7 @@ class OnItsWay:
     task_id: str
     incarnation: str | None
     attempt: int
-    facts: Facts
+    facts: TaskFacts
     since: float
     is_held: bool = False
 
@@ -74,14 +74,14 @@ class WaitingTasks:
         self._root = tasks
         self._clock = clock
         self._max_bytes = max_bytes
-        self._facts: dict[tuple[str, int], Facts] = {}
+        self._facts: dict[tuple[str, int], TaskFacts] = {}
         self._since: dict[tuple[str, str, str], float] = {}
         self.sight = Sight()
 
     def look(self, workers: Iterable[str]) -> Iterator[None]:
         """Take a look; `sight` is new when this is exhausted. Yields often."""
         sight = Sight(self._clock.monotonic())
-        facts: dict[tuple[str, int], Facts] = {}
+        facts: dict[tuple[str, int], TaskFacts] = {}
         since: dict[tuple[str, str, str], float] = {}
         for worker in workers:
             inbox = self._root / worker
@@ -108,7 +108,7 @@ class WaitingTasks:
                 sight.batches[task.facts.batch_id] += 1
         self._facts, self._since, self.sight = facts, since, sight
 
-    def _first_seen(self, path: Path, history: History, facts: Facts, incarnation: str | None) -> float:
+    def _first_seen(self, path: Path, history: History, facts: TaskFacts, incarnation: str | None) -> float:
         """Since when it runs or could run, by the file system's word; never in the future."""
         moment = max(facts.arrived_at, facts.not_before or 0.0, history.due)
         if incarnation is not None:
@@ -119,7 +119,7 @@ class WaitingTasks:
             return now - (self._clock.wall() - moment)  # may lie ahead: it cannot start before
         return now - max(0.0, self._clock.wall() - moment)
 
-    def _read(self, path: Path, inode: int) -> Facts | None:
+    def _read(self, path: Path, inode: int) -> TaskFacts | None:
         try:
             fd = no_links.open_file(path, _FLAGS)
         except OSError:
@@ -140,9 +140,9 @@ class WaitingTasks:
         except Exception:  # noqa: BLE001 - more than there is memory for: one file's trouble
             value = None
         if not isinstance(value, dict):
-            return Facts(inode, info.st_mtime, info.st_size)
+            return TaskFacts(inode, info.st_mtime, info.st_size)
         batch_id = _checked(value, "batch_id")
-        return Facts(
+        return TaskFacts(
             inode,
             info.st_mtime,
             info.st_size,
@@ -167,7 +167,7 @@ def _places(inbox: Path) -> Iterator[tuple[Path, str | None]]:
     yield inbox / RETRY, None
 
 
-def _is_still(known: Facts, entry: os.DirEntry[str]) -> bool:
+def _is_still(known: TaskFacts, entry: os.DirEntry[str]) -> bool:
     """Whether the file is the one that was read, unchanged. One that has moved on since the listing is."""
     try:
         info = entry.stat(follow_symlinks=False)

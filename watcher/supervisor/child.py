@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from watcher.clock import Clock
-from watcher.policy.restart import EXIT_DRAINED, EXIT_NAME_TAKEN, EXIT_SHORTAGE, Restarts, Verdict, words_of
+from watcher.policy.restart import EXIT_DRAINED, EXIT_NAME_TAKEN, EXIT_SHORTAGE, Restarts, RestartVerdict, words_of
 from watcher.supervisor.adopted_children import Survivor, find
 from watcher.supervisor.child_health import Condition, Vitals
 from watcher.supervisor.child_log import Lines, Say
@@ -51,7 +51,7 @@ class Charge:
     takes_its_time: bool = False
 
 
-class Ward:
+class SupervisedChild:
     """The process of one charge, and its record."""
 
     def __init__(self, charge: Charge, restarts: Restarts, say: Say, clock: Clock, emit: Emit) -> None:
@@ -245,7 +245,7 @@ class Ward:
         if code == EXIT_NAME_TAKEN and self.finds_survivor():
             return
         if decision.delay_seconds is None:
-            self.has_failed = decision.verdict is Verdict.GIVE_UP
+            self.has_failed = decision.verdict is RestartVerdict.GIVE_UP
             self._emit((ChildGivenUp if self.has_failed else ChildLeft)(self.name, self.reason))
             return
         self.start_at = now + decision.delay_seconds

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from watcher.policy.scaling import Load, Scaler
 from watcher.supervisor.adopted_children import Survivor, find_all
-from watcher.supervisor.child import Ward
-from watcher.system.machine_load import Busy
+from watcher.supervisor.child import SupervisedChild
+from watcher.system.machine_load import MachineLoad
 from watcher.telemetry.events import Emit, InstancesScaled
 
 
@@ -21,7 +21,13 @@ class Team:
     """`make` gives a ward for an instance number. `scaler` is None where their number is fixed."""
 
     def __init__(
-        self, worker: str, heartbeats: Path, count: int, make: Callable[[int], Ward], scaler: Scaler | None, emit: Emit
+        self,
+        worker: str,
+        heartbeats: Path,
+        count: int,
+        make: Callable[[int], SupervisedChild],
+        scaler: Scaler | None,
+        emit: Emit,
     ) -> None:
         self.worker = worker
         self.scaler = scaler
@@ -29,13 +35,13 @@ class Team:
         self._make = make
         self._emit = emit
         self._wanted = {number: make(number) for number in range(1, count + 1)}
-        self._retiring: dict[int, Ward] = {}
+        self._retiring: dict[int, SupervisedChild] = {}
 
-    def wards(self) -> list[Ward]:
+    def wards(self) -> list[SupervisedChild]:
         """Those that should run, by number."""
         return [self._wanted[number] for number in sorted(self._wanted)]
 
-    def everybody(self) -> list[Ward]:
+    def everybody(self) -> list[SupervisedChild]:
         """The same, and those that are being drained."""
         return self.wards() + list(self._retiring.values())
 
@@ -50,7 +56,7 @@ class Team:
                 ward.wait_for(found.pop(ward.name))
         return list(found.values())
 
-    def scale(self, busy: Busy, now: float, grace_seconds: float) -> None:
+    def scale(self, busy: MachineLoad, now: float, grace_seconds: float) -> None:
         """One instance more or less, if the policy says so."""
         self._retiring = {number: ward for number, ward in self._retiring.items() if ward.is_up}
         if self.scaler is None:
@@ -62,7 +68,7 @@ class Team:
         elif target.instances < load.instances:
             self._shrink(target.reason, grace_seconds)
 
-    def _load(self, busy: Busy) -> Load:
+    def _load(self, busy: MachineLoad) -> Load:
         wards = self.wards()
         return Load(
             instances=len(wards),

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from watcher.clock import Clock
 from watcher.supervisor.adopted_children import Survivor
-from watcher.supervisor.child import Ward
+from watcher.supervisor.child import SupervisedChild
 from watcher.supervisor.instances import Team
 from watcher.system import processes
 from watcher.system.machine_load import Machine
@@ -62,7 +62,7 @@ class Supervisor:
         self,
         options: SupervisorOptions,
         teams: Sequence[Team],
-        listener: Ward | None,
+        listener: SupervisedChild | None,
         machine: Machine,
         clock: Clock,
         emit: Emit,
@@ -190,12 +190,12 @@ class Supervisor:
         dues = [ward.start_at - now for ward in self._all() if ward.start_at is not None]
         return max(0.01, min([self._options.look_interval, self._report_due - now, *dues]))
 
-    def _all(self) -> list[Ward]:
+    def _all(self) -> list[SupervisedChild]:
         """Those that should run: the workers, then the listener."""
         wards = [ward for team in self._teams for ward in team.wards()]
         return wards + ([self._listener] if self._listener is not None else [])
 
-    def _everybody(self) -> list[Ward]:
+    def _everybody(self) -> list[SupervisedChild]:
         retiring = [ward for team in self._teams for ward in team.everybody() if ward not in team.wards()]
         return self._all() + retiring
 
@@ -222,7 +222,7 @@ class Supervisor:
                 return
         self._emit(ChildrenRolled(len(wards)))
 
-    async def _roll_one(self, ward: Ward) -> str | None:
+    async def _roll_one(self, ward: SupervisedChild) -> str | None:
         """Drain it, start it, wait for its first beat; returns why the roll must end here, if it must."""
         ward.restarts.forget()
         if ward.survivor is not None:
@@ -245,7 +245,7 @@ class Supervisor:
             await asyncio.sleep(min(0.1, self._options.look_interval))
         return None
 
-    async def _relieve(self, ward: Ward) -> None:
+    async def _relieve(self, ward: SupervisedChild) -> None:
         """Have the process that outlived its supervisor end; the turn after that starts ours, if we do not."""
         assert ward.survivor is not None  # asked by the caller
         ward.survivor.end(self._clock.monotonic(), self._options.shutdown_grace, self._grace())
@@ -266,7 +266,7 @@ class Supervisor:
             await asyncio.gather(self._roll, return_exceptions=True)
         self._sweep()
 
-    async def _end_all(self, wards: Sequence[Ward]) -> None:
+    async def _end_all(self, wards: Sequence[SupervisedChild]) -> None:
         """Ask all at once, and wait for all."""
         for ward in wards:
             if not ward.vitals.has_beaten and ward.survivor is None:
@@ -280,7 +280,7 @@ class Supervisor:
             for survivor in self._survivors():
                 survivor.push(self._clock.monotonic())
 
-    def _ask(self, ward: Ward) -> None:
+    def _ask(self, ward: SupervisedChild) -> None:
         """Have it drain and end. One that drains already is not asked twice: that would mean now."""
         if not ward.is_ending:
             ward.end(self._grace())

@@ -35,7 +35,7 @@ _A_DAY_MS = 86_400_000
 INHERITED_MARK = os.environ.get(procfs.MARK, "").encode()
 
 
-class Ended(Protocol):
+class ReapedCommand(Protocol):
     """A command that has ended and was waited for."""
 
     pid: int
@@ -75,7 +75,7 @@ def attempt_began(mark: str) -> None:
     _family.running[mark.encode()] = _boot_seconds()
 
 
-def attempt_over(child: Ended | None, mark: str) -> int:
+def attempt_over(child: ReapedCommand | None, mark: str) -> int:
     """End everything that an attempt left behind; its command has ended and was waited for, or never started.
 
     First the rest of its group, then what escaped. Returns how many processes that were. When nothing was left, which
@@ -90,7 +90,7 @@ def attempt_over(child: Ended | None, mark: str) -> int:
         _family.ending.discard(key)
 
 
-def _end_rest(child: Ended | None, mark: bytes) -> int:
+def _end_rest(child: ReapedCommand | None, mark: bytes) -> int:
     count = 0
     if child is not None and _group_exists(child.pid):
         count = _end_session(child.pid)
@@ -216,7 +216,7 @@ class _Family:
         lasting = [began for mark, began in list(self.running.items()) if mark not in ending]
         return self._is_unmarked_left_over(pid, facts, lasting)
 
-    def _is_unmarked_left_over(self, pid: int, facts: procfs.Facts, running: list[float]) -> bool:
+    def _is_unmarked_left_over(self, pid: int, facts: procfs.ProcessFacts, running: list[float]) -> bool:
         """It cleared its environment, so only its age tells: an attempt cannot have started what is older than itself.
 
         Pid 1 also gets orphans that none of us started (`docker exec`): of those without a mark, ours are the ones

@@ -21,7 +21,7 @@ _MEMINFO = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True, slots=True)
-class Busy:
+class MachineLoad:
     """Percent of all CPUs in use since the look before (None at the first), and of the memory now."""
 
     cpu_percent: float | None = None
@@ -35,17 +35,17 @@ class Machine:
         self._psutil = source
         self._cpu: tuple[float, float] | None = None
 
-    def look(self) -> Busy:
+    def look(self) -> MachineLoad:
         """How busy it is now; never raises."""
         before = self._cpu
         try:
             busy, total, memory = self._by_psutil() if self._psutil is not None else self._by_proc()
         except (OSError, ValueError, KeyError, IndexError, AttributeError):
-            return Busy()
+            return MachineLoad()
         self._cpu = busy, total
         if before is None or total <= before[1]:
-            return Busy(None, memory)
-        return Busy(min(100.0, max(0.0, 100.0 * (busy - before[0]) / (total - before[1]))), memory)
+            return MachineLoad(None, memory)
+        return MachineLoad(min(100.0, max(0.0, 100.0 * (busy - before[0]) / (total - before[1]))), memory)
 
     def _by_psutil(self) -> tuple[float, float, float]:
         """cpu_percent() would do, but it keeps one memory for the whole process."""

@@ -32,7 +32,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(slots=True)
-class Facts:
+class ProcessFacts:
     """What /proc/PID/stat says. `started` is seconds since boot."""
 
     is_dead: bool
@@ -42,13 +42,13 @@ class Facts:
     started: float
 
 
-def facts_of(pid: int) -> Facts | None:
+def facts_of(pid: int) -> ProcessFacts | None:
     """See proc_pid_stat(5); the name in it may hold anything, so the fields count from its last bracket."""
     text = _read(f"/proc/{pid}/stat")
     if not text:
         return None
     field = text[text.rfind(b")") + 2 :].split()
-    return Facts(
+    return ProcessFacts(
         is_dead=field[0] in (b"Z", b"X"),
         parent=int(field[1]),
         group=int(field[2]),

@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class PushLimits:
     """The bounds above, so that a test need not wait for them."""
 
     queued: int = MAX_QUEUED
@@ -61,11 +61,13 @@ class _Item:
 class StatisticsPush:
     """Call it with every event; `start` first, `close` last. Any thread may ask for the numbers."""
 
-    def __init__(self, url: str, token: str, worker: str, instance: str | None, limits: Limits | None = None) -> None:
+    def __init__(
+        self, url: str, token: str, worker: str, instance: str | None, limits: PushLimits | None = None
+    ) -> None:
         self._url = url
         self._worker = worker
         self._instance = instance
-        self._limits = limits or Limits()
+        self._limits = limits or PushLimits()
         self._sender = _Sender(token, self._limits.timeout_seconds)
         self._queue: queue.Queue[_Item | None] = queue.Queue(self._limits.queued)
         self._stopping = threading.Event()

@@ -38,7 +38,7 @@ from watcher.worker.budgets import Budgets
 from watcher.worker.completer import WayOut
 from watcher.worker.machine_trouble import Trouble
 from watcher.worker.provider_gates import Gates
-from watcher.worker.settlement import Signature, settlement
+from watcher.worker.settlement import SettledBy, settlement
 from watcher.worker.slots import LARGEST_BATCH, NOT_BEGUN, Callbacks, Crew, Running
 
 #: Finished attempts that may wait for the disk before nothing new is started.
@@ -104,7 +104,7 @@ class Executor:
         self._blame = Blame(gates, options.worker, options.probe_seconds)
         self._out = WayOut(spool, self._crew.store, self._budgets, options.delays, self._trouble, emit)
         self._ahead = ClaimingAhead()
-        self._signature = Signature(options.worker, options.incarnation, spool.output_path)
+        self._signature = SettledBy(options.worker, options.incarnation, spool.output_path)
         self._marks = itertools.count(1)
         self._is_cut = False
         self._alone_next = False

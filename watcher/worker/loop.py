@@ -39,7 +39,7 @@ from watcher.telemetry.events import (
     WorkerStopped,
 )
 from watcher.telemetry.heartbeat_writer import Pulse
-from watcher.worker.status import Parts, Standing, pulse
+from watcher.worker.status import Standing, WorkerParts, pulse
 
 #: The keys of our own folders among the watched ones; the others are workers' names, which are neither.
 _INBOX = ""
@@ -76,7 +76,7 @@ class WorkerOptions:
 class Worker:
     """The loop of one worker process."""
 
-    def __init__(self, options: WorkerOptions, parts: Parts, clock: Clock, emit: Emit) -> None:
+    def __init__(self, options: WorkerOptions, parts: WorkerParts, clock: Clock, emit: Emit) -> None:
         self._options = options
         self._parts = parts
         self._clock = clock

@@ -22,7 +22,7 @@ from watcher.clock import Clock
 from watcher.errors import InvalidTask, LockLost, is_trouble
 from watcher.formats import strict_json
 from watcher.formats.command import PAUSED, PLAIN_WORDS, WORDS, Command, InvalidCommand, command_of, parse_command
-from watcher.store.changes import Busy
+from watcher.store.changes import StillWritten
 from watcher.store.queue import DirectorySpool
 from watcher.store.worker_locks import Incarnation
 from watcher.system.files import Folder, move_new, replace
@@ -241,7 +241,7 @@ class ControlDesk:
         except InvalidTask as error:
             self._refuse(name, error.detail)
             return None
-        except Busy as error:
+        except StillWritten as error:
             return _Later(str(error))
         return self._finish(name, command, what.detail) if isinstance(what, _Done) else what
 

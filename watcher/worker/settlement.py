@@ -21,7 +21,7 @@ _LIGHT_BYTES = 8 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class Signature:
+class SettledBy:
     """Who ends tasks: the names of the worker and its process, and where its spool puts whole outputs (`task_id`,
     stream)."""
 
@@ -30,7 +30,7 @@ class Signature:
     output_path: Callable[[str, str], str]
 
 
-def settlement(claim: Claim, outcome: Outcome, what: Settle, by: Signature, finished_at: float) -> Settlement:
+def settlement(claim: Claim, outcome: Outcome, what: Settle, by: SettledBy, finished_at: float) -> Settlement:
     """The end of a claim whose last attempt had this outcome; `finished_at` is wall seconds."""
     outputs = (("stdout", outcome.stdout), ("stderr", outcome.stderr))
     kept = {stream: output.kept for stream, output in outputs if output.kept is not None}
@@ -61,7 +61,7 @@ def _light(output: Output) -> Output:
     return replace(output, text=text, truncated=output.truncated or is_shorter or output.kept is not None, kept=None)
 
 
-def _result(claim: Claim, outcome: Outcome, what: Settle, by: Signature, finished_at: float) -> Result:
+def _result(claim: Claim, outcome: Outcome, what: Settle, by: SettledBy, finished_at: float) -> Result:
     task, stdout, stderr = claim.task, outcome.stdout, outcome.stderr
     return Result(
         task_id=task.task_id,

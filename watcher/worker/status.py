@@ -24,7 +24,7 @@ from watcher.worker.slots import Running
 
 
 @dataclass(slots=True)
-class Parts:
+class WorkerParts:
     """What assembly has chosen and made."""
 
     spool: DirectorySpool
@@ -50,7 +50,9 @@ class Standing:
     unbound: Mapping[str, str] = field(default_factory=dict)
 
 
-def pulse(parts: Parts, default_provider: str, standing: Standing, status: HeartbeatStatus | None = None) -> Pulse:
+def pulse(
+    parts: WorkerParts, default_provider: str, standing: Standing, status: HeartbeatStatus | None = None
+) -> Pulse:
     """What a beat says now; with a `status` (it drains, it has stopped) that one, else the one that is found."""
     held_until, reason = None, None
     if status is None:
@@ -68,7 +70,7 @@ def pulse(parts: Parts, default_provider: str, standing: Standing, status: Heart
 
 
 def _status(
-    parts: Parts, default_provider: str, standing: Standing
+    parts: WorkerParts, default_provider: str, standing: Standing
 ) -> tuple[HeartbeatStatus, str | None, float | None]:
     """The status, why, and until when (wall seconds)."""
     trouble = parts.executor.trouble or standing.scan_trouble
@@ -92,7 +94,7 @@ def _status(
     return "healthy", "; ".join(filter(None, remarks)) or None, None
 
 
-def _active(parts: Parts, running: Running) -> ActiveTask:
+def _active(parts: WorkerParts, running: Running) -> ActiveTask:
     output = parts.runner.live_output(running.attempt.mark)
     live = parts.executor.look(running)
     return ActiveTask(

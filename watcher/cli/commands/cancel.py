@@ -74,9 +74,9 @@ def _cancel(places: Folders, worker: str, task_id: str, reason: str | None, wait
     try:
         result = client.wait((worker, task_id), wait)
     except TimeoutError:
-        from watcher.store.overview import Lookout
+        from watcher.store.overview import OverviewReader
 
-        served = any(process.is_alive for process in Lookout(places).processes(worker))
+        served = any(process.is_alive for process in OverviewReader(places).processes(worker))
         who = "its worker has been told" if served else f"nobody serves {worker}; the next worker ends it"
         return "asked", f"has not ended within {wait:g} s; {who}"
     return result.status, result.status if result.status == "cancelled" else f"ended as {result.status} meanwhile"

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from watcher.cli import command_output
-from watcher.cli.provider_check import Doctor, Finding, Ward
+from watcher.cli.provider_check import CheckSettings, Doctor, Finding
 from watcher.clock import SystemClock
 from watcher.errors import SettingError
 from watcher.policy.budget_limits import unbound
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     config = load_watcher_config().config
     environ = process_environment()
     wanted = _wanted(config, environ, options.provider)
-    ward = Ward(
+    ward = CheckSettings(
         environ, config.agent_env, config.model or None, options.timeout, config.kill_grace, calls=not options.no_call
     )
     become_subreaper()

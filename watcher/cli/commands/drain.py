@@ -65,9 +65,9 @@ def _own() -> str:
 
 
 def _living(places: Folders, worker: str, instance: str) -> set[str]:
-    from watcher.store.overview import Lookout
+    from watcher.store.overview import OverviewReader
 
-    found = Lookout(places).processes(worker)
+    found = OverviewReader(places).processes(worker)
     return {p.incarnation or "" for p in found if p.is_alive and instance in ("", p.instance)}
 
 

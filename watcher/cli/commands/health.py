@@ -23,7 +23,7 @@ from watcher.settings.layers import read_layers
 from watcher.store.root_check import UnusableRoot
 
 if TYPE_CHECKING:
-    from watcher.cli.health_probe import Health
+    from watcher.cli.health_probe import ProbeAnswer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         raise SettingError("give a worker's name, or --listener")
     if options.listener:
         return _listener(options)
-    from watcher.cli.health_probe import Health, probe
+    from watcher.cli.health_probe import ProbeAnswer, probe
 
     name, _, instance = options.worker.partition("@")
     layers = read_layers()
@@ -50,14 +50,16 @@ def run(options: argparse.Namespace) -> int:
     try:
         command_output.check_root(places)
     except UnusableRoot as error:
-        return _say(options, False, [Health(options.worker, False, str(error))])
+        return _say(options, False, [ProbeAnswer(options.worker, False, str(error))])
     found = probe(places, name, wanted, options.within, options.strict)
     if not found:
-        found = [Health(options.worker, False, "it has never beaten here; is WATCHER_ROOT the same, has it started?")]
+        found = [
+            ProbeAnswer(options.worker, False, "it has never beaten here; is WATCHER_ROOT the same, has it started?")
+        ]
     return _say(options, any(health.is_well for health in found), found)
 
 
-def _say(options: argparse.Namespace, is_well: bool, found: list[Health]) -> int:
+def _say(options: argparse.Namespace, is_well: bool, found: list[ProbeAnswer]) -> int:
     if options.json:
         told: dict[str, Any] = {"is_well": is_well, "processes": [health.as_json() for health in found]}
         command_output.say_json(told)
@@ -69,14 +71,14 @@ def _say(options: argparse.Namespace, is_well: bool, found: list[Health]) -> int
 
 def _listener(options: argparse.Namespace) -> int:
     """The listener beats nowhere; the lock of its seat says whether it lives."""
-    from watcher.cli.health_probe import Health
+    from watcher.cli.health_probe import ProbeAnswer
     from watcher.store.listener_state import is_running
 
     layers = read_layers()
     state = state_folder(layers, folders(layers).root)
     lives = is_running(state)
     why = "it holds its lock" if lives else f"nobody holds the listener's lock in {state}"
-    return _say(options, lives, [Health("listener", lives, why)])
+    return _say(options, lives, [ProbeAnswer("listener", lives, why)])
 
 
 def _seconds(text: str) -> float:

@@ -19,13 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from watcher.store.operator_commands import checked, pause
-    from watcher.store.overview import Lookout
+    from watcher.store.overview import OverviewReader
     from watcher.store.tasks import workers
 
     places = command_output.places(makes_them=True)
     for worker in options.workers:
         checked(worker)
-    known = {*workers(places), *Lookout(places).beating()}
+    known = {*workers(places), *OverviewReader(places).beating()}
     for worker in options.workers:
         path = pause(places.control, worker, options.reason)
         if options.json:

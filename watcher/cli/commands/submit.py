@@ -18,7 +18,7 @@ from watcher.errors import SettingError
 
 if TYPE_CHECKING:
     from watcher.settings.folders import Folders
-    from watcher.store.results import Outcome
+    from watcher.store.results import Ended
 
 #: A wait of this length passes in silence; then the person hears why nothing happens.
 _PATIENCE_SECONDS = 1.0
@@ -86,10 +86,10 @@ def _and_wait(places: Folders, worker: str, whole: dict[str, Any], wait: float |
     awaited = results.Awaited(places, worker, [whole["task_id"]])
     submit(places.tasks, worker, whole)
     command_output.tell(f"waiting for {worker}/{whole['task_id']}")
-    found: list[Outcome] = []
+    found: list[Ended] = []
     patience = Patience(places, worker)
 
-    def each(ended: list[Outcome]) -> None:
+    def each(ended: list[Ended]) -> None:
         found.extend(ended)
         patience.check()
 
@@ -99,7 +99,7 @@ def _and_wait(places: Folders, worker: str, whole: dict[str, Any], wait: float |
 
 
 def say_outcome(
-    places: Folders, worker: str, task_id: str, outcome: Outcome | None, wait: float | None, as_json: bool
+    places: Folders, worker: str, task_id: str, outcome: Ended | None, wait: float | None, as_json: bool
 ) -> None:
     """Show how a task ended, or that it has not within `wait` seconds."""
     from watcher.cli.tables import refused_text, result_text
@@ -137,10 +137,10 @@ class Patience:
         if self._due is None or time.monotonic() < self._due:
             return
         from watcher.cli.tables import about_process
-        from watcher.store.overview import Lookout
+        from watcher.store.overview import OverviewReader
 
         self._due = None
-        alive = [process for process in Lookout(self._places).processes(self._worker) if process.is_alive]
+        alive = [process for process in OverviewReader(self._places).processes(self._worker) if process.is_alive]
         told = [about_process(process) for process in alive]
         if all(told):  # one that has nothing to say can run the task
             for line in itertools.chain.from_iterable(told):

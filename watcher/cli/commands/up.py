@@ -32,7 +32,7 @@ from watcher.settings.listener import OrchestratorConfig
 from watcher.settings.supervisor import SupervisorConfig
 from watcher.settings.worker import WatcherConfig
 from watcher.supervisor.adopted_children import SUPERVISED, own_name
-from watcher.supervisor.child import Charge, Ward
+from watcher.supervisor.child import Charge, SupervisedChild
 from watcher.supervisor.child_log import Say, make_say
 from watcher.supervisor.instances import Team
 from watcher.supervisor.loop import Supervisor, SupervisorOptions
@@ -140,18 +140,18 @@ class _Assembly:
                 )
             )
 
-        def make(number: int) -> Ward:
+        def make(number: int) -> SupervisedChild:
             return self._ward(self._worker(worker, index, number, is_scaled), say)
 
         return Team(worker, self.config.folders.heartbeats, self.least, make, scaler, self.bus.emit)
 
-    def _ward(self, charge: Charge, say: Say) -> Ward:
+    def _ward(self, charge: Charge, say: Say) -> SupervisedChild:
         rules = RestartRules(
             first_delay_seconds=self.rules.restart_delay,
             limit=self.rules.max_restarts,
             reset_after_seconds=self.rules.restart_reset_after,
         )
-        return Ward(charge, Restarts(rules), say, self.clock, self.bus.emit)
+        return SupervisedChild(charge, Restarts(rules), say, self.clock, self.bus.emit)
 
     def _worker(self, worker: str, index: int, number: int, is_scaled: bool) -> Charge:
         instance = str(number) if self.most is not None else self.config.watcher_instance

@@ -21,12 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from watcher.store.overview import Lookout
+    from watcher.store.overview import OverviewReader
     from watcher.store.tasks import workers
     from watcher.store.workers import Process
 
     places = command_output.places()
-    lookout = Lookout(places)
+    lookout = OverviewReader(places)
     names = options.workers or sorted({*workers(places), *lookout.beating()})
     found: list[Process] = []
     for name in names:

@@ -43,7 +43,7 @@ log = logging.getLogger("watcher.zones")
 
 
 @dataclass(frozen=True, slots=True)
-class Signature:
+class FileSignature:
     """What changes when a file does. Nanoseconds."""
 
     inode: int
@@ -52,7 +52,7 @@ class Signature:
     ctime_ns: int
 
     @classmethod
-    def of(cls, info: os.stat_result) -> Signature:
+    def of(cls, info: os.stat_result) -> FileSignature:
         return cls(info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
 
 
@@ -63,7 +63,7 @@ class Arrival:
     path: str
     zone: Zone
     base: Path
-    signature: Signature
+    signature: FileSignature
     since: float
     first: float
     again_at: float
@@ -85,7 +85,7 @@ class Arrivals:
         waker: Waker,
         clock: Clock,
         settle_seconds: float,
-        is_known: Callable[[str, Zone, Signature], bool],
+        is_known: Callable[[str, Zone, FileSignature], bool],
         on_gone: Callable[[str], None],
     ) -> None:
         self._waker = waker
@@ -146,7 +146,7 @@ class Arrivals:
         fitting = self.zone_of(path)
         if fitting is None:
             return
-        signature = Signature.of(info)
+        signature = FileSignature.of(info)
         known = self._unsettled.get(path) or self.settled.get(path)
         if known is not None and known.signature == signature:
             return
@@ -274,7 +274,7 @@ class Arrivals:
 
     def _examine(self, arrival: Arrival, now: float) -> None:
         try:
-            signature = Signature.of(no_links.look_at(arrival.path))
+            signature = FileSignature.of(no_links.look_at(arrival.path))
         except OSError:
             self.drop(arrival.path)
             return

@@ -27,7 +27,7 @@ from watcher.clock import Clock
 from watcher.errors import InvalidTask, WorkerTrouble, is_trouble
 from watcher.formats import strict_json
 from watcher.formats.task import task_from_fields
-from watcher.intake.drop_zones.arrivals import Arrival, Signature, is_being_written
+from watcher.intake.drop_zones.arrivals import Arrival, FileSignature, is_being_written
 from watcher.intake.drop_zones.file_memory import Handled, Record, ZoneMemory
 from watcher.intake.drop_zones.zone_file import PROCESSING, Zone, done_folder, slug
 from watcher.store.submitting import AlreadySubmitted, submit
@@ -125,7 +125,7 @@ class Claimer:
             return _not_openable(path, error)
         try:
             info = os.fstat(fd)
-            if Signature.of(info) != arrival.signature:
+            if FileSignature.of(info) != arrival.signature:
                 return Not.SETTLED
             refusal = _unfit(info, self._limit(zone))
             if refusal is not None:
@@ -134,7 +134,7 @@ class Claimer:
                 return Not.SETTLED
             wants_text = zone.prompt.uses("text")
             raw = read_up_to(fd, info.st_size + 1) if wants_text or _is_hashed(zone, info) else None
-            if Signature.of(os.fstat(fd)) != arrival.signature:
+            if FileSignature.of(os.fstat(fd)) != arrival.signature:
                 return Not.SETTLED
         except OSError as error:
             if is_trouble(error):
@@ -282,7 +282,7 @@ def _rename_durably(source: Path, target: Path) -> bool:
         there.close()
 
 
-def _is_late_change(handled: Handled, state: Signature, found: _Contents) -> bool:
+def _is_late_change(handled: Handled, state: FileSignature, found: _Contents) -> bool:
     """A writer leaves both times equal; different ones were set by hand."""
     is_same = handled.inode == state.inode and found.sha256 is not None and handled.sha256 == found.sha256
     return is_same and state.mtime_ns != state.ctime_ns and state.ctime_ns / 1e9 <= handled.at + LATE_SECONDS

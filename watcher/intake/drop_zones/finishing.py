@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from watcher.clock import rfc3339
-from watcher.intake.drop_zones.arrivals import Signature
+from watcher.intake.drop_zones.arrivals import FileSignature
 from watcher.intake.drop_zones.file_memory import Handled, Record, ZoneMemory
 from watcher.intake.drop_zones.file_to_task import Refused, leave_house
 from watcher.intake.drop_zones.outcomes import Fate
@@ -51,14 +51,14 @@ def finish(record: Record, fate: Fate, memory: ZoneMemory) -> str:
     return where
 
 
-def refuse(path: str, base: Path, zone: str, signature: Signature, why: Refused, memory: ZoneMemory) -> str | None:
+def refuse(path: str, base: Path, zone: str, signature: FileSignature, why: Refused, memory: ZoneMemory) -> str | None:
     """Put a file aside that cannot be a task; returns where it is now. Where it cannot be moved it stays and is known
     from now on. None: another file was there by now, which was not touched."""
     source = Path(path)
     relative = Path(os.path.relpath(path, base))
     told = {"reason": why.reason, "detail": why.detail, "zone": zone, "path": _text(path)}
     try:
-        if Signature.of(no_links.look_at(path)) != signature:
+        if FileSignature.of(no_links.look_at(path)) != signature:
             return None
         where = _put_aside(source, relative, base, told)
         if not _is_same(no_links.look_at(where), signature):  # exchanged between the two looks: that was not refused
@@ -77,7 +77,7 @@ def refuse(path: str, base: Path, zone: str, signature: Signature, why: Refused,
         return path
 
 
-def _is_same(info: os.stat_result, signature: Signature) -> bool:
+def _is_same(info: os.stat_result, signature: FileSignature) -> bool:
     """Whether this is still the file, whose ctime a rename has changed."""
     return (info.st_ino, info.st_size, info.st_mtime_ns) == (signature.inode, signature.size, signature.mtime_ns)
 

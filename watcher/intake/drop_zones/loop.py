@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from watcher.clock import Clock
 from watcher.errors import WatcherError, WorkerTrouble
-from watcher.intake.drop_zones.arrivals import Arrival, Arrivals, Signature
+from watcher.intake.drop_zones.arrivals import Arrival, Arrivals, FileSignature
 from watcher.intake.drop_zones.file_memory import Handled, Record, ZoneMemory
 from watcher.intake.drop_zones.file_to_task import Blocked, Claimer, Not, Refused
 from watcher.intake.drop_zones.finishing import finish, refuse
@@ -255,7 +255,7 @@ class DropZones:
 
     # --- files
 
-    def _is_known(self, path: str, zone: Zone, signature: Signature) -> bool:
+    def _is_known(self, path: str, zone: Zone, signature: FileSignature) -> bool:
         """Whether a file that lies in a zone needs no look: it is in line, under way, or had its task."""
         queued = self._queue.get(path)
         if queued is not None:

@@ -26,7 +26,7 @@ LOOKS_WITHOUT_TRACE = 3
 _MAX_STORED_BYTES = 1 << 28
 
 
-class Places(Protocol):
+class ResultFolders(Protocol):
     """The folders that are asked."""
 
     @property
@@ -56,7 +56,7 @@ class Fate:
 class Fates:
     """Follows tasks by id. `open` is theirs: id -> worker."""
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: ResultFolders) -> None:
         self._places = places
         self._misses: dict[str, int] = {}
 

@@ -63,7 +63,7 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Submitted:
     """`conflict`: the identity is taken by something else. `full`: the inbox is over its bound."""
 
     outcome: Outcome
@@ -72,17 +72,17 @@ class Verdict:
 
 
 @dataclass(slots=True)
-class _Work:
+class _AcceptWork:
     submission: Submission
-    answer: asyncio.Future[Verdict]
-    verdict: Verdict | None = None
+    answer: asyncio.Future[Submitted]
+    verdict: Submitted | None = None
     trouble: Exception | None = None
-    twin: _Work | None = None
+    twin: _AcceptWork | None = None
     hidden: str | None = None
     is_in: bool = False
 
     def judge(self, outcome: Outcome) -> None:
-        self.verdict = Verdict(outcome, self.submission.worker, self.submission.task_id)
+        self.verdict = Submitted(outcome, self.submission.worker, self.submission.task_id)
 
     @property
     def is_open(self) -> bool:
@@ -102,16 +102,16 @@ class Accepter:
         self._pending = _Pending(folders.tasks, max_pending)
         self._inboxes: dict[str, Folder] = {}
         self._prune_due = 0.0
-        self._queue: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_AcceptWork | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         no_links.make_folder(folders.tasks)
         _sweep(folders.tasks, clock.wall())
         self._thread = threading.Thread(target=self._run, name="webhook-accept")
         self._thread.start()
 
-    async def accept(self, submission: Submission) -> Verdict:
+    async def accept(self, submission: Submission) -> Submitted:
         """Put it in, or say why not. Raises WorkerTrouble when the machine is at fault."""
-        work = _Work(submission, self._loop.create_future())
+        work = _AcceptWork(submission, self._loop.create_future())
         self._queue.put(work)
         return await work.answer
 
@@ -138,7 +138,7 @@ class Accepter:
         for folder in self._inboxes.values():
             folder.close()
 
-    def _take(self, works: list[_Work]) -> None:
+    def _take(self, works: list[_AcceptWork]) -> None:
         began = time.monotonic()
         try:
             self._decide(works)
@@ -153,9 +153,9 @@ class Accepter:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(_answer, works)
 
-    def _decide(self, works: list[_Work]) -> None:
+    def _decide(self, works: list[_AcceptWork]) -> None:
         """Find copies, conflicts and full inboxes; what stays open is to be put in."""
-        firsts: dict[str, _Work] = {}
+        firsts: dict[str, _AcceptWork] = {}
         self._pending.begin()
         for work in works:
             given = work.submission
@@ -171,11 +171,11 @@ class Accepter:
             except OSError as error:
                 work.trouble = WorkerTrouble(f"look for {given.worker}/{given.task_id}", error)
 
-    def _find_copy(self, work: _Work) -> None:
+    def _find_copy(self, work: _AcceptWork) -> None:
         given = work.submission
         known = None if given.identity is None else self._recall(given.identity)
         if known is not None:
-            work.verdict = Verdict(
+            work.verdict = Submitted(
                 "copy" if known.content == given.content else "conflict", known.worker, known.task_id
             )
             return
@@ -196,7 +196,7 @@ class Accepter:
             _log.warning("the memory of deliveries cannot be asked: %s; looking in the folders only", error)
             return None
 
-    def _put_in(self, works: list[_Work]) -> None:
+    def _put_in(self, works: list[_AcceptWork]) -> None:
         try:
             self._write(works)
         except OSError as error:
@@ -210,7 +210,7 @@ class Accepter:
             for work in works:  # one folder may be at fault, and the others' tasks shall not pay for it
                 self._put_in([work])
 
-    def _write(self, works: list[_Work]) -> None:
+    def _write(self, works: list[_AcceptWork]) -> None:
         """Put these in, durably; a work that is in already, from a try that failed later, only gets its flush."""
         inboxes = {work.submission.worker: self._inbox(work.submission.worker) for work in works}
         fresh = [work for work in works if not work.is_in]
@@ -234,7 +234,7 @@ class Accepter:
             if work.verdict is None:
                 work.judge("accepted")
 
-    def _show(self, work: _Work, folder: Folder) -> None:
+    def _show(self, work: _AcceptWork, folder: Folder) -> None:
         """Rename into view. A name that somebody took meanwhile is compared, never replaced."""
         name = f"{work.submission.task_id}.json"
         if move_new(folder, work.hidden or "", folder, name):
@@ -245,7 +245,7 @@ class Accepter:
         if work.verdict is None:
             work.judge("conflict")  # it was taken, and gone again: somebody else uses these ids
 
-    def _clean(self, works: list[_Work]) -> None:
+    def _clean(self, works: list[_AcceptWork]) -> None:
         for work in works:
             if work.hidden is not None:
                 with contextlib.suppress(OSError):  # what stays is hidden, and swept by a later start
@@ -266,7 +266,7 @@ class Accepter:
             parent.close()
         return folder
 
-    def _remember(self, works: list[_Work]) -> None:
+    def _remember(self, works: list[_AcceptWork]) -> None:
         now = self._clock.wall()
         taken = [
             Delivery(work.submission.identity, work.verdict.worker, work.verdict.task_id, work.submission.content)
@@ -319,7 +319,7 @@ def _count(inbox: Path) -> int:
     return sum(name.endswith(".json") and name[0] != "." for name in no_links.names_in(inbox))
 
 
-def _follow(work: _Work, first: _Work) -> None:
+def _follow(work: _AcceptWork, first: _AcceptWork) -> None:
     """The same identity twice in one group: the second shares the fate of the first, or is something else."""
     if work.submission.content == first.submission.content:
         work.twin = first
@@ -327,12 +327,12 @@ def _follow(work: _Work, first: _Work) -> None:
         work.judge("conflict")
 
 
-def _answer(works: list[_Work]) -> None:
+def _answer(works: list[_AcceptWork]) -> None:
     for work in works:
         if work.twin is not None:
             work.verdict, work.trouble = work.twin.verdict, work.twin.trouble
             if work.verdict is not None and work.verdict.outcome == "accepted":
-                work.verdict = Verdict("copy", work.verdict.worker, work.verdict.task_id)
+                work.verdict = Submitted("copy", work.verdict.worker, work.verdict.task_id)
         if work.answer.done():
             continue  # a stop ran out of patience and cancelled the request
         if work.trouble is not None:

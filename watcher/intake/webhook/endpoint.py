@@ -30,9 +30,9 @@ from watcher.formats import strict_json
 from watcher.intake.webhook import openapi, posts
 from watcher.intake.webhook.access import SIGNATURE_HEADER, Access, Refusal
 from watcher.intake.webhook.durable_posts import Accepter, Submission
-from watcher.intake.webhook.event_stream import News, workers_of
+from watcher.intake.webhook.event_stream import TaskNews, workers_of
 from watcher.intake.webhook.payload_hooks import Hook
-from watcher.intake.webhook.queries import Reading, json_answer
+from watcher.intake.webhook.queries import ReadingRoutes, json_answer
 from watcher.settings.webhook import WebhookConfig
 from watcher.telemetry.events import Emit, RequestRefused, TaskAccepted
 from watcher.telemetry.webhook_metrics import WebhookMetrics
@@ -54,14 +54,14 @@ _ALWAYS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosnif
 
 
 @dataclass(slots=True)
-class Parts:
+class EndpointParts:
     """What the application is made of."""
 
     config: WebhookConfig
     access: Access
     hooks: Mapping[str, Hook]
     accepter: Accepter
-    news: News
+    news: TaskNews
     metrics: WebhookMetrics
     emit: Emit
 
@@ -69,11 +69,11 @@ class Parts:
 class Endpoint:
     """The application: `app` is what a server serves. `waiting` is how many long polls and streams are open."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: EndpointParts) -> None:
         self._parts = parts
         self._bounds = _Bounds(parts.config)
         self._refusals = _Refusals(parts.emit)
-        reading = Reading(parts.config, parts.news, parts.access)
+        reading = ReadingRoutes(parts.config, parts.news, parts.access)
         self._reading = reading
         routes = [
             Route("/tasks", self.post_task, methods=["POST"]),

@@ -45,7 +45,7 @@ class Story:
     data: str
 
 
-class News:
+class TaskNews:
     """Looks, tells, and wakes who waits. `run` until cancelled; `close` lets everybody go."""
 
     def __init__(

@@ -48,7 +48,7 @@ class Unmapped(WatcherError):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Placeholder:
     """`{{a.b.0}}`: a value of the payload; with `?` behind it, it may be missing."""
 
     path: tuple[str, ...]
@@ -62,7 +62,7 @@ class Place:
         return value
 
 
-Template = tuple[str | Place, ...]
+Template = tuple[str | Placeholder, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Hook:
     def delivery(self, payload: object, headers: Mapping[str, str]) -> str | None:
         """What this delivery calls itself; None when it does not. Raises Unmapped without the id that it must have."""
         if self.id_path is not None:
-            value = Place(self.id_path, is_optional=False).find(payload)
+            value = Placeholder(self.id_path, is_optional=False).find(payload)
             if isinstance(value, (dict, list, bool)) or value == "":
                 raise Unmapped(f"{'.'.join(self.id_path)} in the payload must be a text or a number")
             return f"id:{value}"
@@ -134,14 +134,14 @@ def fill(template: Template, payload: object) -> str:
 
 def parse_template(text: str) -> Template:
     """Take a template apart. Raises ValueError for braces that name no path."""
-    parts: list[str | Place] = []
+    parts: list[str | Placeholder] = []
     end = 0
     for found in _PLACE.finditer(text):
         if _PATH.fullmatch(found[1]) is None:
             raise ValueError(
                 f"{found[0]!r} names no path: write {{{{a.b.0}}}}, or {{{{a.b?}}}} where it may be missing"
             )
-        parts += [text[end : found.start()], Place(tuple(found[1].split(".")), found[2] is not None)]
+        parts += [text[end : found.start()], Placeholder(tuple(found[1].split(".")), found[2] is not None)]
         end = found.end()
     parts.append(text[end:])
     if any("{{" in part for part in parts if isinstance(part, str)):
@@ -276,7 +276,7 @@ def _value(template: object, payload: object) -> object:
     """What a template in the metadata gives: one place alone keeps its type."""
     if not isinstance(template, tuple):
         return template
-    if len(template) == 1 and isinstance(template[0], Place):
+    if len(template) == 1 and isinstance(template[0], Placeholder):
         return template[0].find(payload)
     return fill(template, payload)
 

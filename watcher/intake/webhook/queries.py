@@ -22,9 +22,9 @@ from watcher.formats import strict_json
 from watcher.formats.task import TASK_FILE_NAME, WORKER_PATTERN
 from watcher.intake.webhook import lookup as lookup
 from watcher.intake.webhook.access import Access, Refusal
-from watcher.intake.webhook.event_stream import News, Story, workers_of
+from watcher.intake.webhook.event_stream import Story, TaskNews, workers_of
 from watcher.settings.webhook import WebhookConfig
-from watcher.store.overview import Lookout
+from watcher.store.overview import OverviewReader
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -44,15 +44,15 @@ _SHOWN = (
 _EVENT_ID = re.compile(r"([0-9a-f]{8})-(\d{1,15})")
 
 
-class Reading:
+class ReadingRoutes:
     """Handlers of GET requests. `waiting` is how many of them wait for something to happen."""
 
-    def __init__(self, config: WebhookConfig, news: News, access: Access) -> None:
+    def __init__(self, config: WebhookConfig, news: TaskNews, access: Access) -> None:
         self._config = config
         self._folders = config.folders
         self._news = news
         self._access = access
-        self._lookout = Lookout(config.folders)
+        self._lookout = OverviewReader(config.folders)
         self._looked: tuple[float, dict[str, Any]] = (float("-inf"), {})
         self._looking = asyncio.Lock()
         self._most_waiting = config.webhook_max_connections // 2
@@ -224,7 +224,7 @@ class Reading:
 class _EventStream(Response):
     """Sends a stream piece by piece until it ends or the caller leaves."""
 
-    def __init__(self, pieces: AsyncIterator[str], reading: Reading) -> None:
+    def __init__(self, pieces: AsyncIterator[str], reading: ReadingRoutes) -> None:
         self._pieces = pieces
         self._reading = reading
         self.background = None

@@ -54,7 +54,7 @@ _TOO_MANY = _raw(503, b"Service Unavailable", b"too_many_connections", b"try aga
 
 
 @dataclass(slots=True)
-class Limits:
+class ConnectionLimits:
     """What connections may cost. `waiting` are those without a (whole) request, oldest first."""
 
     max_connections: int
@@ -66,7 +66,7 @@ class Limits:
 class _Connection(H11Protocol):
     """One connection. Its head timer runs whenever no request is being answered and something is owed by the client."""
 
-    limits: Limits  # one class is made for each server, see Server
+    limits: ConnectionLimits  # one class is made for each server, see Server
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -152,7 +152,9 @@ class _Connection(H11Protocol):
 class Server(uvicorn.Server):
     """Serves `app` on a bound socket until `should_exit`; signals are the caller's matter."""
 
-    def __init__(self, app: Callable[..., Any], listening: socket.socket, limits: Limits, grace_seconds: float) -> None:
+    def __init__(
+        self, app: Callable[..., Any], listening: socket.socket, limits: ConnectionLimits, grace_seconds: float
+    ) -> None:
         protocol = type("Connection", (_Connection,), {"limits": limits})
         super().__init__(
             uvicorn.Config(

@@ -20,10 +20,10 @@ from watcher.errors import SettingError
 from watcher.intake.webhook.access import Access
 from watcher.intake.webhook.deliveries import Memory
 from watcher.intake.webhook.durable_posts import Accepter
-from watcher.intake.webhook.endpoint import Endpoint, Parts
-from watcher.intake.webhook.event_stream import News, workers_of
+from watcher.intake.webhook.endpoint import Endpoint, EndpointParts
+from watcher.intake.webhook.event_stream import TaskNews, workers_of
 from watcher.intake.webhook.payload_hooks import Hook, load_hooks
-from watcher.intake.webhook.server import Limits, Server, check_descriptors, listen
+from watcher.intake.webhook.server import ConnectionLimits, Server, check_descriptors, listen
 from watcher.settings.webhook import WebhookConfig
 from watcher.system.files import Folder, replace
 from watcher.system.signals import Reactions, signals
@@ -58,7 +58,7 @@ class Service:
             metrics_port = self._serve_metrics(metrics, undo)
             parts = await self._parts(hooks, access, metrics, undo)
             self._endpoint = Endpoint(parts)
-            limits = Limits(config.webhook_max_connections, config.webhook_read_timeout, metrics.cut)
+            limits = ConnectionLimits(config.webhook_max_connections, config.webhook_read_timeout, metrics.cut)
             self._server = Server(self._endpoint.app, listening, limits, config.shutdown_grace)
             self._listen_to_signals(self._server, parts.news)
             self._bus.emit(WebhookStarted(config.webhook_host, port, self._about(hooks, access, metrics_port)))
@@ -86,7 +86,7 @@ class Service:
 
     async def _parts(
         self, hooks: dict[str, Hook], access: Access, metrics: WebhookMetrics, undo: AsyncExitStack
-    ) -> Parts:
+    ) -> EndpointParts:
         config, clock = self._config, SystemClock()
         memory = Memory(config.state_dir, config.webhook_retention)
         undo.callback(memory.close)
@@ -95,7 +95,7 @@ class Service:
         except OSError as error:
             raise SettingError(f"TASK_DIR: cannot use {config.task_dir}: {error.strerror}; make it writable") from error
         undo.push_async_callback(accepter.close)
-        news = News(
+        news = TaskNews(
             config.folders, lambda: workers_of(config.folders, config.webhook_workers), clock,
             config.scan_interval, config.poll_interval,
         )  # fmt: skip
@@ -103,7 +103,7 @@ class Service:
         await news.start()
         looking = asyncio.create_task(news.run())
         undo.push_async_callback(_cancelled, looking)
-        return Parts(config, access, hooks, accepter, news, metrics, self._bus.emit)
+        return EndpointParts(config, access, hooks, accepter, news, metrics, self._bus.emit)
 
     def _serve_metrics(self, metrics: WebhookMetrics, undo: AsyncExitStack) -> int | None:
         """The port, which is another one when nobody chose it and the usual one is taken."""
@@ -122,7 +122,7 @@ class Service:
         undo.callback(endpoint.stop)
         return endpoint.port
 
-    def _listen_to_signals(self, server: Server, news: News) -> None:
+    def _listen_to_signals(self, server: Server, news: TaskNews) -> None:
         def stop(name: str) -> None:
             self._reason = name
             news.close()

@@ -33,7 +33,7 @@ from watcher.runner.providers.failure_rules import ACP
 from watcher.runner.providers.failure_words import Printed
 from watcher.runner.providers.judging import judge
 from watcher.runner.providers.provider import Provider, environment_for
-from watcher.runner.start_failures import Place, start_failure
+from watcher.runner.start_failures import Launch, start_failure
 from watcher.runner.warm.handler_process import Start, start_of
 from watcher.runner.warm.jsonrpc import RpcError
 from watcher.runner.warm.pipes import WireBroken
@@ -73,7 +73,7 @@ class AcpSettings:
 
 
 @dataclass(slots=True)
-class _Run:
+class _AcpRun:
     """An attempt under way; changed under the runner's lock."""
 
     agent: AcpProcess | None = None
@@ -95,7 +95,7 @@ class AcpRunner(Unseen):
         self._clock = clock
         self._lock = threading.Lock()
         self._idle: dict[tuple[str, ...], list[AcpProcess]] = {}
-        self._running: dict[str, _Run] = {}
+        self._running: dict[str, _AcpRun] = {}
         self._numbers = itertools.count(1)
         self._guarding = Guarding(settings.mark_prefix, settings.busy_lock)
 
@@ -144,7 +144,7 @@ class AcpRunner(Unseen):
     # --- one attempt
 
     def _run(self, attempt: Attempt, cwd: str) -> Outcome:
-        run = _Run()
+        run = _AcpRun()
         with self._lock:
             self._running[attempt.mark] = run
         provider = self._providers[attempt.provider]
@@ -155,13 +155,13 @@ class AcpRunner(Unseen):
         except WireBroken as broken:
             return self._broken(provider, attempt, broken, run)
         except OSError as error:
-            place = Place(provider, start.program or "", self._path(provider), None, None)
+            place = Launch(provider, start.program or "", self._path(provider), None, None)
             return without_output(start_failure(place, attempt, error, self._clock.wall()))
         finally:
             with self._lock:
                 del self._running[attempt.mark]
 
-    def _converse(self, attempt: Attempt, run: _Run, start: Start, cwd: str) -> tuple[Turn | None, Ending]:
+    def _converse(self, attempt: Attempt, run: _AcpRun, start: Start, cwd: str) -> tuple[Turn | None, Ending]:
         """The attempt in a kept process, or in a new one. Afterwards the process is kept again, or dead."""
         provider = self._providers[attempt.provider]
         deadline = time.monotonic() + attempt.timeout_seconds
@@ -192,14 +192,14 @@ class AcpRunner(Unseen):
                 if agent is not None:
                     self._after(key, run, agent, began, is_good)
 
-    def _hand(self, run: _Run, agent: AcpProcess) -> None:
+    def _hand(self, run: _AcpRun, agent: AcpProcess) -> None:
         with self._lock:
             run.agent = agent
             if run.failure is not None:
                 raise WireBroken("stopped", "ended on request")
         agent.process.wire.allow(self._settings.max_attempt_output_bytes, agent.process.tail)
 
-    def _after(self, key: tuple[str, ...], run: _Run, agent: AcpProcess, began: int, is_good: bool) -> None:
+    def _after(self, key: tuple[str, ...], run: _AcpRun, agent: AcpProcess, began: int, is_good: bool) -> None:
         process = agent.process
         with self._lock:
             run.agent = None
@@ -257,7 +257,7 @@ class AcpRunner(Unseen):
 
     # --- what it came to
 
-    def _outcome(self, turn: Turn | None, ending: Ending, run: _Run) -> Outcome:
+    def _outcome(self, turn: Turn | None, ending: Ending, run: _AcpRun) -> Outcome:
         stdout, said, usage = Output(), run.stderr, run.usage
         if turn is not None:
             stdout, usage = self._output(turn.reading.answer or "", "stdout"), turn.reading.usage
@@ -268,7 +268,7 @@ class AcpRunner(Unseen):
         code = 0 if ending.failure is None else None
         return Outcome(ending, code, stdout, self._output(said, "stderr"), 0.0, 0.0, usage, run.leftovers)
 
-    def _judged(self, provider: Provider, answer: Turn | RpcError, run: _Run) -> Ending:
+    def _judged(self, provider: Provider, answer: Turn | RpcError, run: _AcpRun) -> Ending:
         if isinstance(answer, RpcError) and answer.code == AUTH_REQUIRED:
             ways = f", or name one of its ways ({', '.join(run.methods)}) in {_AUTH_SETTING}" if run.methods else ""
             what = f"{provider.name}: {harmless(answer.message)[:600]}; log in with the agent's own program{ways}"
@@ -283,7 +283,7 @@ class AcpRunner(Unseen):
             ending.detail = f"{provider.name}: {harmless(answer.remark)[:600]}"
         return ending
 
-    def _broken(self, provider: Provider, attempt: Attempt, broken: WireBroken, run: _Run) -> Outcome:
+    def _broken(self, provider: Provider, attempt: Attempt, broken: WireBroken, run: _AcpRun) -> Outcome:
         name = provider.name
         if broken.reason == "stopped" or run.failure is not None:
             ending = Ending(run.failure or Failure.STOPPED, run.why, f"{name}: ended on request")

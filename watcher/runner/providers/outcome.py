@@ -24,7 +24,7 @@ _PRINTED_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class EndedCommand:
     """A command that is over: what it was, how its output is to be read, its exit code, and `cut_short`, its ending
     when we ended it."""
 
@@ -34,7 +34,7 @@ class Ended:
     cut_short: Ending | None
 
 
-def outcome_of(ended: Ended, slot: Slot, at_most_bytes: int, now: float) -> Outcome:
+def outcome_of(ended: EndedCommand, slot: Slot, at_most_bytes: int, now: float) -> Outcome:
     """The outcome, but for its times and leftovers; `now` is wall seconds, `at_most_bytes` bounds each text."""
     provider, code = ended.provider, ended.exit_code
     stdout, stderr, reading = _collect(ended, slot, at_most_bytes)
@@ -49,7 +49,7 @@ def outcome_of(ended: Ended, slot: Slot, at_most_bytes: int, now: float) -> Outc
     return Outcome(ending, None if is_unknown else code, stdout, stderr, 0.0, 0.0, usage, reading=reading)
 
 
-def _collect(ended: Ended, slot: Slot, at_most_bytes: int) -> tuple[Output, Output, Reading | None]:
+def _collect(ended: EndedCommand, slot: Slot, at_most_bytes: int) -> tuple[Output, Output, Reading | None]:
     reader = ended.provider.reader
     size = slot.stdout.size()
     reading = None
