@@ -1,43 +1,21 @@
 #!/usr/bin/env python3
 """Listen to all workers: `python orchestrator_listener.py`. Says once what became of each task, and who is dead.
 
-Assembly only: settings in, parts chosen, run. Exit codes: 0 stopped, or with --once everything was read and told;
+Exit codes: 0 stopped, or with --once everything was read and told;
 2 the command line or a setting is wrong; 3 another listener is there; 4 its lock was taken away.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
-from typing import TYPE_CHECKING
 
 from watcher import __version__
 from watcher.cli import entry_files
 from watcher.cli.terminal import Parser
-from watcher.clock import SystemClock
-from watcher.errors import LockLost
-from watcher.listener.batches import Batches, Graphs
-from watcher.listener.loop import ListenerOptions, Orchestrator, Services
-from watcher.listener.overdue import Lateness
-from watcher.listener.worker_health import Roster
-from watcher.policy.overdue import OverdueLimits
-from watcher.store.listener_database import Ledger
-from watcher.store.listener_lock import Seat
-from watcher.store.new_outcomes import Collector
-from watcher.store.notices import NOTICES, Recorder
-from watcher.store.reassign import Reassigner
-from watcher.store.retention import Pruner, Retention
-from watcher.store.waiting_tasks import WaitingTasks
-from watcher.system.signals import Reactions, signals
-from watcher.telemetry.events import Bus, LedgerRebuilt
-from watcher.telemetry.logs import EventLog, configure_logging
+from watcher.listener.service import ListenerService
+from watcher.system.signals import signals
 from watcher_config import load_orchestrator_config, render_config
-
-if TYPE_CHECKING:
-    from watcher.telemetry.endpoint import MetricsEndpoint
-    from watcher.telemetry.listener_metrics import ListenerMetrics
-    from watcher_config import Loaded, OrchestratorConfig
 
 _FLAGS = {
     "workers": "WORKERS",
@@ -46,110 +24,6 @@ _FLAGS = {
     "metrics_port": "METRICS_PORT",
     "reassign": "REASSIGN",
 }
-
-
-class Service:
-    """Everything of the one listener."""
-
-    def __init__(self, loaded: Loaded[OrchestratorConfig]) -> None:
-        self.config = loaded.config
-        self.clock = SystemClock()
-        self.bus = Bus()
-        self.log = configure_logging(self.config.log_level, self.config.log_format, NOTICES)
-        self.bus.join(EventLog(self.log))
-        self.orchestrator: Orchestrator | None = None
-        self.metrics: ListenerMetrics | None = None
-        self.endpoint: MetricsEndpoint | None = None
-
-    def run(self, once: bool) -> int:
-        """Listen until told to stop; returns the exit code."""
-        config = self.config
-        seat = Seat(config.folders.triggers / NOTICES, config.state_dir)
-        ledger = None
-        try:
-            silent_before = self.clock.wall() - config.trigger_retention if config.trigger_retention else 0.0
-            ledger = Ledger(config.state_dir, silent_before)
-            if ledger.rebuilt is not None:
-                self.bus.emit(LedgerRebuilt(f"{ledger.path}: {ledger.rebuilt}"))
-            if config.enable_metrics and not once:
-                self._start_metrics()
-            self.orchestrator = self._assemble(seat, ledger)
-            asyncio.run(self._listen(self.orchestrator, once))
-            return 0
-        except LockLost as lost:
-            self.log.error("%s", lost, extra={"event": "listener.lock_lost"})  # noqa: TRY400 - it says it all
-            return 4
-        finally:
-            if ledger is not None:
-                ledger.close()
-            seat.close()
-
-    async def _listen(self, orchestrator: Orchestrator, once: bool) -> None:
-        signals.attach(asyncio.get_running_loop(), Reactions(orchestrator.stop, orchestrator.stop), self.bus.emit)
-        await orchestrator.run(once)
-
-    def _assemble(self, seat: Seat, ledger: Ledger) -> Orchestrator:
-        config, clock, emit, places = self.config, self.clock, self.bus.emit, self.config.folders
-        folders = {"tasks": places.tasks, "triggers": places.triggers, "results": places.results, "dlq": places.dlq}
-        services = Services(
-            seat=seat,
-            ledger=ledger,
-            recorder=Recorder(places.triggers, ledger, clock, emit),
-            collector=Collector(folders, ledger, clock, emit, config.settle_seconds),
-            roster=Roster(
-                places.heartbeats, places.tasks, config.workers, ledger, clock, emit, config.heartbeat_interval
-            ),
-            waiting=WaitingTasks(places.tasks, clock),
-            batches=Batches(ledger, clock, emit, config.batch_settle_seconds),
-            graphs=Graphs(ledger, clock, config.batch_settle_seconds),
-            lateness=Lateness(
-                ledger,
-                clock,
-                emit,
-                OverdueLimits(config.pending_alert_after, config.blocked_alert_after, config.kill_grace + 5.0),
-                config.task_timeout,
-                ledger.has_outcome,
-            ),
-            pruner=Pruner(
-                folders | {"heartbeats": places.heartbeats},
-                Retention(config.trigger_retention, config.result_retention, config.dlq_retention),
-                clock,
-                emit,
-            ),
-            reassigner=Reassigner(places.tasks, places.results, config.reassign, config.reassign_after, clock, emit),
-        )
-        options = ListenerOptions(
-            folders=folders,
-            state=config.state_dir,
-            workers=config.workers,
-            scan_interval=config.scan_interval,
-            poll_interval=config.poll_interval,
-            about=self._about(),
-        )
-        return Orchestrator(options, services, clock, emit, self.metrics)
-
-    def _about(self) -> str:
-        who = ", ".join(self.config.workers) or "all workers"
-        metrics = f", metrics on port {self.endpoint.port}" if self.endpoint is not None else ""
-        return f"version {__version__}, {who} below {self.config.watcher_root}{metrics}"
-
-    def _start_metrics(self) -> None:
-        from watcher.telemetry.disk_space import DiskSpace
-        from watcher.telemetry.listener_metrics import ListenerMetrics
-
-        self.metrics = ListenerMetrics(
-            lambda: self.orchestrator.oldest_unread_age() if self.orchestrator is not None else 0.0,
-            lambda: self.orchestrator.oldest_notice_age() if self.orchestrator is not None else 0.0,
-            lambda: self.orchestrator.last_scan_age() if self.orchestrator is not None else 0.0,
-        )
-        self.metrics.registry.register(DiskSpace({"state": self.config.state_dir}))
-        self.endpoint = entry_files.start_endpoint(
-            self.metrics.registry,
-            self.config.metrics,
-            ready=lambda: self.orchestrator.is_ready() if self.orchestrator is not None else (False, "starting"),
-            alive=lambda: self.orchestrator.is_alive() if self.orchestrator is not None else (True, "starting"),
-            log=self.log,
-        )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -162,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(render_config(loaded, as_json=options.json))
             return 0
         signals.block()
-        return Service(loaded).run(options.once)
+        return ListenerService(loaded).run(options.once)
 
     return entry_files.run("orchestrator_listener", body)
 

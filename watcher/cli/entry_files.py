@@ -1,4 +1,4 @@
-"""What the entry files have in common: flags to settings, errors to exit codes, and the metrics endpoint.
+"""What the entry files have in common: flags to settings, and errors to exit codes.
 
 Exit codes mean the same everywhere: 2 a setting or the command line is wrong, 3 another process has the place, 5 the
 machine refused something at the start. The message goes to standard error in one line, with the program's name.
@@ -7,19 +7,11 @@ machine refused something at the start. The message goes to standard error in on
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from watcher.cli.terminal import clean
 from watcher.errors import NameTaken, SettingError, WorkerTrouble, shortage_behind
-
-if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
-
-    from watcher.settings.config_base import MetricsConfig
-    from watcher.telemetry.endpoint import Answer, MetricsEndpoint
 
 
 def given(options: argparse.Namespace, flags: Mapping[str, str]) -> dict[str, str]:
@@ -44,22 +36,6 @@ def run(program: str, body: Callable[[], int]) -> int:
         if isinstance(error, OSError):
             raise
         return _tell(program, str(error), 2)
-
-
-def start_endpoint(
-    registry: CollectorRegistry, wanted: MetricsConfig, ready: Answer, alive: Answer, log: logging.Logger
-) -> MetricsEndpoint:
-    """Serve the metrics; says so when they had to take another port than the default."""
-    from watcher.telemetry.endpoint import MetricsEndpoint
-
-    endpoint = MetricsEndpoint(
-        registry, wanted.metrics_host, wanted.metrics_port, wanted.port_was_set, ready, alive, wanted.allowed_hosts
-    )
-    endpoint.start()
-    if endpoint.port != wanted.metrics_port != 0:
-        text = "port %d is taken; metrics are on port %d"
-        log.warning(text, wanted.metrics_port, endpoint.port, extra={"event": "metrics.port_moved"})
-    return endpoint
 
 
 def _refused(program: str, trouble: WorkerTrouble) -> int:

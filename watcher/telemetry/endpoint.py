@@ -21,7 +21,7 @@ import socketserver
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
@@ -243,3 +243,30 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
 def _cut_off(connection: socket.socket) -> None:
     with suppress(OSError):  # it may have ended by itself
         connection.shutdown(socket.SHUT_RDWR)
+
+
+class Wanted(Protocol):
+    """What the settings say of the endpoint. A port that nobody set may give way to another when it is taken."""
+
+    @property
+    def metrics_host(self) -> str: ...
+    @property
+    def metrics_port(self) -> int: ...
+    @property
+    def port_was_set(self) -> bool: ...
+    @property
+    def allowed_hosts(self) -> tuple[str, ...]: ...
+
+
+def start_endpoint(
+    registry: CollectorRegistry, wanted: Wanted, ready: Answer, alive: Answer, log: logging.Logger
+) -> MetricsEndpoint:
+    """Serve the metrics; says so when they had to take another port than the default."""
+    endpoint = MetricsEndpoint(
+        registry, wanted.metrics_host, wanted.metrics_port, wanted.port_was_set, ready, alive, wanted.allowed_hosts
+    )
+    endpoint.start()
+    if endpoint.port != wanted.metrics_port != 0:
+        text = "port %d is taken; metrics are on port %d"
+        log.warning(text, wanted.metrics_port, endpoint.port, extra={"event": "metrics.port_moved"})
+    return endpoint
