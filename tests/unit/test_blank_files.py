@@ -85,9 +85,11 @@ def test_notes_of_a_living_process_that_were_lost_stop_nobody(root: Path) -> Non
     mine = Incarnation(root / "tasks/marie", "marie", None)
     notes = root / "tasks/marie/.claims" / f"{mine.id}.json"
     notes.write_bytes((root / "heartbeats/marie.json").read_bytes())
-    assert living_notes(notes.parent) == []
-    claims = workers.read_claims(root / "tasks/marie", [])
-    states = {one.incarnation: one.state for one in workers.processes("marie", [], claims, time.time())}
+    claims = Folder(notes.parent)
+    assert living_notes(claims) == []
+    claims.close()
+    read = workers.read_claims(root / "tasks/marie", [])
+    states = {one.incarnation: one.state for one in workers.processes("marie", [], read, time.time())}
     assert states[mine.id] == "starting"
     mine.close()
 

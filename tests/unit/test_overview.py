@@ -193,7 +193,7 @@ def test_folder_that_may_not_be_listed_is_told_and_the_rest_is_shown(
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return real(path)
 
-    monkeypatch.setattr("watcher.store.workers.nolinks.names_in", refuse)
+    monkeypatch.setattr("watcher.store.workers.no_links.names_in", refuse)
     seen = world.look()
     assert seen.workers[0].pending == 1
     assert [problem for problem in seen.problems if "dlq" in problem and "Permission denied" in problem]
@@ -205,7 +205,7 @@ def test_shortage_of_descriptors_is_an_error_and_no_number(world: World, monkeyp
     def none_left(*_: Any, **__: Any) -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr("watcher.store.overview.nolinks.open_folder", none_left)
+    monkeypatch.setattr("watcher.store.overview.no_links.open_folder", none_left)
     with pytest.raises(WorkerTrouble, match="EMFILE"):
         world.look()
 

@@ -112,8 +112,8 @@ import demo_watcher
 from watcher.cli import main as cli
 for name in cli.COMMANDS:
     cli.load(name)
-import watcher.store.run_again, watcher.client, watcher.worker.operator_commands, watcher.store.holds,
-watcher.store.overview, watcher.cli.tables
+import watcher.store.run_again, watcher.client, watcher.worker.operator_commands, watcher.store.holds
+import watcher.store.overview, watcher.cli.tables
 import watcher.store.root_check, watcher.store.spending, watcher.store.submitting, watcher.store.operator_commands
 if os.geteuid() == 0:
     os.setgroups([])

@@ -40,7 +40,7 @@ class Folder:
     """A directory held open: paths are relative to it, so that a swapped parent cannot redirect a write.
 
     `private` is for the folders that nobody but this suite makes: another user's is refused, because its owner can take
-    away and exchange what we keep there. Raises OSError; `nolinks.Refused` for that, and for a link in the path.
+    away and exchange what we keep there. Raises OSError; `no_links.Refused` for that, and for a link in the path.
     """
 
     __slots__ = ("_is_private", "fd", "path")
