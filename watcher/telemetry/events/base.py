@@ -1,7 +1,7 @@
 """What every event is, and the way from those that emit events to those that listen.
 
-Every event has a dotted name in the past tense, which is also its name in the log. Events are emitted on the worker's
-loop thread only, so that a listener needs no lock; a listener must not block and must not raise.
+Events are emitted on the worker's loop thread only, so that a listener needs no lock; a listener must not block and
+must not raise.
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ from typing import ClassVar
 
 @dataclass(slots=True)
 class Event:
-    """Base of all events. `level` is the log level at which people see it."""
+    """Base of all events.
+
+    `name` is dotted, in the past tense; `level` is the log level at which people see the event; `sentence` says what
+    happened, for people, with the fields in braces. The log adds `reason` and `detail` behind the sentence.
+    """
 
     name: ClassVar[str] = "event"
     level: ClassVar[str] = "info"
+    sentence: ClassVar[str] = ""
 
 
 Listener = Callable[[Event], None]

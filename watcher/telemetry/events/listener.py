@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from watcher.telemetry.events.base import Event
 
@@ -12,7 +11,8 @@ from watcher.telemetry.events.base import Event
 class ListenerStarted(Event):
     """`detail` says what it serves, in words."""
 
-    name: ClassVar[str] = "listener.started"
+    name = "listener.started"
+    sentence = "listener started, pid {pid}"
     pid: int
     detail: str
 
@@ -21,7 +21,8 @@ class ListenerStarted(Event):
 class ListenerStopped(Event):
     """It listens no more."""
 
-    name: ClassVar[str] = "listener.stopped"
+    name = "listener.stopped"
+    sentence = "listener stopped"
     reason: str
 
 
@@ -29,8 +30,9 @@ class ListenerStopped(Event):
 class NoticePublished(Event):
     """A file below `triggers/orchestrator/` is there now. `wait_seconds`: since what it tells was written."""
 
-    name: ClassVar[str] = "notice.published"
-    level: ClassVar[str] = "debug"
+    name = "notice.published"
+    level = "debug"
+    sentence = "notice {file} published"
     kind: str
     file: str
     wait_seconds: float | None
@@ -40,7 +42,8 @@ class NoticePublished(Event):
 class WorkerJudged(Event):
     """A process of a worker is seen in another state than before."""
 
-    name: ClassVar[str] = "worker.judged"
+    name = "worker.judged"
+    sentence = "a process is {state}, was {was}"
     worker: str
     instance: str | None
     state: str
@@ -52,14 +55,15 @@ class WorkerJudged(Event):
 class WorkerMissed(WorkerJudged):
     """The same, where the new state is one that somebody should look at."""
 
-    level: ClassVar[str] = "warning"
+    level = "warning"
 
 
 @dataclass(slots=True)
 class BatchEnded(Event):
     """Every task of a batch has its outcome."""
 
-    name: ClassVar[str] = "batch.ended"
+    name = "batch.ended"
+    sentence = "batch {batch_id} ended, tasks: {tasks}, not completed: {not_completed}"
     batch_id: str
     tasks: int
     not_completed: int
@@ -69,8 +73,9 @@ class BatchEnded(Event):
 class TaskLate(Event):
     """A task has waited or run for longer than it should; `reason` says which."""
 
-    name: ClassVar[str] = "task.late"
-    level: ClassVar[str] = "warning"
+    name = "task.late"
+    level = "warning"
+    sentence = "{of_worker}/{task_id} is late"
     task_id: str
     of_worker: str
     reason: str
@@ -81,8 +86,9 @@ class TaskLate(Event):
 class TasksReassigned(Event):
     """Waiting tasks of a dead worker were moved to another one."""
 
-    name: ClassVar[str] = "tasks.reassigned"
-    level: ClassVar[str] = "warning"
+    name = "tasks.reassigned"
+    level = "warning"
+    sentence = "tasks of {from_worker} went to {to_worker}: {tasks}"
     from_worker: str
     to_worker: str
     tasks: int
@@ -92,8 +98,9 @@ class TasksReassigned(Event):
 class FolderLost(Event):
     """A folder that was there is gone, or cannot be listed. It is looked for at every scan."""
 
-    name: ClassVar[str] = "folder.lost"
-    level: ClassVar[str] = "error"
+    name = "folder.lost"
+    level = "error"
+    sentence = "folder {folder} is lost"
     folder: str
     detail: str
 
@@ -102,7 +109,8 @@ class FolderLost(Event):
 class FolderFound(Event):
     """A folder that was lost is there again."""
 
-    name: ClassVar[str] = "folder.found"
+    name = "folder.found"
+    sentence = "folder {folder} is back"
     folder: str
 
 
@@ -110,7 +118,8 @@ class FolderFound(Event):
 class LedgerRebuilt(Event):
     """The database was not there, or could not be used; it is made anew from the folders."""
 
-    name: ClassVar[str] = "ledger.rebuilt"
+    name = "ledger.rebuilt"
+    sentence = "the listener's database is made anew"
     detail: str
 
 
@@ -118,7 +127,8 @@ class LedgerRebuilt(Event):
 class FilesPruned(Event):
     """Files older than their retention were removed."""
 
-    name: ClassVar[str] = "files.pruned"
+    name = "files.pruned"
+    sentence = "old files removed"
     receipts: int
     notices: int
     results: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from watcher.telemetry.events.base import Event
 
@@ -12,8 +11,9 @@ from watcher.telemetry.events.base import Event
 class BreakerMoved(Event):
     """`state` is `closed`, `open` or `half_open`."""
 
-    name: ClassVar[str] = "breaker.moved"
-    level: ClassVar[str] = "warning"
+    name = "breaker.moved"
+    level = "warning"
+    sentence = "circuit breaker of {provider} is {state}, failures in a row: {failures}"
     provider: str
     state: str
     failures: int
@@ -23,8 +23,9 @@ class BreakerMoved(Event):
 class ProviderHeld(Event):
     """Nothing is claimed for the provider until `until` (RFC 3339) or, when that is None, until it works again."""
 
-    name: ClassVar[str] = "provider.held"
-    level: ClassVar[str] = "error"
+    name = "provider.held"
+    level = "error"
+    sentence = "{provider} is held"
     provider: str
     reason: str
     detail: str
@@ -35,7 +36,8 @@ class ProviderHeld(Event):
 class ProviderResumed(Event):
     """Its hold is over."""
 
-    name: ClassVar[str] = "provider.resumed"
+    name = "provider.resumed"
+    sentence = "{provider} may be used again"
     provider: str
 
 
@@ -43,8 +45,9 @@ class ProviderResumed(Event):
 class SpendingRecorded(Event):
     """An attempt has cost this much more, as its provider tells."""
 
-    name: ClassVar[str] = "spending.recorded"
-    level: ClassVar[str] = "debug"
+    name = "spending.recorded"
+    level = "debug"
+    sentence = "{task_id} has cost {cost_usd:.4f} USD more on {provider}"
     task_id: str
     provider: str
     cost_usd: float
@@ -54,8 +57,9 @@ class SpendingRecorded(Event):
 class BudgetReached(Event):
     """Nothing is claimed until `until` (RFC 3339): the worker has spent what it may in one day."""
 
-    name: ClassVar[str] = "budget.reached"
-    level: ClassVar[str] = "warning"
+    name = "budget.reached"
+    level = "warning"
+    sentence = "{spent_usd:.4f} of {budget_usd:.4f} USD spent today, claiming nothing until {until}"
     spent_usd: float
     budget_usd: float
     until: str
@@ -65,7 +69,8 @@ class BudgetReached(Event):
 class BudgetLifted(Event):
     """A new day has begun, or the budget of this one was raised."""
 
-    name: ClassVar[str] = "budget.lifted"
+    name = "budget.lifted"
+    sentence = "there is money again, {spent_usd:.4f} of {budget_usd:.4f} USD spent today"
     spent_usd: float
     budget_usd: float
 
@@ -74,8 +79,9 @@ class BudgetLifted(Event):
 class BudgetUnbound(Event):
     """A budget is set that some providers do not tell enough for. Said once, at the start."""
 
-    name: ClassVar[str] = "budget.unbound"
-    level: ClassVar[str] = "warning"
+    name = "budget.unbound"
+    level = "warning"
+    sentence = "a budget that is set cannot bound {provider}"
     provider: str
     detail: str
 
@@ -84,8 +90,9 @@ class BudgetUnbound(Event):
 class StallNotWatched(Event):
     """STALL_TIMEOUT does not apply: what the provider prints tells nothing until it ends. Said once a provider."""
 
-    name: ClassVar[str] = "stall.not_watched"
-    level: ClassVar[str] = "warning"
+    name = "stall.not_watched"
+    level = "warning"
+    sentence = "STALL_TIMEOUT does not apply to {provider}"
     provider: str
     detail: str
 
@@ -94,8 +101,9 @@ class StallNotWatched(Event):
 class HandlerStarted(Event):
     """A warm handler has answered its first ping."""
 
-    name: ClassVar[str] = "handler.started"
-    level: ClassVar[str] = "debug"
+    name = "handler.started"
+    level = "debug"
+    sentence = "handler {handler_pid} is warm"
     handler_pid: int
 
 
@@ -103,8 +111,9 @@ class HandlerStarted(Event):
 class HandlerEnded(Event):
     """A warm handler was ended in good order: it was worn out, or not needed any more."""
 
-    name: ClassVar[str] = "handler.ended"
-    level: ClassVar[str] = "debug"
+    name = "handler.ended"
+    level = "debug"
+    sentence = "handler {handler_pid} ended after {requests} requests, left behind: {leftovers}"
     handler_pid: int
     reason: str
     requests: int
@@ -115,8 +124,9 @@ class HandlerEnded(Event):
 class HandlerFailed(Event):
     """A warm handler crashed, was late or broke the protocol, and is gone. Its task's failure is told by itself."""
 
-    name: ClassVar[str] = "handler.failed"
-    level: ClassVar[str] = "warning"
+    name = "handler.failed"
+    level = "warning"
+    sentence = "handler {handler_pid} failed after {requests} requests, left behind: {leftovers}"
     handler_pid: int
     reason: str
     detail: str
@@ -128,8 +138,9 @@ class HandlerFailed(Event):
 class HandlersCold(Event):
     """The command cannot be kept warm: until it can, each task gets a process of its own."""
 
-    name: ClassVar[str] = "handler.fell_back"
-    level: ClassVar[str] = "warning"
+    name = "handler.fell_back"
+    level = "warning"
+    sentence = "no handler can be kept warm, each task gets a process of its own"
     detail: str
 
 
@@ -137,7 +148,8 @@ class HandlersCold(Event):
 class PoolResized(Event):
     """The monitor wants another number of warm handlers."""
 
-    name: ClassVar[str] = "pool.resized"
+    name = "pool.resized"
+    sentence = "handlers wanted: {size}, before: {was}, requests waiting: {waiting}"
     size: int
     was: int
     waiting: int

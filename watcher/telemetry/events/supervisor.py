@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from watcher.telemetry.events.base import Event
 
@@ -12,7 +11,8 @@ from watcher.telemetry.events.base import Event
 class SupervisorStarted(Event):
     """`detail` says what it serves, in words."""
 
-    name: ClassVar[str] = "supervisor.started"
+    name = "supervisor.started"
+    sentence = "supervisor started, pid {pid}"
     pid: int
     detail: str
 
@@ -21,7 +21,8 @@ class SupervisorStarted(Event):
 class SupervisorStopping(Event):
     """It was asked to end, and asks its `children` to."""
 
-    name: ClassVar[str] = "supervisor.stopping"
+    name = "supervisor.stopping"
+    sentence = "stopping, processes: {children}"
     reason: str
     children: int
 
@@ -30,7 +31,8 @@ class SupervisorStopping(Event):
 class SupervisorStopped(Event):
     """It looks after nothing any more."""
 
-    name: ClassVar[str] = "supervisor.stopped"
+    name = "supervisor.stopped"
+    sentence = "supervisor stopped"
     reason: str
 
 
@@ -38,7 +40,8 @@ class SupervisorStopped(Event):
 class ChildStarted(Event):
     """A supervised process: `child` is `marie`, `marie@2` or `orchestrator` (the listener)."""
 
-    name: ClassVar[str] = "child.started"
+    name = "child.started"
+    sentence = "{child} started, pid {pid}"
     child: str
     pid: int
 
@@ -47,7 +50,8 @@ class ChildStarted(Event):
 class ChildEnded(Event):
     """It ended because it was asked to."""
 
-    name: ClassVar[str] = "child.ended"
+    name = "child.ended"
+    sentence = "{child} has ended, pid {pid}"
     child: str
     pid: int
     reason: str
@@ -57,8 +61,9 @@ class ChildEnded(Event):
 class ChildRestarting(Event):
     """It ended by itself, or could not start; it is started again after `delay_seconds`. `crashes`: in a row."""
 
-    name: ClassVar[str] = "child.restarting"
-    level: ClassVar[str] = "warning"
+    name = "child.restarting"
+    level = "warning"
+    sentence = "{child} is started again in {delay_seconds:.1f} s, crashes in a row: {crashes}"
     child: str
     reason: str
     crashes: int
@@ -69,8 +74,9 @@ class ChildRestarting(Event):
 class ChildAwaited(Event):
     """A process that outlived its supervisor, `pid`, does its work; it is started when that one has ended."""
 
-    name: ClassVar[str] = "child.awaited"
-    level: ClassVar[str] = "warning"
+    name = "child.awaited"
+    level = "warning"
+    sentence = "{child} is served by pid {pid}, which outlived its supervisor"
     child: str
     pid: int
     reason: str
@@ -80,8 +86,9 @@ class ChildAwaited(Event):
 class ChildLeft(Event):
     """Somebody else asked it to end; it is not started again before a person says so."""
 
-    name: ClassVar[str] = "child.left"
-    level: ClassVar[str] = "warning"
+    name = "child.left"
+    level = "warning"
+    sentence = "{child} is left alone until SIGHUP"
     child: str
     reason: str
 
@@ -90,8 +97,9 @@ class ChildLeft(Event):
 class ChildGivenUp(Event):
     """It failed for good and is not started again before a person says so; the others go on."""
 
-    name: ClassVar[str] = "child.given_up"
-    level: ClassVar[str] = "error"
+    name = "child.given_up"
+    level = "error"
+    sentence = "{child} is not started again before SIGHUP, the others go on"
     child: str
     reason: str
 
@@ -100,7 +108,8 @@ class ChildGivenUp(Event):
 class ChildrenRolled(Event):
     """All were restarted, one after the other."""
 
-    name: ClassVar[str] = "children.rolled"
+    name = "children.rolled"
+    sentence = "processes restarted one after the other: {children}"
     children: int
 
 
@@ -108,8 +117,9 @@ class ChildrenRolled(Event):
 class RollBrokenOff(Event):
     """The new process of one did not come up; those that were not restarted yet (`left`) run on as they are."""
 
-    name: ClassVar[str] = "children.roll_broken_off"
-    level: ClassVar[str] = "error"
+    name = "children.roll_broken_off"
+    level = "error"
+    sentence = "restarting one after the other was broken off, left as they are: {left}"
     left: int
     reason: str
 
@@ -118,7 +128,8 @@ class RollBrokenOff(Event):
 class InstancesScaled(Event):
     """A worker is to have another number of instances."""
 
-    name: ClassVar[str] = "instances.scaled"
+    name = "instances.scaled"
+    sentence = "instances of {of_worker}: {instances}, were {was}"
     of_worker: str
     instances: int
     was: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from watcher.telemetry.events.base import Event
 
@@ -12,8 +11,9 @@ from watcher.telemetry.events.base import Event
 class TaskClaimed(Event):
     """`latency_seconds`: from the moment the task could start (arrival or due time) to the claim."""
 
-    name: ClassVar[str] = "task.claimed"
-    level: ClassVar[str] = "debug"
+    name = "task.claimed"
+    level = "debug"
+    sentence = "{task_id} claimed for {provider} after {latency_seconds:.3f} s"
     task_id: str
     provider: str
     attempt: int
@@ -24,7 +24,8 @@ class TaskClaimed(Event):
 class AttemptStarted(Event):
     """The attempt was handed to a slot."""
 
-    name: ClassVar[str] = "task.started"
+    name = "task.started"
+    sentence = "{task_id} started on {provider}, attempt {attempt}"
     task_id: str
     provider: str
     attempt: int
@@ -34,8 +35,9 @@ class AttemptStarted(Event):
 class AttemptEnded(Event):
     """`failure` is None for a success, else the failure class."""
 
-    name: ClassVar[str] = "task.attempted"
-    level: ClassVar[str] = "debug"
+    name = "task.attempted"
+    level = "debug"
+    sentence = "{task_id} ended attempt {attempt} after {duration_seconds:.3f} s"
     task_id: str
     provider: str
     attempt: int
@@ -51,7 +53,8 @@ class AttemptEnded(Event):
 class TaskSettled(Event):
     """The outcome is stored and safe. `duration_seconds` and `exit_code` are those of the last attempt."""
 
-    name: ClassVar[str] = "task.settled"
+    name = "task.settled"
+    sentence = "{task_id} {status} on attempt {attempts} after {duration_seconds:.3f} s"
     task_id: str
     status: str
     reason: str | None
@@ -72,8 +75,9 @@ class TaskSettled(Event):
 class TaskRetryScheduled(Event):
     """The attempt has failed; the next one may start after `delay_seconds`."""
 
-    name: ClassVar[str] = "task.retry_scheduled"
-    level: ClassVar[str] = "warning"
+    name = "task.retry_scheduled"
+    level = "warning"
+    sentence = "{task_id} is tried again in {delay_seconds:.3f} s after attempt {attempt}"
     task_id: str
     provider: str
     attempt: int
@@ -85,7 +89,8 @@ class TaskRetryScheduled(Event):
 class TaskReleased(Event):
     """Given back untouched: no attempt was counted."""
 
-    name: ClassVar[str] = "task.released"
+    name = "task.released"
+    sentence = "{task_id} given back, no attempt counted"
     task_id: str
     reason: str
 
@@ -94,8 +99,9 @@ class TaskReleased(Event):
 class TaskRefused(Event):
     """A file that is no task went to the dead letters with its original bytes."""
 
-    name: ClassVar[str] = "task.refused"
-    level: ClassVar[str] = "error"
+    name = "task.refused"
+    level = "error"
+    sentence = "{task_id} is no task, moved to the dead letters"
     task_id: str
     reason: str
     detail: str
@@ -105,8 +111,9 @@ class TaskRefused(Event):
 class TaskDropped(Event):
     """The same task came again and its result is there already: the copy was removed."""
 
-    name: ClassVar[str] = "task.dropped"
-    level: ClassVar[str] = "warning"
+    name = "task.dropped"
+    level = "warning"
+    sentence = "{task_id} dropped, it came twice"
     task_id: str
     reason: str
 
@@ -115,8 +122,9 @@ class TaskDropped(Event):
 class TaskFieldsUnknown(Event):
     """They are kept; perhaps one of them is misspelt."""
 
-    name: ClassVar[str] = "task.fields_unknown"
-    level: ClassVar[str] = "warning"
+    name = "task.fields_unknown"
+    level = "warning"
+    sentence = "{task_id} has unknown fields, kept: {fields}"
     task_id: str
     fields: str
 
@@ -125,8 +133,9 @@ class TaskFieldsUnknown(Event):
 class TaskReferencesUnknown(Event):
     """`{{name.stdout}}` of no declared dependency stays as it is written; perhaps the task should wait for it."""
 
-    name: ClassVar[str] = "task.references_unknown"
-    level: ClassVar[str] = "warning"
+    name = "task.references_unknown"
+    level = "warning"
+    sentence = "{task_id} names outputs of what is no dependency of it: {references}"
     task_id: str
     references: str
 
@@ -135,8 +144,9 @@ class TaskReferencesUnknown(Event):
 class FileIgnored(Event):
     """The file is left where it is."""
 
-    name: ClassVar[str] = "file.ignored"
-    level: ClassVar[str] = "warning"
+    name = "file.ignored"
+    level = "warning"
+    sentence = "file {file} ignored"
     file: str
     detail: str
 
@@ -145,8 +155,9 @@ class FileIgnored(Event):
 class TaskRescued(Event):
     """Taken back from a dead process. `deaths` counts the workers that died while they held it."""
 
-    name: ClassVar[str] = "task.rescued"
-    level: ClassVar[str] = "warning"
+    name = "task.rescued"
+    level = "warning"
+    sentence = "{task_id} rescued from {from_incarnation}, worker deaths on it: {deaths}, {outcome}"
     task_id: str
     deaths: int
     from_incarnation: str
@@ -157,8 +168,9 @@ class TaskRescued(Event):
 class LeftoversKilled(Event):
     """Processes that a command left behind were ended."""
 
-    name: ClassVar[str] = "process.leftovers_killed"
-    level: ClassVar[str] = "warning"
+    name = "process.leftovers_killed"
+    level = "warning"
+    sentence = "{task_id} left processes behind, ended: {processes}"
     task_id: str
     processes: int
 
@@ -167,8 +179,9 @@ class LeftoversKilled(Event):
 class OutcomeDiscarded(Event):
     """The claim was no longer ours when the outcome came; the outcome was kept aside, not published."""
 
-    name: ClassVar[str] = "task.outcome_discarded"
-    level: ClassVar[str] = "error"
+    name = "task.outcome_discarded"
+    level = "error"
+    sentence = "{task_id} was no longer ours, its outcome was kept aside"
     task_id: str
     detail: str
 
@@ -177,8 +190,9 @@ class OutcomeDiscarded(Event):
 class TaskNotUnderstood(Event):
     """Something went wrong inside this program over one task or file; the others go on."""
 
-    name: ClassVar[str] = "task.not_understood"
-    level: ClassVar[str] = "error"
+    name = "task.not_understood"
+    level = "error"
+    sentence = "{task_id} went wrong inside the worker, the others go on"
     task_id: str
     detail: str
 
@@ -187,7 +201,8 @@ class TaskNotUnderstood(Event):
 class HintFailed(Event):
     """A receipt or another hint could not be written; the outcome is not touched by that."""
 
-    name: ClassVar[str] = "hint.failed"
-    level: ClassVar[str] = "warning"
+    name = "hint.failed"
+    level = "warning"
+    sentence = "a receipt, heartbeat or notice could not be written"
     task_id: str
     detail: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from watcher.telemetry.events.base import Event
 
@@ -12,7 +11,8 @@ from watcher.telemetry.events.base import Event
 class WebhookStarted(Event):
     """It takes posts now."""
 
-    name: ClassVar[str] = "webhook.started"
+    name = "webhook.started"
+    sentence = "taking posts on {host} port {port}"
     host: str
     port: int
     detail: str
@@ -22,7 +22,8 @@ class WebhookStarted(Event):
 class WebhookStopped(Event):
     """It takes no posts any more."""
 
-    name: ClassVar[str] = "webhook.stopped"
+    name = "webhook.stopped"
+    sentence = "no longer taking posts"
     reason: str
 
 
@@ -30,7 +31,8 @@ class WebhookStopped(Event):
 class TaskAccepted(Event):
     """A post is durable in an inbox; `is_copy`: it was before. `source` is the hook, or `tasks`."""
 
-    name: ClassVar[str] = "task.accepted"
+    name = "task.accepted"
+    sentence = "{of_worker}/{task_id} accepted from {source}, a copy: {is_copy}"
     task_id: str
     of_worker: str
     source: str
@@ -41,8 +43,9 @@ class TaskAccepted(Event):
 class RequestRefused(Event):
     """`not_logged` says how many more were refused since the last such line: they may be as many as somebody likes."""
 
-    name: ClassVar[str] = "request.refused"
-    level: ClassVar[str] = "warning"
+    name = "request.refused"
+    level = "warning"
+    sentence = "{route} refused with {status}, others not logged: {not_logged}"
     route: str
     status: int
     reason: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from watcher.telemetry.events.base import Event
 
@@ -12,7 +11,8 @@ from watcher.telemetry.events.base import Event
 class WorkerStarted(Event):
     """Its folder is its own; the first scan begins."""
 
-    name: ClassVar[str] = "worker.started"
+    name = "worker.started"
+    sentence = "worker started, pid {pid}"
     incarnation: str
     pid: int
     detail: str
@@ -22,8 +22,9 @@ class WorkerStarted(Event):
 class FenceMissing(Event):
     """Commands run without the fence that keeps them from signalling this worker; `detail` says why and what to do."""
 
-    name: ClassVar[str] = "fence.missing"
-    level: ClassVar[str] = "warning"
+    name = "fence.missing"
+    level = "warning"
+    sentence = "commands can signal this worker"
     detail: str
 
 
@@ -31,8 +32,9 @@ class FenceMissing(Event):
 class SignalPassedOver(Event):
     """A signal that is not obeyed: it has no meaning here, or an agent's process sent it. `detail` says which."""
 
-    name: ClassVar[str] = "signal.passed_over"
-    level: ClassVar[str] = "warning"
+    name = "signal.passed_over"
+    level = "warning"
+    sentence = "{signal} passed over"
     signal: str
     detail: str
 
@@ -41,7 +43,8 @@ class SignalPassedOver(Event):
 class WorkerDraining(Event):
     """It claims nothing more; what runs may end."""
 
-    name: ClassVar[str] = "worker.draining"
+    name = "worker.draining"
+    sentence = "worker is draining, tasks running: {active_tasks}"
     reason: str
     active_tasks: int
 
@@ -50,7 +53,8 @@ class WorkerDraining(Event):
 class WorkerStopped(Event):
     """Nothing runs any more. `released_tasks`: ended and given back untouched."""
 
-    name: ClassVar[str] = "worker.stopped"
+    name = "worker.stopped"
+    sentence = "worker stopped, tasks given back: {released_tasks}"
     reason: str
     released_tasks: int
 
@@ -59,8 +63,9 @@ class WorkerStopped(Event):
 class WorkerPaused(Event):
     """It starts nothing until it is resumed; what runs goes on."""
 
-    name: ClassVar[str] = "worker.paused"
-    level: ClassVar[str] = "warning"
+    name = "worker.paused"
+    level = "warning"
+    sentence = "worker paused, it starts nothing"
     reason: str
 
 
@@ -68,14 +73,16 @@ class WorkerPaused(Event):
 class WorkerResumed(Event):
     """It starts tasks again."""
 
-    name: ClassVar[str] = "worker.resumed"
+    name = "worker.resumed"
+    sentence = "worker resumes"
 
 
 @dataclass(slots=True)
 class CommandDone(Event):
     """A file of the control folder was obeyed and consumed. `detail` says what came of it."""
 
-    name: ClassVar[str] = "command.done"
+    name = "command.done"
+    sentence = "command {command} {task_id} obeyed"
     command: str
     task_id: str
     detail: str
@@ -85,8 +92,9 @@ class CommandDone(Event):
 class CommandRefused(Event):
     """A file of the control folder could not be obeyed; it lies in `.refused` there."""
 
-    name: ClassVar[str] = "command.refused"
-    level: ClassVar[str] = "error"
+    name = "command.refused"
+    level = "error"
+    sentence = "command {file} refused and put aside"
     file: str
     detail: str
 
@@ -95,8 +103,9 @@ class CommandRefused(Event):
 class TroubleBegan(Event):
     """The machine is short of something; nothing is claimed until it clears and no attempt is counted."""
 
-    name: ClassVar[str] = "worker.trouble_began"
-    level: ClassVar[str] = "error"
+    name = "worker.trouble_began"
+    level = "error"
+    sentence = "trouble with this machine, claiming nothing"
     detail: str
 
 
@@ -104,7 +113,8 @@ class TroubleBegan(Event):
 class TroubleEnded(Event):
     """`seconds`: since it began."""
 
-    name: ClassVar[str] = "worker.trouble_ended"
+    name = "worker.trouble_ended"
+    sentence = "trouble is over after {seconds:.3f} s"
     seconds: float
 
 
@@ -112,6 +122,7 @@ class TroubleEnded(Event):
 class WakeDegraded(Event):
     """Events of the file system are not available or were lost; the scan goes on finding what is there."""
 
-    name: ClassVar[str] = "wake.degraded"
-    level: ClassVar[str] = "warning"
+    name = "wake.degraded"
+    level = "warning"
+    sentence = "file events are not complete, scanning instead"
     detail: str
