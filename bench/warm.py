@@ -23,10 +23,10 @@ from tests.acceptance.realcli import program_of
 from tests.stub_model import StubModel
 from tests.stub_wires import Error, Json, Reply
 from watcher.clock import SystemClock
-from watcher.runner.interface import Attempt
 from watcher.runner.oneshot import OneShotRunner, OneShotSettings
 from watcher.runner.prestart import PrespawnSettings
 from watcher.runner.providers.built_in import built_in
+from watcher.runner.runner_interface import Attempt
 from watcher.system import processes
 
 _READY_SECONDS = 60.0

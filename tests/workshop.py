@@ -15,10 +15,10 @@ from tests.waiting import wait_for
 from watcher.clock import SystemClock
 from watcher.policy.after_attempt import Failure
 from watcher.runner import oneshot
-from watcher.runner.interface import Attempt, Outcome
 from watcher.runner.oneshot import OneShotRunner, OneShotSettings
 from watcher.runner.providers.built_in import built_in
 from watcher.runner.providers.provider import Provider
+from watcher.runner.runner_interface import Attempt, Outcome
 from watcher.system import processes
 
 SOON = 60.0

@@ -13,7 +13,7 @@ import pytest
 from tests.acceptance.conftest import REPOSITORY, Site
 from tests.schemacheck import fits
 from tests.waiting import wait_for
-from watcher.formats.command import FIELDS, PLAIN_WORDS, WORDS, InvalidCommand, parse_command
+from watcher.formats.operator_command import FIELDS, PLAIN_WORDS, WORDS, InvalidCommand, parse_command
 from watcher.formats.schemas import all_schemas
 
 PROTOCOL = (REPOSITORY / "docs" / "protocol.md").read_text()

@@ -16,8 +16,8 @@ import pytest
 from tests.doubles import HandClock, Memory
 from watcher.formats.result import Result
 from watcher.store.folders import WorkerFolders
-from watcher.store.interface import Claim, Settlement
 from watcher.store.queue import DirectorySpool, SpoolOptions
+from watcher.store.queue_interface import Claim, Settlement
 from watcher.store.worker_locks import Incarnation
 from watcher.telemetry.events import TaskSettled
 

@@ -13,7 +13,7 @@ import pytest
 from tests.conformance.conftest import Office
 from watcher.errors import NameTaken
 from watcher.policy.claim_order import doubted
-from watcher.policy.given_back import Given
+from watcher.policy.give_back_limit import Given
 from watcher.telemetry.events import (
     FileIgnored,
     OutcomeDiscarded,

@@ -20,9 +20,9 @@ from tests.conformance.conftest import Desk, Office
 from tests.doubles import HandClock, Memory
 from watcher.policy.after_attempt import Ending, Failure
 from watcher.policy.claim_order import FIFO_MODES, FifoMode
-from watcher.policy.given_back import FACTS_BELIEVED, GIVEN_BACK_TOO_OFTEN
+from watcher.policy.give_back_limit import FACTS_BELIEVED, GIVEN_BACK_TOO_OFTEN
 from watcher.policy.retry import RetryDelays
-from watcher.runner.interface import Attempt, Live, Outcome, Output
+from watcher.runner.runner_interface import Attempt, Live, Outcome, Output
 from watcher.telemetry.events import TaskSettled
 from watcher.worker.executor import Executor, ExecutorOptions
 from watcher.worker.provider_gates import OWN_REASONS, Gates

@@ -24,9 +24,9 @@ from watcher.runner.acp import process
 from watcher.runner.acp import runner as acprunner
 from watcher.runner.acp.process import _granted
 from watcher.runner.acp.runner import AcpRunner, AcpSettings
-from watcher.runner.interface import Attempt, Outcome
 from watcher.runner.oneshot import OneShotRunner, OneShotSettings
 from watcher.runner.providers.built_in import built_in
+from watcher.runner.runner_interface import Attempt, Outcome
 
 __all__ = ["family"]
 pytestmark = pytest.mark.skipif(

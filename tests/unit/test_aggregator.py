@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watcher.store.totals import Finished, Sums, bucket_of, seconds_in
+from watcher.store.outcome_totals import Finished, Sums, bucket_of, seconds_in
 
 outcomes = st.builds(
     Finished,

@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from watcher.policy.circles import circle, knots
+from watcher.policy.dependency_circles import circle, knots
 
 GRAPHS = st.integers(1, 9).flatmap(
     lambda size: st.fixed_dictionaries(

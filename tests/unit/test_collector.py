@@ -13,7 +13,7 @@ from tests.collecting import Site, site
 from watcher.listener.batches import Batches, Graphs
 from watcher.store import new_outcomes as collector_module
 from watcher.store import waiting_tasks as waiting_module
-from watcher.store.notices import Findings
+from watcher.store.notice_publisher import Findings
 from watcher.store.retention import Pruner, Retention
 from watcher.telemetry.events import FileIgnored, FilesPruned, FolderFound, FolderLost
 

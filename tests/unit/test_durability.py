@@ -23,8 +23,8 @@ from watcher.intake.webhook.durable_posts import Accepter
 from watcher.store import end_waiting, operator_commands, result_writer, run_again, spending
 from watcher.store.folders import WorkerFolders
 from watcher.store.holds import hold_provider
-from watcher.store.interface import Settlement
 from watcher.store.listener_database import Ledger
+from watcher.store.queue_interface import Settlement
 from watcher.store.reassign import Reassigner
 from watcher.store.rescue import rescue
 from watcher.store.result_writer import Settler

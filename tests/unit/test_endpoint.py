@@ -17,8 +17,8 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from watcher.errors import SettingError
-from watcher.telemetry import endpoint as module
-from watcher.telemetry.endpoint import MAX_CONNECTIONS, PORTS_TRIED, MetricsEndpoint
+from watcher.telemetry import metrics_endpoint as module
+from watcher.telemetry.metrics_endpoint import MAX_CONNECTIONS, PORTS_TRIED, MetricsEndpoint
 
 WAIT_SECONDS = 60
 
@@ -110,7 +110,7 @@ def test_a_metric_that_cannot_be_gathered_is_a_500_and_one_line_in_the_log(
             raise RuntimeError("odd")
 
     registry.register(Broken())  # type: ignore[arg-type]
-    logger = logging.getLogger("watcher.telemetry.endpoint")
+    logger = logging.getLogger("watcher.telemetry.metrics_endpoint")
     logger.addHandler(caplog.handler)
     try:
         with serving(registry) as endpoint:

@@ -16,9 +16,9 @@ from watcher.errors import WorkerTrouble
 from watcher.formats.task import Task
 from watcher.policy.after_attempt import Ending, Failure
 from watcher.policy.retry import RetryDelays
-from watcher.runner.interface import Attempt, Live, Outcome, Output
+from watcher.runner.runner_interface import Attempt, Live, Outcome, Output
 from watcher.store.holds import hold_provider, lift_hold
-from watcher.store.interface import Claim, Claimed, Settlement
+from watcher.store.queue_interface import Claim, Claimed, Settlement
 from watcher.telemetry.events import Event, TaskSettled, TroubleBegan, TroubleEnded
 from watcher.worker.executor import Executor, ExecutorOptions
 from watcher.worker.provider_gates import Gates

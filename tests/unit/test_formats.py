@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from tests.schemacheck import fits
 from watcher.clock import parse_rfc3339, rfc3339
 from watcher.errors import InvalidTask
-from watcher.formats import dead_letter, heartbeat, notice, result, strict_json, task
+from watcher.formats import dead_letter, heartbeat, result, strict_json, task
+from watcher.formats import receipt_and_notice as notice
 from watcher.formats.dead_letter import DeadLetter
 from watcher.formats.fields import (
     Choice,
@@ -30,7 +31,7 @@ from watcher.formats.fields import (
     Text,
 )
 from watcher.formats.heartbeat import ActiveTask, Heartbeat, Stats, parse_heartbeat
-from watcher.formats.notice import Receipt
+from watcher.formats.receipt_and_notice import Receipt
 from watcher.formats.result import HEAD_BYTES, Result, Usage, parse_result, status_in_head
 from watcher.formats.schemas import all_schemas
 from watcher.formats.strict_json import MAX_DEPTH, NotStrictJson

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from watcher.policy.after_attempt import Disposition, Retry, Settle
-from watcher.policy.given_back import GIVEN_BACK_TOO_OFTEN, GaveBack, Given, weigh
+from watcher.policy.give_back_limit import GIVEN_BACK_TOO_OFTEN, GaveBack, Given, weigh
 from watcher.policy.provider_gate import Hold, next_pause
 from watcher.store.folders import History
 

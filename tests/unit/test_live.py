@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from watcher.runner.live_view import LOOK_BYTES, LiveView, is_answer, name_of
-from watcher.runner.stall import StallWatch
+from watcher.runner.stall_timer import StallWatch
 
 NOW = 1_800_000_000.0
 

@@ -166,7 +166,7 @@ def test_ordinary_log_calls_with_arguments_and_an_exception_work_in_both_formats
         try:
             raise ValueError("odd")
         except ValueError:
-            logging.getLogger("watcher.telemetry.endpoint").warning("tried %d times", 3, exc_info=True)
+            logging.getLogger("watcher.telemetry.metrics_endpoint").warning("tried %d times", 3, exc_info=True)
         text = stream.getvalue()
         assert "tried 3 times" in text
         assert "ValueError: odd" in text

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from tests.doubles import HandClock, Memory
-from watcher.formats.notice import NOTICE_FIELDS, Notice, notice_schema
-from watcher.store import notices as recorder_module
+from watcher.formats.receipt_and_notice import NOTICE_FIELDS, Notice, notice_schema
+from watcher.store import notice_publisher as recorder_module
 from watcher.store.listener_database import VERSION, Entry, Ledger
-from watcher.store.notices import Findings, Recorder
-from watcher.store.totals import Finished
+from watcher.store.notice_publisher import Findings, Recorder
+from watcher.store.outcome_totals import Finished
 
 
 class Killed(Exception):

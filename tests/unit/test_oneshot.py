@@ -31,9 +31,9 @@ from tests.workshop import (
 )
 from watcher.policy.after_attempt import Failure
 from watcher.runner import attempt_files, oneshot
-from watcher.runner.interface import Outcome
 from watcher.runner.providers.built_in import built_in
-from watcher.runner.stall import StallWatch
+from watcher.runner.runner_interface import Outcome
+from watcher.runner.stall_timer import StallWatch
 from watcher.system import processes
 
 __all__ = ["family", "printing", "shop"]

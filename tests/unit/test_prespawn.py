@@ -20,11 +20,11 @@ from tests.waiting import wait_for
 from tests.workshop import Running, Workshop, attempt, reason, run
 from watcher.clock import SystemClock
 from watcher.policy.after_attempt import Failure
-from watcher.runner.interface import Attempt
 from watcher.runner.oneshot import OneShotRunner, OneShotSettings
 from watcher.runner.prestart import Prespawn, PrespawnSettings, attending
 from watcher.runner.prestarted_process import Key
 from watcher.runner.providers.built_in import BUILT_IN, built_in
+from watcher.runner.runner_interface import Attempt
 from watcher.telemetry.events import ProviderHeld, ProviderResumed, WorkerPaused, WorkerResumed
 
 __all__ = ["family"]

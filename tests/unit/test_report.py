@@ -9,7 +9,7 @@ from watcher.cli.report import MAX_ROWS, report_html, report_text, seconds_text
 from watcher.store.listener_database import Entry, Ledger
 from watcher.store.listener_lock import Seat
 from watcher.store.listener_state import ListenerView, Totals, is_running, listener_lines, read_points, read_view
-from watcher.store.totals import Finished
+from watcher.store.outcome_totals import Finished
 
 EVIL = '<script>alert("x")</script>\x1b[31m'
 NOW = 1_800_000_000.0

@@ -14,7 +14,7 @@ import pytest
 from tests.doubles import HandClock, Memory
 from watcher.listener.worker_health import Roster
 from watcher.store.listener_database import Ledger
-from watcher.store.notices import Findings
+from watcher.store.notice_publisher import Findings
 from watcher.telemetry.events import WorkerJudged
 
 INCARNATION = "ab" * 16

@@ -13,7 +13,7 @@ import pytest
 
 from tests.doubles import HandClock, Memory
 from watcher.policy.after_attempt import Ending, Failure
-from watcher.runner.interface import Attempt, Live, Outcome, Output
+from watcher.runner.runner_interface import Attempt, Live, Outcome, Output
 from watcher.runner.warm.jsonrpc import Executed, RpcError
 from watcher.runner.warm.pool import HandlerFault, NotWarm, PoolClosed, PoolFull, Reply, Ticket
 from watcher.runner.warm.runner import PoolRunner, PoolRunnerSettings, Router

@@ -8,7 +8,7 @@ import pytest
 
 from watcher.policy.breaker import BreakerState
 from watcher.policy.provider_gate import Hold
-from watcher.worker.status import Standing, pulse
+from watcher.worker.worker_status import Standing, pulse
 
 STANDING = Standing(None, None, "inotify", None, None)
 

@@ -21,12 +21,12 @@ from typing import Any, Literal
 
 from watcher.clock import Clock
 from watcher.policy.after_attempt import Failure
-from watcher.runner.interface import Attempt, Outcome
 from watcher.runner.oneshot import OneShotRunner, OneShotSettings
 from watcher.runner.providers.built_in import BUILT_IN
 from watcher.runner.providers.judging import missing_mcp
 from watcher.runner.providers.output_events import Reading
 from watcher.runner.providers.provider import Provider, environment_for, find_program
+from watcher.runner.runner_interface import Attempt, Outcome
 
 CANARY = "Answer with the single word READY. Do not use any tool and do not explain."
 #: A warm handler is asked whether it lives: it takes no prompt (docs/handlers.md).

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from watcher.clock import rfc3339
 from watcher.store.listener_state import ListenerView, Point
-from watcher.store.totals import COUNTED, Sums, bucket_of, seconds_in
+from watcher.store.outcome_totals import COUNTED, Sums, bucket_of, seconds_in
 
 _DIMENSIONS = (("worker", "Workers"), ("provider", "Providers"), ("agent_id", "Agents"), ("batch_id", "Batches"))
 _HEADER = ("", "tasks", "completed", "failed", "timeout", "cancelled", "refused", "success", "mean", "p50", "p95",

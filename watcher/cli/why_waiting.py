@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from watcher.clock import rfc3339
 from watcher.formats.breakers import parse_breakers
-from watcher.formats.command import PAUSED
+from watcher.formats.operator_command import PAUSED
 from watcher.store import workers
 from watcher.store.holds import StoredHold, list_holds
 from watcher.store.spending import DAILY_BUDGET

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from watcher.formats import command, dead_letter, heartbeat, notice, result, task
+from watcher.formats import dead_letter, heartbeat, result, task
+from watcher.formats import operator_command as command
+from watcher.formats import receipt_and_notice as notice
 
 
 def all_schemas() -> dict[str, dict[str, Any]]:

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from watcher.clock import Clock
-from watcher.formats.notice import Notice
+from watcher.formats.receipt_and_notice import Notice
 from watcher.store.listener_database import Ledger
-from watcher.store.notices import Findings
-from watcher.store.totals import Finished
+from watcher.store.notice_publisher import Findings
+from watcher.store.outcome_totals import Finished
 from watcher.store.waiting_tasks import Sight
 from watcher.telemetry.events import BatchEnded, Emit
 

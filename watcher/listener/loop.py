@@ -32,10 +32,10 @@ from watcher.policy import scan_interval as scanning
 from watcher.store.listener_database import Ledger
 from watcher.store.listener_lock import Seat
 from watcher.store.new_outcomes import Collector
-from watcher.store.notices import Findings, Recorder
+from watcher.store.notice_publisher import Findings, Recorder
+from watcher.store.outcome_totals import Finished, by_status
 from watcher.store.reassign import Reassigner
 from watcher.store.retention import Pruner
-from watcher.store.totals import Finished, by_status
 from watcher.store.waiting_tasks import Sight, WaitingTasks
 from watcher.system import no_links
 from watcher.system.files import Folder, replace

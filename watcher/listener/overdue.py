@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from watcher.clock import Clock
-from watcher.formats.notice import Notice
+from watcher.formats.receipt_and_notice import Notice
 from watcher.policy.overdue import Overdue, OverdueLimits, TaskState, overdue
 from watcher.store.listener_database import Ledger
-from watcher.store.notices import Findings
+from watcher.store.notice_publisher import Findings
 from watcher.store.waiting_tasks import OnItsWay, Sight
 from watcher.telemetry.events import Emit, TaskLate
 

@@ -20,18 +20,18 @@ from watcher.policy.overdue import OverdueLimits
 from watcher.store.listener_database import Ledger
 from watcher.store.listener_lock import Seat
 from watcher.store.new_outcomes import Collector
-from watcher.store.notices import NOTICES, Recorder
+from watcher.store.notice_publisher import NOTICES, Recorder
 from watcher.store.reassign import Reassigner
 from watcher.store.retention import Pruner, Retention
 from watcher.store.waiting_tasks import WaitingTasks
 from watcher.system.signals import Reactions, signals
-from watcher.telemetry.endpoint import start_endpoint
 from watcher.telemetry.events import Bus, LedgerRebuilt
 from watcher.telemetry.logs import EventLog, configure_logging
+from watcher.telemetry.metrics_endpoint import start_endpoint
 
 if TYPE_CHECKING:
-    from watcher.telemetry.endpoint import MetricsEndpoint
     from watcher.telemetry.listener_metrics import ListenerMetrics
+    from watcher.telemetry.metrics_endpoint import MetricsEndpoint
     from watcher_config import Loaded, OrchestratorConfig
 
 

@@ -17,13 +17,13 @@ from watcher.clock import Clock
 from watcher.errors import WorkerTrouble
 from watcher.formats import heartbeat, strict_json
 from watcher.formats.fields import FieldError
-from watcher.formats.notice import Notice
+from watcher.formats.receipt_and_notice import Notice
 from watcher.formats.task import WORKER_PATTERN
 from watcher.policy.health import FLAP_WINDOW_SECONDS, Health, Signs, is_overdue, is_silent, judge, recovery_wait
 from watcher.store import workers as presence
 from watcher.store.folders import History
 from watcher.store.listener_database import Ledger
-from watcher.store.notices import Findings
+from watcher.store.notice_publisher import Findings
 from watcher.system import no_links
 from watcher.system.files import is_blank
 from watcher.telemetry.events import Emit, FileIgnored, WorkerJudged, WorkerMissed

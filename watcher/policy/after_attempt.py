@@ -2,7 +2,7 @@
 
 The classes are those of the failure table in docs/lifecycle.md. A retry is only for what may pass by itself; a hold
 is for the provider, not the task, so it costs the task no attempt; trouble is the machine's and costs none either,
-both until `policy.given_back` finds that it is the task after all.
+both until `policy.give_back_limit` finds that it is the task after all.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Retry:
 @dataclass(slots=True)
 class HoldProvider:
     """Give the task back and start nothing for its provider until `until` (wall seconds; None: until it is lifted or a
-    probe works). Whether it counts is for `policy.given_back`; `is_weak` evidence is tried on another task."""
+    probe works). Whether it counts is for `policy.give_back_limit`; `is_weak` evidence is tried on another task."""
 
     reason: str
     detail: str | None
@@ -80,7 +80,7 @@ class HoldProvider:
 
 @dataclass(slots=True)
 class GiveBack:
-    """Give the task back; with `trouble`, claim nothing until the machine is well again, and `policy.given_back` says
+    """Give the task back; with `trouble`, claim nothing until the machine is well; `policy.give_back_limit` says
     whether it counts; without, it never does."""
 
     reason: str

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from watcher.errors import is_trouble
 from watcher.policy.output_limit import FULL_BYTES
-from watcher.runner.interface import Output
 from watcher.runner.printed_text import bounded_text, harmless, shortened
+from watcher.runner.runner_interface import Output
 from watcher.system import no_links
 
 

@@ -18,7 +18,6 @@ from typing import Protocol
 from watcher.clock import Clock
 from watcher.policy.after_attempt import Ending, Failure
 from watcher.runner.cwd import checked_cwd
-from watcher.runner.interface import Attempt
 from watcher.runner.prestarted_process import Key, files_read
 from watcher.runner.providers.provider import (
     PROMPT_FILE,
@@ -29,6 +28,7 @@ from watcher.runner.providers.provider import (
     missing_problem,
     root_problem,
 )
+from watcher.runner.runner_interface import Attempt
 from watcher.runner.start_failures import Launch, start_failure
 from watcher.system import processes
 

@@ -28,12 +28,12 @@ from watcher.policy.after_attempt import Ending, Failure
 from watcher.policy.output_limit import FULL_BYTES, OUTPUT_TOO_LARGE, PrintWatch, has_filled_disk
 from watcher.runner.attempt_files import Slot, Slots, remove, unnamed_file, write_file
 from watcher.runner.command_line import Plan, Planner, waiting_key
-from watcher.runner.interface import MAX_ATTEMPT_OUTPUT_BYTES, Attempt, Outcome, without_output
 from watcher.runner.live_view import Live, LiveView
 from watcher.runner.prestart import Prespawn, PrespawnSettings
 from watcher.runner.providers.outcome import EndedCommand, outcome_of
 from watcher.runner.providers.provider import Provider
-from watcher.runner.stall import StallWatch
+from watcher.runner.runner_interface import MAX_ATTEMPT_OUTPUT_BYTES, Attempt, Outcome, without_output
+from watcher.runner.stall_timer import StallWatch
 from watcher.runner.start_failures import trouble
 from watcher.system import processes
 
@@ -90,7 +90,7 @@ class _OneShotRun:
 
 
 class OneShotRunner:
-    """A Runner (see `runner.interface`) that starts one process per attempt."""
+    """A Runner (see `runner.runner_interface`) that starts one process per attempt."""
 
     def __init__(self, providers: Mapping[str, Provider], settings: OneShotSettings, clock: Clock) -> None:
         self._settings = settings

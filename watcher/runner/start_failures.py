@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from watcher.errors import is_trouble
 from watcher.policy.after_attempt import Ending, Failure
 from watcher.runner.cwd import bad_cwd
-from watcher.runner.interface import Attempt
 from watcher.runner.providers.provider import LOOK_AGAIN_SECONDS, Provider, missing_problem
+from watcher.runner.runner_interface import Attempt
 
 
 @dataclass(frozen=True, slots=True)

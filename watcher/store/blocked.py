@@ -16,7 +16,7 @@ from typing import Protocol
 from watcher.clock import Clock
 from watcher.errors import InvalidTask
 from watcher.formats.task import Task
-from watcher.policy.circles import MAX_NODES, circle, knots, ways_back, words_of
+from watcher.policy.dependency_circles import MAX_NODES, circle, knots, ways_back, words_of
 from watcher.store.dependencies import Needs, Results, look
 from watcher.store.folders import History, WorkerFolders
 from watcher.store.other_workers import Elsewhere

@@ -19,7 +19,7 @@ from typing import Any
 from watcher.errors import InvalidTask, WatcherError
 from watcher.formats import strict_json
 from watcher.formats.task import Task, parse_task, refuse_to_unset, task_from_fields
-from watcher.policy.circles import words_of
+from watcher.policy.dependency_circles import words_of
 from watcher.store.folders import History, WorkerFolders
 from watcher.store.task_reader import TaskBytes, read_task_file
 from watcher.system.files import Folder, fsync_file, move, move_new

@@ -17,7 +17,7 @@ from watcher.store.dependencies import Results
 from watcher.store.other_workers import Elsewhere
 from watcher.store.refused_files import Endings
 from watcher.store.result_writer import Settler
-from watcher.store.tool_claims import Visit
+from watcher.store.tool_claim_folder import Visit
 
 if TYPE_CHECKING:
     from watcher.settings.folders import Folders

@@ -5,7 +5,7 @@ stay as they were submitted: `x.json` is new; `x~2-1.json` in a claim folder is 
 died; `x~2-1-1763768000123.json` in `.retry` waits until that wall time in milliseconds. `~` is in no task id.
 A claim whose name has that third number does not run: somebody has it in hand, to change or to end it, and a rescuer
 puts it back as it was. `h` after the number says that it came from `.held`. `+0-2-1-7` before the ending is what is
-remembered of give-backs (`policy.given_back`): words 0, facts 2, counted 1, holds refuted 7 by then.
+remembered of give-backs (`policy.give_back_limit`): words 0, facts 2, counted 1, holds refuted 7 by then.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from watcher.errors import LockLost, SettingError
-from watcher.policy.given_back import Given
+from watcher.policy.give_back_limit import Given
 from watcher.store.abandoned_files import remove_abandoned
 from watcher.system import no_links
 from watcher.system.files import Folder, move, publish_new

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from watcher.errors import SettingError, shortage_behind
-from watcher.store.totals import Finished, Sums, TotalsDelta
+from watcher.store.outcome_totals import Finished, Sums, TotalsDelta
 from watcher.system import no_links
 
 FILE_NAME = "orchestrator.db"

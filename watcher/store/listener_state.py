@@ -18,7 +18,7 @@ from typing import Any
 from watcher.cli.terminal import one_line
 from watcher.store.listener_database import FILE_NAME, VERSION
 from watcher.store.listener_lock import LOCK_NAME
-from watcher.store.totals import Finished, Sums
+from watcher.store.outcome_totals import Finished, Sums
 from watcher.store.workers import is_locked
 from watcher.system.files import Folder
 

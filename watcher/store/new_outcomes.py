@@ -26,11 +26,11 @@ from watcher.errors import WorkerTrouble
 from watcher.formats import dead_letter, strict_json
 from watcher.formats import result as result_format
 from watcher.formats.fields import FieldError, Kind
-from watcher.formats.notice import Notice
+from watcher.formats.receipt_and_notice import Notice
 from watcher.formats.task import TASK_FILE_NAME
 from watcher.store.listener_database import Key, Ledger
-from watcher.store.notices import Findings
-from watcher.store.totals import Finished
+from watcher.store.notice_publisher import Findings
+from watcher.store.outcome_totals import Finished
 from watcher.system import no_links
 from watcher.system.files import Folder, read_up_to
 from watcher.telemetry.events import Emit, FileIgnored, FolderFound, FolderLost

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from watcher.errors import WatcherError
-from watcher.formats.command import PAUSED, command_of
+from watcher.formats.operator_command import PAUSED, command_of
 from watcher.formats.task import WORKER_PATTERN
 from watcher.system.files import Folder, fsync_file, move_new, replace
 

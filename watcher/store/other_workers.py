@@ -12,7 +12,7 @@ from pathlib import Path
 
 from watcher.errors import InvalidTask
 from watcher.formats.task import Task, parse_task
-from watcher.policy.circles import MAX_NODES, circle
+from watcher.policy.dependency_circles import MAX_NODES, circle
 from watcher.store.dependencies import Results
 from watcher.store.folders import ARCHIVE, CLAIMS, HELD, RETRY, History
 from watcher.system import no_links

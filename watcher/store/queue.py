@@ -20,14 +20,14 @@ from typing import Any, Literal
 
 from watcher.clock import Clock, NeverAhead
 from watcher.errors import InvalidTask, WorkerTrouble
-from watcher.formats.notice import Receipt
+from watcher.formats.receipt_and_notice import Receipt
 from watcher.formats.task import Task, parse_task
 from watcher.policy.claim_order import Waiting
 from watcher.store import changes as inhand
 from watcher.store.dependencies import fill, sources, unfilled
 from watcher.store.folders import History, WorkerFolders, why_stuck
 from watcher.store.inbox_index import SLICE_SECONDS, Index, SpoolOptions
-from watcher.store.interface import Claim, Claimed, Settlement
+from watcher.store.queue_interface import Claim, Claimed, Settlement
 from watcher.store.refused_files import NOT_UNDERSTOOD, Endings, RefusedFile
 from watcher.store.rescue import rescue
 from watcher.store.result_writer import Settler

@@ -23,13 +23,13 @@ from typing import Any
 
 from watcher.clock import Clock
 from watcher.formats import strict_json
-from watcher.formats.notice import Notice
+from watcher.formats.receipt_and_notice import Notice
 from watcher.formats.task import TASK_FILE_NAME
 from watcher.listener.worker_health import Roster, claims_of
 from watcher.store import workers as presence
 from watcher.store.folders import CLAIMS, RETRY, History
 from watcher.store.folders import HELD as HELD_TASKS
-from watcher.store.notices import Findings
+from watcher.store.notice_publisher import Findings
 from watcher.system import no_links
 from watcher.system.files import Folder, fsync_file, move, publish_new
 from watcher.telemetry.events import Emit, HintFailed, TasksReassigned

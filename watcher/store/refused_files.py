@@ -18,7 +18,7 @@ from watcher.formats.dead_letter import DeadLetter
 from watcher.formats.result import Result, Status, parse_result
 from watcher.formats.task import TASK_FILE_NAME, Task, marks_of, parse_task
 from watcher.store.folders import History, WorkerFolders, bad_name_handle, original_name
-from watcher.store.interface import Settlement
+from watcher.store.queue_interface import Settlement
 from watcher.store.task_reader import TaskBytes, read_task_file
 from watcher.system.files import NO_FILE, Folder, move
 from watcher.telemetry.events import Event, TaskDropped, TaskRefused, TaskSettled

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from watcher.formats import strict_json
 from watcher.store.folders import WorkerFolders, original_name
-from watcher.store.interface import Settlement
+from watcher.store.queue_interface import Settlement
 from watcher.system.files import FEW, Folder, Sync, fsync_file, move, move_new, publish_new
 from watcher.telemetry.events import Event, OutcomeDiscarded
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from watcher.clock import Clock, NeverAhead
 from watcher.store.folders import ORIGINALS, OUTPUT
-from watcher.store.notices import NOTICES
+from watcher.store.notice_publisher import NOTICES
 from watcher.system import no_links
 from watcher.telemetry.events import Emit, FilesPruned
 

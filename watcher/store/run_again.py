@@ -27,7 +27,7 @@ from watcher.formats.task import ID_PATTERN, MARKS, PAST, parse_task, refuse_to_
 from watcher.store import workers
 from watcher.store.changes import find_waiting, put_back
 from watcher.store.folders import ARCHIVE, History, WorkerFolders
-from watcher.store.tool_claims import Visit
+from watcher.store.tool_claim_folder import Visit
 from watcher.system import no_links
 from watcher.system.files import Folder, fsync_file, move_new, read_regular
 

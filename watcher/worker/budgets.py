@@ -7,10 +7,10 @@ raises nothing and runs nothing: who asks carries the answer out.
 from __future__ import annotations
 
 from watcher.policy.after_attempt import Disposition, Ending, Failure, Retry, Settle
-from watcher.runner.interface import Live, Outcome
-from watcher.store.interface import Claim
+from watcher.runner.runner_interface import Live, Outcome
+from watcher.store.queue_interface import Claim
 from watcher.store.spending import BUDGET_EXCEEDED, DAILY_BUDGET, Allowance, Spending
-from watcher.worker.slots import Running
+from watcher.worker.slot_threads import Running
 
 
 class Budgets:

@@ -18,11 +18,11 @@ from watcher.errors import WorkerTrouble
 from watcher.policy.after_attempt import Disposition, Ending, Failure, HoldProvider, Retry, Settle, decide
 from watcher.policy.claim_ahead import ClaimingAhead
 from watcher.policy.claim_order import doubted, undoubted
-from watcher.policy.given_back import GaveBack, weigh
+from watcher.policy.give_back_limit import GaveBack, weigh
 from watcher.policy.output_limit import FULL_BYTES, OUTPUT_TOO_LARGE
 from watcher.policy.retry import RetryDelays
-from watcher.runner.interface import Attempt, Live, Outcome, Runner, without_output
-from watcher.store.interface import Claim, Settlement, Spool
+from watcher.runner.runner_interface import Attempt, Live, Outcome, Runner, without_output
+from watcher.store.queue_interface import Claim, Settlement, Spool
 from watcher.store.spending import Spending
 from watcher.telemetry.events import (
     AttemptEnded,
@@ -33,13 +33,13 @@ from watcher.telemetry.events import (
     TaskClaimed,
     TaskNotUnderstood,
 )
-from watcher.worker.blame import Blame
 from watcher.worker.budgets import Budgets
-from watcher.worker.completer import WayOut
+from watcher.worker.claim_completer import WayOut
+from watcher.worker.give_back_blame import Blame
 from watcher.worker.machine_trouble import Trouble
 from watcher.worker.provider_gates import Gates
 from watcher.worker.settlement import SettledBy, settlement
-from watcher.worker.slots import LARGEST_BATCH, NOT_BEGUN, Callbacks, Crew, Running
+from watcher.worker.slot_threads import LARGEST_BATCH, NOT_BEGUN, Callbacks, Crew, Running
 
 #: Finished attempts that may wait for the disk before nothing new is started.
 _MAX_UNSTORED = LARGEST_BATCH

@@ -39,7 +39,7 @@ from watcher.telemetry.events import (
     WorkerStopped,
 )
 from watcher.telemetry.heartbeat_writer import Pulse
-from watcher.worker.status import Standing, WorkerParts, pulse
+from watcher.worker.worker_status import Standing, WorkerParts, pulse
 
 #: The keys of our own folders among the watched ones; the others are workers' names, which are neither.
 _INBOX = ""

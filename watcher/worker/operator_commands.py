@@ -21,7 +21,15 @@ from pathlib import Path
 from watcher.clock import Clock
 from watcher.errors import InvalidTask, LockLost, is_trouble
 from watcher.formats import strict_json
-from watcher.formats.command import PAUSED, PLAIN_WORDS, WORDS, Command, InvalidCommand, command_of, parse_command
+from watcher.formats.operator_command import (
+    PAUSED,
+    PLAIN_WORDS,
+    WORDS,
+    Command,
+    InvalidCommand,
+    command_of,
+    parse_command,
+)
 from watcher.store.changes import StillWritten
 from watcher.store.queue import DirectorySpool
 from watcher.store.worker_locks import Incarnation

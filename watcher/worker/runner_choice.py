@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from watcher.clock import Clock
-from watcher.runner.interface import Runner
 from watcher.runner.oneshot import OneShotRunner, OneShotSettings
 from watcher.runner.prestart import PrespawnSettings, attending
 from watcher.runner.providers.provider import Provider, environment_for
+from watcher.runner.runner_interface import Runner
 from watcher.settings.layers import process_environment
 from watcher.store.worker_locks import Incarnation
 from watcher.telemetry.events import Bus

@@ -33,20 +33,20 @@ from watcher.store.worker_locks import Incarnation
 from watcher.system.process_fence import fence
 from watcher.system.processes import become_subreaper
 from watcher.system.signals import Reactions, signals
-from watcher.telemetry.endpoint import start_endpoint
 from watcher.telemetry.events import Bus, Event, TaskSettled
 from watcher.telemetry.heartbeat_writer import Beats
 from watcher.telemetry.logs import EventLog, configure_logging, lines_dropped
+from watcher.telemetry.metrics_endpoint import start_endpoint
 from watcher.worker.executor import Executor, ExecutorOptions
 from watcher.worker.loop import Worker, WorkerOptions
 from watcher.worker.operator_commands import ControlDesk, ControlOptions
 from watcher.worker.provider_gates import Gates
 from watcher.worker.runner_choice import Runners
-from watcher.worker.status import WorkerParts
+from watcher.worker.worker_status import WorkerParts
 
 if TYPE_CHECKING:
     from watcher.intake.drop_zones.in_worker import ZonesThread
-    from watcher.telemetry.endpoint import MetricsEndpoint
+    from watcher.telemetry.metrics_endpoint import MetricsEndpoint
     from watcher.telemetry.statistics_push import StatisticsPush
     from watcher.telemetry.worker_metrics import WorkerMetrics
     from watcher_config import Loaded, WatcherConfig

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from watcher.formats.dead_letter import DeadLetter
 from watcher.formats.result import Result
 from watcher.policy.after_attempt import Settle
-from watcher.runner.interface import Outcome, Output
 from watcher.runner.printed_text import shortened
-from watcher.store.interface import Claim, Settlement
+from watcher.runner.runner_interface import Outcome, Output
+from watcher.store.queue_interface import Claim, Settlement
 from watcher.telemetry.events import TaskSettled
 
 #: Of each output, when the disk is so full that its whole cannot be kept: four of these fit where little is free.

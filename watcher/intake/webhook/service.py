@@ -20,16 +20,16 @@ from watcher.errors import SettingError
 from watcher.intake.webhook.access import Access
 from watcher.intake.webhook.deliveries import Memory
 from watcher.intake.webhook.durable_posts import Accepter
-from watcher.intake.webhook.endpoint import Endpoint, EndpointParts
 from watcher.intake.webhook.event_stream import TaskNews, workers_of
+from watcher.intake.webhook.http_routes import Endpoint, EndpointParts
+from watcher.intake.webhook.http_server import ConnectionLimits, Server, check_descriptors, listen
 from watcher.intake.webhook.payload_hooks import Hook, load_hooks
-from watcher.intake.webhook.server import ConnectionLimits, Server, check_descriptors, listen
 from watcher.settings.webhook import WebhookConfig
 from watcher.system.files import Folder, replace
 from watcher.system.signals import Reactions, signals
-from watcher.telemetry.endpoint import MetricsEndpoint
 from watcher.telemetry.events import Bus, WebhookStarted, WebhookStopped
 from watcher.telemetry.logs import EventLog, configure_logging
+from watcher.telemetry.metrics_endpoint import MetricsEndpoint
 from watcher.telemetry.webhook_metrics import WebhookMetrics
 
 

@@ -26,13 +26,21 @@ from watcher.runner.acp.process import AUTH_REQUIRED, AcpProcess
 from watcher.runner.acp.turn import Turn
 from watcher.runner.attempt_files import kept_text, output_of
 from watcher.runner.cwd import checked_cwd
-from watcher.runner.interface import MAX_ATTEMPT_OUTPUT_BYTES, Attempt, Outcome, Output, Runner, Unseen, without_output
 from watcher.runner.orphan_guard_client import Guarding
 from watcher.runner.printed_text import harmless
 from watcher.runner.providers.failure_rules import ACP
 from watcher.runner.providers.failure_words import Printed
 from watcher.runner.providers.judging import judge
 from watcher.runner.providers.provider import Provider, environment_for
+from watcher.runner.runner_interface import (
+    MAX_ATTEMPT_OUTPUT_BYTES,
+    Attempt,
+    Outcome,
+    Output,
+    Runner,
+    Unseen,
+    without_output,
+)
 from watcher.runner.start_failures import Launch, start_failure
 from watcher.runner.warm.handler_process import Start, start_of
 from watcher.runner.warm.jsonrpc import RpcError
@@ -86,7 +94,7 @@ class _AcpRun:
 
 
 class AcpRunner(Unseen):
-    """A Runner (see `runner.interface`) for providers that speak the protocol; `once` knows whether they are there."""
+    """The runner of providers that speak the protocol; `once` knows whether they are there."""
 
     def __init__(self, providers: Mapping[str, Provider], once: Runner, settings: AcpSettings, clock: Clock) -> None:
         self._providers = dict(providers)

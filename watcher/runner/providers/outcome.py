@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from watcher.policy.after_attempt import Ending, Failure
 from watcher.runner.attempt_files import Slot
-from watcher.runner.interface import Outcome, Output
 from watcher.runner.printed_text import bounded_text, events, shortened
 from watcher.runner.providers.failure_words import Printed
 from watcher.runner.providers.judging import judge
 from watcher.runner.providers.output_events import Reading
 from watcher.runner.providers.provider import OutputFormat, Provider
+from watcher.runner.runner_interface import Outcome, Output
 from watcher.system import processes
 
 #: Where words of a failure are looked for: they stand near an end of what was printed.

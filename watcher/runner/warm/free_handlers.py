@@ -18,7 +18,7 @@ from watcher.clock import Clock
 from watcher.errors import WatcherError
 from watcher.policy.after_attempt import Failure
 from watcher.policy.pool_size import PoolLimits, restart_delay, size_after_request
-from watcher.runner.interface import MAX_ATTEMPT_OUTPUT_BYTES
+from watcher.runner.runner_interface import MAX_ATTEMPT_OUTPUT_BYTES
 from watcher.runner.warm.handler_process import Start, WarmProcess
 from watcher.runner.warm.pipes import WireBroken
 

@@ -26,8 +26,8 @@ from watcher.errors import WorkerTrouble, is_trouble
 from watcher.policy.after_attempt import Ending, Failure
 from watcher.runner.attempt_files import output_of
 from watcher.runner.cwd import checked_cwd
-from watcher.runner.interface import Attempt, Live, Outcome, Output, Runner, Unseen, without_output
 from watcher.runner.printed_text import harmless
+from watcher.runner.runner_interface import Attempt, Live, Outcome, Output, Runner, Unseen, without_output
 from watcher.runner.warm.jsonrpc import FOR_GOOD, Executed, RpcError
 from watcher.runner.warm.pool import HandlerFault, HandlerPool, NotWarm, PoolClosed, PoolFull, Reply, Ticket
 from watcher.telemetry.events import Emit, Event
@@ -53,7 +53,7 @@ class PoolRunnerSettings:
 
 
 class PoolRunner(Unseen):
-    """A Runner (see `runner.interface`) for the provider `handler`; `once` runs what cannot be kept warm."""
+    """A Runner (see `runner.runner_interface`) for the provider `handler`; `once` runs what cannot be kept warm."""
 
     def __init__(
         self,

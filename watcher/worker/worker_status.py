@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from watcher.formats.heartbeat import ActiveTask, HeartbeatStatus
 from watcher.policy.breaker import BreakerState
-from watcher.runner.interface import Runner
+from watcher.runner.runner_interface import Runner
 from watcher.store.queue import DirectorySpool
 from watcher.store.spending import Spending
 from watcher.store.worker_locks import Incarnation
@@ -20,7 +20,7 @@ from watcher.telemetry.heartbeat_writer import Beats, Pulse
 from watcher.worker.executor import Executor
 from watcher.worker.operator_commands import ControlDesk
 from watcher.worker.provider_gates import Gates
-from watcher.worker.slots import Running
+from watcher.worker.slot_threads import Running
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from watcher.errors import WorkerTrouble
 from watcher.policy.after_attempt import Retry
 from watcher.policy.retry import RetryDelays
-from watcher.store.interface import Claim, Settlement, Spool
+from watcher.store.queue_interface import Claim, Settlement, Spool
 from watcher.telemetry.events import Emit, Event, TaskRetryScheduled
 from watcher.worker.budgets import Budgets
 from watcher.worker.machine_trouble import Trouble

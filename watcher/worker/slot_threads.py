@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from watcher.clock import Clock
 from watcher.errors import InvalidTask, WorkerTrouble
 from watcher.policy.after_attempt import Ending, Failure
-from watcher.runner.interface import Attempt, Outcome, Runner, without_output
-from watcher.store.interface import Claim, Settlement, Spool
+from watcher.runner.runner_interface import Attempt, Outcome, Runner, without_output
+from watcher.store.queue_interface import Claim, Settlement, Spool
 from watcher.telemetry.events import Event, TaskNotUnderstood
 
 #: Why an attempt is given back that was not begun, for its provider has been held meanwhile.

@@ -1,7 +1,7 @@
 """Whom an attempt blames that was given back, the account or the machine, and whether that can be so.
 
 Knows what others have shown since: of an account by `provider_gates`, over all its workers and through restarts; of
-this machine by the attempts of this process. What a give-back then comes to is `policy.given_back`. Loop thread only.
+this machine by the attempts of this process. `policy.give_back_limit` says what a give-back comes to. Loop thread only.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from watcher.policy.after_attempt import GiveBack, HoldProvider
-from watcher.policy.given_back import Alone, GaveBack
-from watcher.store.interface import Claim
+from watcher.policy.give_back_limit import Alone, GaveBack
+from watcher.store.queue_interface import Claim
 from watcher.worker.provider_gates import OWN_REASONS, Gates
-from watcher.worker.slots import Running
+from watcher.worker.slot_threads import Running
 
 
 class Blame:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from watcher.formats.task import Task
-from watcher.policy.given_back import Given
+from watcher.policy.give_back_limit import Given
 from watcher.telemetry.events import Event
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from watcher.clock import Clock
 from watcher.errors import SettingError
 from watcher.formats import strict_json
-from watcher.formats.notice import Notice
+from watcher.formats.receipt_and_notice import Notice
 from watcher.store.folders import TEMPORARY
 from watcher.store.listener_database import Entry, Ledger
 from watcher.system.files import FEW, Folder, fsync_file, publish_new, syncfs
