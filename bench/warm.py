@@ -24,7 +24,7 @@ from tests.stub_model import StubModel
 from tests.stub_wires import Error, Json, Reply
 from watcher.clock import SystemClock
 from watcher.runner.oneshot import OneShotRunner, OneShotSettings
-from watcher.runner.prestart import PrespawnSettings
+from watcher.runner.prestart import PrestartSettings
 from watcher.runner.providers.built_in import built_in
 from watcher.runner.runner_interface import Attempt
 from watcher.system import processes
@@ -63,11 +63,11 @@ def _measure(options: argparse.Namespace, stub: Timing, place: Path) -> None:
         "PATH": os.environ["PATH"], "HOME": str(place), "IS_SANDBOX": "1", "ANTHROPIC_API_KEY": "not-a-key",
         "ANTHROPIC_BASE_URL": stub.url,
     }  # fmt: skip
-    ahead = PrespawnSettings(1, f"{os.getpid():016x}{'b' * 16}.w")
+    ahead = PrestartSettings(1, f"{os.getpid():016x}{'b' * 16}.w")
     runners = {
         how: OneShotRunner(
             built_in({"claude": (options.claude,)}),
-            OneShotSettings(place, None, environ, default_cwd=place, prespawn=ahead if how == "warm" else None),
+            OneShotSettings(place, None, environ, default_cwd=place, prestart=ahead if how == "warm" else None),
             SystemClock(),
         )
         for how in ("cold", "warm")
@@ -89,7 +89,7 @@ def _measure(options: argparse.Namespace, stub: Timing, place: Path) -> None:
 
 def _until_ready(runner: OneShotRunner) -> None:
     end = time.monotonic() + _READY_SECONDS
-    while runner.prespawn is not None and not runner.prespawn.ready():
+    while runner.prestart is not None and not runner.prestart.ready():
         if time.monotonic() > end:
             raise SystemExit(f"it does not get ready: {runner.remark()}")
         time.sleep(0.01)

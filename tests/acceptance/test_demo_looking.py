@@ -174,7 +174,7 @@ def test_demo_whose_agent_is_broken_fails_in_time_and_says_why(tmp_path: Path, m
     monkeypatch.setattr("watcher.standin.command", lambda: ("/bin/false",))
     monkeypatch.setattr(demo, "_TASKS_SECONDS", 5.0)
     said: list[str] = []
-    code = demo.Showcase(tmp_path / "show", said.append, TerminalStyle, redrawn=False).run()
+    code = demo.Demo(tmp_path / "show", said.append, TerminalStyle, redrawn=False).run()
     assert code == 1
     assert "The demo FAILED" in "".join(said)
     assert "anga/numbers" in "".join(said)
@@ -187,6 +187,6 @@ def test_demo_whose_worker_dies_fails_at_once_and_shows_its_last_words(
 ) -> None:
     monkeypatch.setitem(demo._SETTINGS, "MAX_RETRIES", "many")
     said: list[str] = []
-    assert demo.Showcase(tmp_path / "show", said.append, TerminalStyle, redrawn=False).run() == 1
+    assert demo.Demo(tmp_path / "show", said.append, TerminalStyle, redrawn=False).run() == 1
     assert "the worker marie does not start" in "".join(said)
     assert "MAX_RETRIES=many" in "".join(said)

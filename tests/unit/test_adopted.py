@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.waiting import wait_for
-from watcher.supervisor.adopted_children import SUPERVISED, Survivor, find, find_all, own_name
+from watcher.supervisor.adopted_children import SUPERVISED, AdoptedChild, find, find_all, own_name
 from watcher.system import procfs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="/proc and pidfds of Linux")
@@ -82,7 +82,7 @@ def test_all_processes_of_a_worker_are_found_by_name(started: list[subprocess.Po
 
 def test_one_is_asked_once_then_again_then_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[signal.Signals] = []
-    survivor = Survivor(1, -1)
+    survivor = AdoptedChild(1, -1)
     monkeypatch.setattr(survivor, "signal", sent.append)
     survivor.end(100.0, hurry_after=30.0, kill_after=90.0)
     survivor.end(101.0, hurry_after=30.0, kill_after=90.0)

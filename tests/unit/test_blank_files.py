@@ -15,12 +15,12 @@ from tests.doubles import HandClock, Memory
 from tests.waiting import wait_for
 from watcher.cli import health_probe
 from watcher.formats.breakers import parse_breakers
-from watcher.listener.worker_health import Roster
+from watcher.listener.worker_health import WorkerHealth
 from watcher.store import holds, listener_lock, listener_state, overview, workers
 from watcher.store.listener_database import Ledger
 from watcher.store.worker_locks import Incarnation, living_notes
 from watcher.supervisor import adopted_children
-from watcher.supervisor.child_health import Vitals
+from watcher.supervisor.child_health import ChildHealth
 from watcher.system.files import Folder
 from watcher.telemetry.events import FileIgnored
 from watcher_config import Folders
@@ -59,16 +59,16 @@ def test_views_and_probes_see_no_heartbeat_and_complain_of_none(root: Path) -> N
         [],
         [False],
     )
-    vitals = Vitals(root / "heartbeats/marie.json")
-    vitals.look(None, 0.0)
-    assert not vitals.has_beaten
+    health = ChildHealth(root / "heartbeats/marie.json")
+    health.look(None, 0.0)
+    assert not health.has_beaten
 
 
 def test_listener_sees_no_heartbeat_and_complains_of_none(root: Path) -> None:
     memory, ledger = Memory(), Ledger(root / "state", 0.0)
-    roster = Roster(root / "heartbeats", root / "tasks", (), ledger, HandClock(), memory, 10.0)
-    roster._read_beats()
-    assert roster.members == {} and memory.of(FileIgnored) == []
+    worker_health = WorkerHealth(root / "heartbeats", root / "tasks", (), ledger, HandClock(), memory, 10.0)
+    worker_health._read_beats()
+    assert worker_health.members == {} and memory.of(FileIgnored) == []
     ledger.close()
     assert listener_state.read_status(root / "state") == {} and listener_lock.notes(root / "state") == {}
 

@@ -138,7 +138,7 @@ class Bench:
 
     async def pass_seconds(self, seconds: float) -> None:
         """What was handed to a thread is begun before the clock moves on, or it would count as waiting that long."""
-        await self.until(lambda: not self.executor._crew.has_waiting())
+        await self.until(lambda: not self.executor._threads.has_waiting())
         self.clock.pass_seconds(seconds)
         self.executor.fill()
 

@@ -78,7 +78,7 @@ def test_restarts_wait_longer_after_each_failure(site: Site) -> None:
         return len(starts.read_text().split())
 
     # The start that follows at once fails too; who asks after that waits for the next one.
-    wait_for("the second start to fail", lambda: pool._shelf.books.downs == 1)
+    wait_for("the second start to fail", lambda: pool._handlers.books.downs == 1)
     assert started() == 2
     for number, pause in ((3, 0.5), (4, 1.0), (5, 2.0)):
         asking = Asking(pool, site.event())

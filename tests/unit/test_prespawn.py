@@ -21,7 +21,7 @@ from tests.workshop import Running, Workshop, attempt, reason, run
 from watcher.clock import SystemClock
 from watcher.policy.after_attempt import Failure
 from watcher.runner.oneshot import OneShotRunner, OneShotSettings
-from watcher.runner.prestart import Prespawn, PrespawnSettings, attending
+from watcher.runner.prestart import Prestarter, PrestartSettings, attending
 from watcher.runner.prestarted_process import Key
 from watcher.runner.providers.built_in import BUILT_IN, built_in
 from watcher.runner.runner_interface import Attempt
@@ -47,9 +47,9 @@ class Stable:
     def runner(self, way: str = "", count: int = 1, words: tuple[str, ...] = (), **more: Any) -> OneShotRunner:
         command = (sys.executable, "-I", str(STANDIN), str(self.notes), way, *words)
         prefix = f"{os.getpid():016x}{len(self.runners):016x}.w"
-        ahead = PrespawnSettings(count, prefix, pass_fds=(self.shop.busy_fd,), **({"grace_seconds": 1.0} | more))
+        ahead = PrestartSettings(count, prefix, pass_fds=(self.shop.busy_fd,), **({"grace_seconds": 1.0} | more))
         environ = {"PATH": os.environ["PATH"], "HOME": str(self.home), "IS_SANDBOX": "1"}
-        settings = OneShotSettings(self.shop.folder, self.shop.busy_fd, environ, prespawn=ahead)
+        settings = OneShotSettings(self.shop.folder, self.shop.busy_fd, environ, prestart=ahead)
         runner = OneShotRunner(built_in({"claude": command}), settings, self.clock)
         self.runners.append(runner)
         return runner
@@ -99,9 +99,9 @@ def stable(tmp_path: Path, family: object) -> Iterator[Stable]:
     assert list(made.shop.folder.iterdir()) == []
 
 
-def ahead(runner: OneShotRunner) -> Prespawn:
-    assert runner.prespawn is not None
-    return runner.prespawn
+def ahead(runner: OneShotRunner) -> Prestarter:
+    assert runner.prestart is not None
+    return runner.prestart
 
 
 def one(prompt: str = "say hi", **more: Any) -> Attempt:

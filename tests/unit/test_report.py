@@ -7,7 +7,7 @@ from pathlib import Path
 
 from watcher.cli.report import MAX_ROWS, report_html, report_text, seconds_text
 from watcher.store.listener_database import Entry, Ledger
-from watcher.store.listener_lock import Seat
+from watcher.store.listener_lock import ListenerLock
 from watcher.store.listener_state import ListenerView, Totals, is_running, listener_lines, read_points, read_view
 from watcher.store.outcome_totals import Finished
 
@@ -70,10 +70,10 @@ def test_no_listener_has_ever_run_is_said(tmp_path: Path) -> None:
 
 
 def test_running_listener_is_seen_by_its_lock(tmp_path: Path) -> None:
-    seat = Seat(tmp_path)
+    lock = ListenerLock(tmp_path)
     assert is_running(tmp_path)
     assert "as the listener" in listener_lines(tmp_path)[0]
-    seat.close()
+    lock.close()
     assert not is_running(tmp_path)
 
 

@@ -16,7 +16,7 @@ from watcher.policy.after_attempt import Ending, Failure
 from watcher.runner.runner_interface import Attempt, Live, Outcome, Output
 from watcher.runner.warm.jsonrpc import Executed, RpcError
 from watcher.runner.warm.pool import HandlerFault, NotWarm, PoolClosed, PoolFull, Reply, Ticket
-from watcher.runner.warm.runner import PoolRunner, PoolRunnerSettings, Router
+from watcher.runner.warm.runner import Router, WarmRunner, WarmRunnerSettings
 from watcher.telemetry import events
 
 
@@ -102,8 +102,8 @@ class Shop:
             self.tell = tell
             return self.pool
 
-        settings = PoolRunnerSettings(folder, max_output_bytes=100, allowed_cwd=(folder,))
-        self.runner = PoolRunner(
+        settings = WarmRunnerSettings(folder, max_output_bytes=100, allowed_cwd=(folder,))
+        self.runner = WarmRunner(
             make, self.once, settings, self.clock, emit or self.memory, soon or (lambda call: None)
         )
 

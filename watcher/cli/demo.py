@@ -110,7 +110,7 @@ _SCENES = _BEFORE + _DURING
 WORKERS = ("marie", "anga", "fabien")
 
 
-class Showcase:
+class Demo:
     """`say` gets text as it shall appear, newlines included; `look` tells how wide the terminal is now.
 
     With `redrawn`, progress is one table that is redrawn in place; without, a line for each task that ends.

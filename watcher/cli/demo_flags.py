@@ -220,7 +220,7 @@ def _examples(options: argparse.Namespace, places: Folders) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from watcher.cli.demo import Showcase
+    from watcher.cli.demo import Demo
 
     def say(text: str) -> None:
         sys.stdout.write(text)
@@ -228,7 +228,7 @@ def _demo(options: argparse.Namespace) -> int:
 
     _end_as_by_ctrl_c()
     root = None if options.demo_root is None else Path(options.demo_root)
-    return Showcase(root, say, command_output.look, sys.stdout.isatty()).run()
+    return Demo(root, say, command_output.look, sys.stdout.isatty()).run()
 
 
 # --- what is said

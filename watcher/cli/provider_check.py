@@ -77,8 +77,8 @@ class CheckSettings:
 class Doctor:
     """Examines one provider after the other; `stop`, from any thread, ends the one that runs now."""
 
-    def __init__(self, ward: CheckSettings, clock: Clock) -> None:
-        self._ward = ward
+    def __init__(self, settings: CheckSettings, clock: Clock) -> None:
+        self._settings = settings
         self._clock = clock
         self._lock = threading.Lock()
         self._now: tuple[OneShotRunner, str] | None = None
@@ -88,7 +88,7 @@ class Doctor:
     def examine(self, provider: Provider) -> Finding:
         """All about one provider. Blocks for at most the time limit and the looks."""
         found = Finding(provider.name)
-        path = environment_for(provider, self._ward.environ, self._ward.more_environment)["PATH"]
+        path = environment_for(provider, self._settings.environ, self._settings.more_environment)["PATH"]
         found.program = find_program(provider, path)
         with tempfile.TemporaryDirectory(prefix="watcher-doctor-") as place:
             if found.program is not None:
@@ -96,7 +96,7 @@ class Doctor:
             if provider.protocol == "acp" and found.program is not None:
                 found.state, found.reason = "warning", "not_examined"
                 found.detail = "the Agent Client Protocol is not spoken here; give the worker a small task to see"
-            elif (self._ward.calls or found.program is None) and not self.is_stopped:
+            elif (self._settings.calls or found.program is None) and not self.is_stopped:
                 self._call(provider, Path(place), found)
         return found
 
@@ -128,7 +128,7 @@ class Doctor:
 
     def _call(self, provider: Provider, place: Path, found: Finding) -> None:
         prompt = _PING if provider.setting == "HANDLER_COMMAND" else CANARY
-        outcome = self._run(provider, prompt, place, self._ward.timeout_seconds, self._ward.model)
+        outcome = self._run(provider, prompt, place, self._settings.timeout_seconds, self._settings.model)
         ending = outcome.ending
         found.seconds = round(outcome.duration_seconds, 3) if found.program is not None else None
         found.reason, found.detail = ending.reason, ending.detail
@@ -156,10 +156,10 @@ class Doctor:
         outputs, work = place / f"out-{self._number}", place / f"work-{self._number}"
         outputs.mkdir()
         work.mkdir()
-        ward = self._ward
+        common = self._settings
         cwd = work if _is_known_cli(provider) else None
         settings = OneShotSettings(
-            outputs, None, ward.environ, ward.more_environment, ward.kill_grace_seconds, default_cwd=cwd
+            outputs, None, common.environ, common.more_environment, common.kill_grace_seconds, default_cwd=cwd
         )
         runner = OneShotRunner({provider.name: provider}, settings, self._clock)
         mark = f"{secrets.token_hex(16)}.{self._number}"

@@ -27,10 +27,10 @@ from watcher.formats import strict_json
 from watcher.formats.task import WORKER_PATTERN
 from watcher.listener.batches import Batches, Graphs
 from watcher.listener.overdue import Lateness
-from watcher.listener.worker_health import Roster
+from watcher.listener.worker_health import WorkerHealth
 from watcher.policy import scan_interval as scanning
 from watcher.store.listener_database import Ledger
-from watcher.store.listener_lock import Seat
+from watcher.store.listener_lock import ListenerLock
 from watcher.store.new_outcomes import Collector
 from watcher.store.notice_publisher import Findings, Recorder
 from watcher.store.outcome_totals import Finished, by_status
@@ -71,11 +71,11 @@ class ListenerOptions:
 class Services:
     """What assembly has made."""
 
-    seat: Seat
+    lock: ListenerLock
     ledger: Ledger
     recorder: Recorder
     collector: Collector
-    roster: Roster
+    worker_health: WorkerHealth
     waiting: WaitingTasks
     batches: Batches
     graphs: Graphs
@@ -196,18 +196,18 @@ class Orchestrator:
         now = self._turned_at = self._clock.monotonic()
         if now < self._beat_due:
             return
-        roster = self._s.roster
-        news = roster.tick()
+        worker_health = self._s.worker_health
+        news = worker_health.tick()
         if not news.is_empty:
             self._s.recorder.record(news)
-            roster.recorded(news)
-        for worker in roster.workers() - self._workers if not self._options.workers else ():
+            worker_health.recorded(news)
+        for worker in worker_health.workers() - self._workers if not self._options.workers else ():
             self._add_worker(worker)
-        self._beat_due = now + min(0.5, max(0.05, roster.shortest_interval() / 4))
+        self._beat_due = now + min(0.5, max(0.05, worker_health.shortest_interval() / 4))
 
     async def _scan(self) -> None:
         began = self._clock.monotonic()
-        self._s.seat.check()
+        self._s.lock.check()
         self._discover()
         self._keep_watching()
         await self._spread(self._s.collector.scan(sorted(self._workers)))
@@ -257,7 +257,7 @@ class Orchestrator:
         late_news = s.lateness.check(sight, self._workers)
         self._record(late_news)
         s.lateness.recorded(late_news)
-        self._record(s.reassigner.check(s.roster, self._workers))
+        self._record(s.reassigner.check(s.worker_health, self._workers))
         self._looked_at = seen
         now = self._clock.monotonic()
         self._look_due = now + max(self._interval(), (now - began) / _SHARE)
@@ -393,7 +393,7 @@ class Orchestrator:
             "known_files": self._s.collector.known_count(),
             "trouble": None if self._trouble is None else self._trouble[0],
             "wake": self._waker.mode if self._waker is not None else "none",
-            "processes": [view.as_json() for view in self._s.roster.views()],
+            "processes": [view.as_json() for view in self._s.worker_health.views()],
             "pending": waiting,
             "running": running,
             "batches": {b: {"on_their_way": p.on_their_way} for b, p in list(self._s.batches.progress.items())[:100]},
@@ -413,7 +413,7 @@ class Orchestrator:
             ended = batches[batch].total if batch in batches else 0
             progress[batch] = (ended, found.on_their_way)
         return Numbers(
-            health=Counter(view.state for view in self._s.roster.views()),
+            health=Counter(view.state for view in self._s.worker_health.views()),
             tasks=by_status(totals),
             pending=waiting,
             running=running,

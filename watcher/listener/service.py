@@ -15,10 +15,10 @@ from watcher.errors import LockLost
 from watcher.listener.batches import Batches, Graphs
 from watcher.listener.loop import ListenerOptions, Orchestrator, Services
 from watcher.listener.overdue import Lateness
-from watcher.listener.worker_health import Roster
+from watcher.listener.worker_health import WorkerHealth
 from watcher.policy.overdue import OverdueLimits
 from watcher.store.listener_database import Ledger
-from watcher.store.listener_lock import Seat
+from watcher.store.listener_lock import ListenerLock
 from watcher.store.new_outcomes import Collector
 from watcher.store.notice_publisher import NOTICES, Recorder
 from watcher.store.reassign import Reassigner
@@ -51,7 +51,7 @@ class ListenerService:
     def run(self, once: bool) -> int:
         """Listen until told to stop; returns the exit code."""
         config = self.config
-        seat = Seat(config.folders.triggers / NOTICES, config.state_dir)
+        lock = ListenerLock(config.folders.triggers / NOTICES, config.state_dir)
         ledger = None
         try:
             silent_before = self.clock.wall() - config.trigger_retention if config.trigger_retention else 0.0
@@ -60,7 +60,7 @@ class ListenerService:
                 self.bus.emit(LedgerRebuilt(f"{ledger.path}: {ledger.rebuilt}"))
             if config.enable_metrics and not once:
                 self._start_metrics()
-            self.orchestrator = self._assemble(seat, ledger)
+            self.orchestrator = self._assemble(lock, ledger)
             asyncio.run(self._listen(self.orchestrator, once))
             return 0
         except LockLost as lost:
@@ -69,21 +69,21 @@ class ListenerService:
         finally:
             if ledger is not None:
                 ledger.close()
-            seat.close()
+            lock.close()
 
     async def _listen(self, orchestrator: Orchestrator, once: bool) -> None:
         signals.attach(asyncio.get_running_loop(), Reactions(orchestrator.stop, orchestrator.stop), self.bus.emit)
         await orchestrator.run(once)
 
-    def _assemble(self, seat: Seat, ledger: Ledger) -> Orchestrator:
+    def _assemble(self, lock: ListenerLock, ledger: Ledger) -> Orchestrator:
         config, clock, emit, places = self.config, self.clock, self.bus.emit, self.config.folders
         folders = {"tasks": places.tasks, "triggers": places.triggers, "results": places.results, "dlq": places.dlq}
         services = Services(
-            seat=seat,
+            lock=lock,
             ledger=ledger,
             recorder=Recorder(places.triggers, ledger, clock, emit),
             collector=Collector(folders, ledger, clock, emit, config.settle_seconds),
-            roster=Roster(
+            worker_health=WorkerHealth(
                 places.heartbeats, places.tasks, config.workers, ledger, clock, emit, config.heartbeat_interval
             ),
             waiting=WaitingTasks(places.tasks, clock),

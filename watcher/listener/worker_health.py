@@ -75,7 +75,7 @@ class MemberView:
         return asdict(self)
 
 
-class Roster:
+class WorkerHealth:
     """All processes of which a heartbeat is there. `wanted` empty: every worker."""
 
     def __init__(

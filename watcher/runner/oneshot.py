@@ -29,7 +29,7 @@ from watcher.policy.output_limit import FULL_BYTES, OUTPUT_TOO_LARGE, PrintWatch
 from watcher.runner.attempt_files import Slot, Slots, remove, unnamed_file, write_file
 from watcher.runner.command_line import Plan, Planner, waiting_key
 from watcher.runner.live_view import Live, LiveView
-from watcher.runner.prestart import Prespawn, PrespawnSettings
+from watcher.runner.prestart import Prestarter, PrestartSettings
 from watcher.runner.providers.outcome import EndedCommand, outcome_of
 from watcher.runner.providers.provider import Provider
 from watcher.runner.runner_interface import MAX_ATTEMPT_OUTPUT_BYTES, Attempt, Outcome, without_output
@@ -62,7 +62,7 @@ class OneShotSettings:
     allowed_cwd: tuple[Path, ...] = ()
     default_cwd: Path | None = None
     stall_timeout_seconds: float = 0.0
-    prespawn: PrespawnSettings | None = None
+    prestart: PrestartSettings | None = None
     max_attempt_output_bytes: int = MAX_ATTEMPT_OUTPUT_BYTES
     min_free_bytes: int = 0
 
@@ -101,8 +101,8 @@ class OneShotRunner:
         self._running: dict[str, _OneShotRun] = {}
         self._slots = Slots(settings.folder)
         self._told_unwatched: set[str] = set()
-        wanted = settings.prespawn
-        self.prespawn = None if wanted is None else Prespawn(wanted, self._slots.take, self._slots.give_back, clock)
+        wanted = settings.prestart
+        self.prestart = None if wanted is None else Prestarter(wanted, self._slots.take, self._slots.give_back, clock)
 
     def problem(self, provider: str) -> Ending | None:
         """Why attempts of this provider cannot run at all now, or None. Cheap: it looks again every few seconds."""
@@ -120,8 +120,8 @@ class OneShotRunner:
                 outcome = self._run(attempt, plan)
             except OSError as error:
                 outcome = without_output(trouble(attempt, error))
-        if self.prespawn is not None and outcome.ending.failure in (Failure.AUTH, Failure.LIMIT):
-            self.prespawn.distrust(attempt.provider)
+        if self.prestart is not None and outcome.ending.failure in (Failure.AUTH, Failure.LIMIT):
+            self.prestart.distrust(attempt.provider)
         outcome.started_at = started_at
         outcome.duration_seconds = max(0.0, self._clock.monotonic() - began)
         return outcome
@@ -171,23 +171,23 @@ class OneShotRunner:
 
     def remark(self) -> str | None:
         """Why processes cannot be started before their tasks, if they shall be."""
-        return None if self.prespawn is None else self.prespawn.remark()
+        return None if self.prestart is None else self.prestart.remark()
 
     def close(self) -> None:
         """End what waits for tasks and remove the files of idle slots; call it when nothing runs any more."""
-        if self.prespawn is not None:
-            self.prespawn.close()
+        if self.prestart is not None:
+            self.prestart.close()
         self._slots.remove()
 
     def expect(self, provider: str, model: str | None, worker: str) -> None:
         """Have processes ready for tasks that say nothing but what to do. Does not wait."""
         usual = Attempt("", worker, 1, "", "-", provider, 0.0, model)
         plan = self._planner.plan(usual)
-        if self.prespawn is None or isinstance(plan, Ending):
+        if self.prestart is None or isinstance(plan, Ending):
             return
         key = waiting_key(plan, usual)
         if key is not None:
-            self.prespawn.expect(key)
+            self.prestart.expect(key)
 
     def _run(self, attempt: Attempt, plan: Plan) -> Outcome:
         run = _OneShotRun(self._slots.take(), attempt.mark)
@@ -219,10 +219,10 @@ class OneShotRunner:
 
     def _run_waiting(self, attempt: Attempt, plan: Plan, run: _OneShotRun) -> Outcome | None:
         """By a process that has waited for it; None when there is none, or it has done nothing: run it as usual."""
-        if self.prespawn is None or plan.prompt is None or run.stopped is not None:
+        if self.prestart is None or plan.prompt is None or run.stopped is not None:
             return None
         key = waiting_key(plan, attempt)
-        one = None if key is None else self.prespawn.take(key, plan.prompt)
+        one = None if key is None else self.prestart.take(key, plan.prompt)
         if key is None or one is None:
             return None
         with self._lock:
@@ -234,7 +234,7 @@ class OneShotRunner:
         if not _did_nothing(run, outcome):
             processes.attempt_over(None, attempt.mark)
             return outcome
-        self.prespawn.failed(key, f"it did nothing with its task and ended (exit code {outcome.exit_code})")
+        self.prestart.failed(key, f"it did nothing with its task and ended (exit code {outcome.exit_code})")
         with self._lock:
             used, run.slot = run.slot, self._slots.take()
             run.mark, run.is_waiting_one, run.child, run.look = attempt.mark, False, None, None

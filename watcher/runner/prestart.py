@@ -30,7 +30,7 @@ _LOOK_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class PrespawnSettings:
+class PrestartSettings:
     """`mark_prefix` begins the mark of every process and must be nobody else's; `busy_lock` is the path of the lock
     whose descriptor is in `pass_fds`."""
 
@@ -57,28 +57,28 @@ class _Line:
     why: str = ""
 
 
-def attending(prespawn: Prespawn) -> Callable[[Event], None]:
+def attending(prestart: Prestarter) -> Callable[[Event], None]:
     """A listener that tells it of holds, and of times in which the worker starts nothing."""
 
     def hear(event: Event) -> None:
         if isinstance(event, ProviderHeld):
-            prespawn.hold(event.provider)
+            prestart.hold(event.provider)
         elif isinstance(event, ProviderResumed):
-            prespawn.resume(event.provider)
+            prestart.resume(event.provider)
         elif isinstance(event, WorkerPaused | WorkerDraining):
-            prespawn.pause(True)
+            prestart.pause(True)
         elif isinstance(event, WorkerResumed):
-            prespawn.pause(False)
+            prestart.pause(False)
 
     return hear
 
 
-class Prespawn:
+class Prestarter:
     """The processes that wait. Slots come from `take_slot` and go back, no longer clean, to `give_back`."""
 
     def __init__(
         self,
-        settings: PrespawnSettings,
+        settings: PrestartSettings,
         take_slot: Callable[[], Slot],
         give_back: Callable[[Slot, bool], None],
         clock: Clock,
@@ -204,7 +204,7 @@ class Prespawn:
             return
         self._is_nudged = True
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="prespawn", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="prestart", daemon=True)
             self._thread.start()
         self._changed.notify_all()
 

@@ -5,7 +5,7 @@ one rename into a claim folder, as a worker claims, so that exactly one of all w
 says where it came from. A crash leaves it in hand, changed or unchanged but whole, and whoever rescues that claim
 folder puts it back to where it was, with no death counted, because it did not run.
 
-Used by a worker for commands and by tools through a Visit. Raises InvalidTask when what is there is no task or would
+Workers use it for commands, tools through a ToolClaimFolder. Raises InvalidTask when what is there is no task or would
 become none, Busy when somebody has the file open for writing, OSError as the system gives it.
 """
 

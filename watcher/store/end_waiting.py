@@ -17,7 +17,7 @@ from watcher.store.dependencies import Results
 from watcher.store.other_workers import Elsewhere
 from watcher.store.refused_files import Endings
 from watcher.store.result_writer import Settler
-from watcher.store.tool_claim_folder import Visit
+from watcher.store.tool_claim_folder import ToolClaimFolder
 
 if TYPE_CHECKING:
     from watcher.settings.folders import Folders
@@ -26,7 +26,7 @@ _MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class _VisitOptions:
+class _ToolOptions:
     max_worker_deaths: int = 3
     max_task_bytes: int = _MAX_BYTES
     default_provider: str = ""
@@ -34,11 +34,11 @@ class _VisitOptions:
 
 def cancel_waiting(folders: Folders, worker: str, task_id: str, detail: str) -> bool:
     """End a waiting or held task without running it; False when it does not wait (any more)."""
-    with Visit(folders, worker, "cancel") as places:
+    with ToolClaimFolder(folders, worker, "cancel") as places:
         taken = inhand.take_in_hand(places, task_id, _MAX_BYTES)
         if taken is None:
             return False
-        ending = Endings(places, _VisitOptions(), SystemClock()).cancelled(taken.task, taken.came_from.history, detail)
+        ending = Endings(places, _ToolOptions(), SystemClock()).cancelled(taken.task, taken.came_from.history, detail)
         _, error = Settler(places).settle([ending.with_handle(taken.handle, None)])
         if error is not None:
             inhand.put_back(places, taken.handle)
@@ -48,19 +48,19 @@ def cancel_waiting(folders: Folders, worker: str, task_id: str, detail: str) -> 
 
 def hold(folders: Folders, worker: str, task_id: str) -> bool:
     """Keep a waiting task from starting; False when it does not wait."""
-    with Visit(folders, worker, "hold") as places:
+    with ToolClaimFolder(folders, worker, "hold") as places:
         return inhand.hold(places, task_id) is not None
 
 
 def release(folders: Folders, worker: str, task_id: str) -> bool:
     """Let a held task start; False when no such task is held."""
-    with Visit(folders, worker, "release") as places:
+    with ToolClaimFolder(folders, worker, "release") as places:
         return inhand.release(places, task_id) is not None
 
 
 def edit(folders: Folders, worker: str, task_id: str, changes: dict[str, Any]) -> bool:
     """Give fields of a waiting or held task other values (None takes one away); False when it does not wait."""
-    with Visit(folders, worker, "edit") as places:
+    with ToolClaimFolder(folders, worker, "edit") as places:
         elsewhere = Elsewhere(folders.tasks, folders.results, folders.triggers, _MAX_BYTES)
 
         def circle(task: Task) -> list[str] | None:

@@ -25,7 +25,7 @@ _MAX_NOTES_BYTES = 1 << 16
 _ASKING_SECONDS = 0.3
 
 
-class Seat:
+class ListenerLock:
     """Held from the start until `close`."""
 
     def __init__(self, *folders: Path) -> None:

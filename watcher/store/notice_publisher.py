@@ -5,8 +5,8 @@ with their names; a rename of each to where it is seen. A kill before the commit
 and all of it happens again; a kill after it leaves names whose hidden file is there (not published yet: do it) or is
 not (published, and perhaps consumed already: it must not come again).
 
-Assumes that no other listener uses the folder (`Seat`). Raises OSError and sqlite3.Error; then nothing was remembered,
-or all of it, and the next call or the next start goes on from there.
+Assumes that no other listener uses the folder (`ListenerLock`). Raises OSError and sqlite3.Error; then nothing was
+remembered, or all of it, and the next call or the next start goes on from there.
 """
 
 from __future__ import annotations

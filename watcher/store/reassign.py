@@ -25,7 +25,7 @@ from watcher.clock import Clock
 from watcher.formats import strict_json
 from watcher.formats.receipt_and_notice import Notice
 from watcher.formats.task import TASK_FILE_NAME
-from watcher.listener.worker_health import Roster, claims_of
+from watcher.listener.worker_health import WorkerHealth, claims_of
 from watcher.store import workers as presence
 from watcher.store.folders import CLAIMS, RETRY, History
 from watcher.store.folders import HELD as HELD_TASKS
@@ -55,11 +55,11 @@ class Reassigner:
         self._emit = emit
         self._substitutes = dict(pair.split(":") for pair in substitutes)
 
-    def check(self, roster: Roster, workers: set[str]) -> Findings:
+    def check(self, worker_health: WorkerHealth, workers: set[str]) -> Findings:
         """Move what may be moved now."""
         news = Findings()
         for worker, substitute in self._substitutes.items():
-            dead_for = roster.dead_for(worker)
+            dead_for = worker_health.dead_for(worker)
             is_unfinished = no_links.is_folder(self._tasks / worker / HELD)
             if worker in workers and (is_unfinished or (dead_for is not None and dead_for >= self._after)):
                 self._move_all(worker, substitute, dead_for is not None and dead_for >= self._after, news)

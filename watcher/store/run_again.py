@@ -27,7 +27,7 @@ from watcher.formats.task import ID_PATTERN, MARKS, PAST, parse_task, refuse_to_
 from watcher.store import workers
 from watcher.store.changes import find_waiting, put_back
 from watcher.store.folders import ARCHIVE, History, WorkerFolders
-from watcher.store.tool_claim_folder import Visit
+from watcher.store.tool_claim_folder import ToolClaimFolder
 from watcher.system import no_links
 from watcher.system.files import Folder, fsync_file, move_new, read_regular
 
@@ -66,7 +66,7 @@ class Letter:
 
 def rerun(folders: Folders, worker: str, task_id: str, changes: dict[str, Any] | None = None) -> str:
     """Run a task that has ended once more under its id; returns the name of its archived result."""
-    with Visit(folders, worker, "rerun") as places:
+    with ToolClaimFolder(folders, worker, "rerun") as places:
         _refuse_if_on_its_way(places, task_id)
         result = _result(places, task_id)
         if result is None:
@@ -92,7 +92,7 @@ def redrive(
     task_id = new_id or str(letter.fields.get("task_id"))
     if re.fullmatch(ID_PATTERN, task_id) is None:
         raise CannotRunAgain(f"{letter.name}: {task_id!r} cannot be a task's id; give another with --id")
-    with Visit(folders, letter.worker, "redrive") as places:
+    with ToolClaimFolder(folders, letter.worker, "redrive") as places:
         if not places.dlq.has(letter.path.name):
             raise CannotRunAgain(f"{letter.name}: it is no dead letter any more; somebody else was faster")
         _refuse_if_on_its_way(places, task_id)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from watcher.settings.folders import Folders
 
 
-class Visit:
-    """`with Visit(folders, "marie", "edit") as places:` gives the worker's folders; `purpose` is a note for people."""
+class ToolClaimFolder:
+    """`with ToolClaimFolder(folders, "marie", "edit") as places:` gives the folders; `purpose` is a note for people."""
 
     def __init__(self, folders: Folders, worker: str, purpose: str) -> None:
         self._incarnation = Incarnation(folders.tasks / worker, worker, None, visit=purpose)

@@ -32,7 +32,7 @@ def own_name() -> str:
     return f"{os.getpid()}-{0.0 if facts is None else facts.started:.2f}"
 
 
-def find(told: dict[str, Any]) -> Survivor | None:
+def find(told: dict[str, Any]) -> AdoptedChild | None:
     """The process that wrote this heartbeat, if it lives here and has lost its supervisor."""
     pid = told.get("pid")
     if not procfs.IS_THERE or type(pid) is not int or pid <= 1 or told.get("host") != socket.gethostname():
@@ -45,10 +45,10 @@ def find(told: dict[str, Any]) -> Survivor | None:
     if not supervisor or _lives(supervisor):
         os.close(pidfd)
         return None
-    return Survivor(pid, pidfd)
+    return AdoptedChild(pid, pidfd)
 
 
-def find_all(heartbeats: Path, worker: str) -> dict[str, Survivor]:
+def find_all(heartbeats: Path, worker: str) -> dict[str, AdoptedChild]:
     """Those that serve this worker, by the names of their processes (`marie`, `marie@2`)."""
     out = {}
     for beat in read_beats(heartbeats, time.time(), []):
@@ -58,7 +58,7 @@ def find_all(heartbeats: Path, worker: str) -> dict[str, Survivor]:
     return out
 
 
-class Survivor:
+class AdoptedChild:
     """One such process, held by a pidfd. Monotonic seconds of the caller."""
 
     def __init__(self, pid: int, pidfd: int) -> None:

@@ -2,7 +2,7 @@
 
 It leads a session of its own, so Ctrl-C at the terminal reaches the supervisor alone, which ends everything in order.
 Its output comes through one pipe. A thread waits for its end (processes sends the KILL when a grace is over); all else
-is the loop's. When the supervisor is killed the process goes on and finishes its work: see survivors.
+is the loop's. When the supervisor is killed the process goes on and finishes its work: see `adopted_children`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 
 from watcher.clock import Clock
 from watcher.policy.restart import EXIT_DRAINED, EXIT_NAME_TAKEN, EXIT_SHORTAGE, Restarts, RestartVerdict, words_of
-from watcher.supervisor.adopted_children import Survivor, find
-from watcher.supervisor.child_health import Condition, Vitals
+from watcher.supervisor.adopted_children import AdoptedChild, find
+from watcher.supervisor.child_health import ChildHealth, Condition
 from watcher.supervisor.child_log import Lines, Say
 from watcher.system.processes import Child, spawn
 from watcher.telemetry.events import (
@@ -57,7 +57,7 @@ class SupervisedChild:
     def __init__(self, charge: Charge, restarts: Restarts, say: Say, clock: Clock, emit: Emit) -> None:
         self.charge = charge
         self.restarts = restarts
-        self.vitals = Vitals(charge.beat)
+        self.health = ChildHealth(charge.beat)
         #: Set whenever no process of it runs.
         self.over = asyncio.Event()
         self.over.set()
@@ -67,7 +67,7 @@ class SupervisedChild:
         self.reason = "not started yet"
         #: It failed for good or ended badly: the supervisor's own exit code tells so.
         self.has_failed = False
-        self.survivor: Survivor | None = None
+        self.adopted: AdoptedChild | None = None
         self.on_change: Callable[[], None] = lambda: None
         self._say = say
         self._clock = clock
@@ -94,7 +94,7 @@ class SupervisedChild:
     @property
     def is_starting(self) -> bool:
         """It does not work yet: it has not beaten, or its next start is due."""
-        return self.start_at is not None or (self.is_up and not self.vitals.has_beaten)
+        return self.start_at is not None or (self.is_up and not self.health.has_beaten)
 
     def uptime(self) -> float:
         return self._clock.monotonic() - self._started_at
@@ -102,8 +102,8 @@ class SupervisedChild:
     def start(self) -> None:
         """Start its process, which must not run. Where the system refuses, a later start is planned."""
         self.start_at = None
-        self.let_survivor_go()
-        self.vitals.forget()
+        self.let_adopted_go()
+        self.health.forget()
         self.restarts.began()
         self._is_asked = False
         try:
@@ -143,35 +143,35 @@ class SupervisedChild:
     def look(self) -> Condition:
         """How it is now, also for its record of restarts."""
         now = self._clock.monotonic()
-        self.vitals.look(None if self._child is None else self._child.pid, now)
-        condition = self.vitals.condition(now)
+        self.health.look(None if self._child is None else self._child.pid, now)
+        condition = self.health.condition(now)
         if self._child is not None:
             self.restarts.is_well(condition.is_alive, now)
             return condition
-        if self.survivor is not None:
-            return Condition(False, False, f"served by pid {self.survivor.pid}, which outlived its supervisor")
+        if self.adopted is not None:
+            return Condition(False, False, f"served by pid {self.adopted.pid}, which outlived its supervisor")
         due = "" if self.start_at is None else f", next start in {max(0.0, self.start_at - now):.0f} s"
         return Condition(False, False, self.reason + due)
 
-    def finds_survivor(self) -> bool:
+    def finds_adopted(self) -> bool:
         """Whether a process of it that outlived its supervisor is there; then it is waited for."""
-        self.vitals.look(None, self._clock.monotonic())
-        found = find(self.vitals.fields)
+        self.health.look(None, self._clock.monotonic())
+        found = find(self.health.fields)
         if found is not None:
             self.wait_for(found)
         return found is not None
 
-    def wait_for(self, survivor: Survivor) -> None:
+    def wait_for(self, adopted: AdoptedChild) -> None:
         """Start nothing until this process has ended."""
-        self.let_survivor_go()
-        self.survivor = survivor
+        self.let_adopted_go()
+        self.adopted = adopted
         self.start_at = None
-        self._emit(ChildAwaited(self.name, survivor.pid, "it finishes what it has; SIGHUP or a stop ends it sooner"))
+        self._emit(ChildAwaited(self.name, adopted.pid, "it finishes what it has; SIGHUP or a stop ends it sooner"))
 
-    def let_survivor_go(self) -> None:
-        if self.survivor is not None:
-            self.survivor.close()
-            self.survivor = None
+    def let_adopted_go(self) -> None:
+        if self.adopted is not None:
+            self.adopted.close()
+            self.adopted = None
 
     # --- the process
 
@@ -242,7 +242,7 @@ class SupervisedChild:
         now = self._clock.monotonic()
         decision = self.restarts.ended(code, now)
         self.reason = detail or decision.reason
-        if code == EXIT_NAME_TAKEN and self.finds_survivor():
+        if code == EXIT_NAME_TAKEN and self.finds_adopted():
             return
         if decision.delay_seconds is None:
             self.has_failed = decision.verdict is RestartVerdict.GIVE_UP

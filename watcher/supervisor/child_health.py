@@ -28,7 +28,7 @@ class Condition:
     reason: str = ""
 
 
-class Vitals:
+class ChildHealth:
     """Looks at one file again and again. Times are monotonic seconds of the caller."""
 
     def __init__(self, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 Instance numbers are 1, 2, 3, ...; the lowest free one is started, the one with the least to do is drained. A drained
 instance finishes what it runs, however long that takes (its own grace at a stop is a day; the supervisor's own stop
-keeps SHUTDOWN_GRACE), and until then it counts among the maximum. A worker without instances is a team of one.
+keeps SHUTDOWN_GRACE), and until then it counts among the maximum. A worker without instances has one process.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from watcher.policy.scaling import Load, Scaler
-from watcher.supervisor.adopted_children import Survivor, find_all
+from watcher.supervisor.adopted_children import AdoptedChild, find_all
 from watcher.supervisor.child import SupervisedChild
 from watcher.system.machine_load import MachineLoad
 from watcher.telemetry.events import Emit, InstancesScaled
 
 
-class Team:
-    """`make` gives a ward for an instance number. `scaler` is None where their number is fixed."""
+class WorkerInstances:
+    """`make` gives a child for an instance number. `scaler` is None where their number is fixed."""
 
     def __init__(
         self,
@@ -37,28 +37,28 @@ class Team:
         self._wanted = {number: make(number) for number in range(1, count + 1)}
         self._retiring: dict[int, SupervisedChild] = {}
 
-    def wards(self) -> list[SupervisedChild]:
+    def children(self) -> list[SupervisedChild]:
         """Those that should run, by number."""
         return [self._wanted[number] for number in sorted(self._wanted)]
 
     def everybody(self) -> list[SupervisedChild]:
         """The same, and those that are being drained."""
-        return self.wards() + list(self._retiring.values())
+        return self.children() + list(self._retiring.values())
 
-    def adopt(self) -> list[Survivor]:
-        """Before the first start: who serves this worker from an earlier time is waited for by its own ward.
+    def adopt(self) -> list[AdoptedChild]:
+        """Before the first start: each child waits for the process of its name that an earlier supervisor started.
 
         Returns those that have none here (`marie@3` where two instances are wanted), for the caller to end.
         """
         found = find_all(self._heartbeats, self.worker)
-        for ward in self.wards():
-            if ward.name in found:
-                ward.wait_for(found.pop(ward.name))
+        for child in self.children():
+            if child.name in found:
+                child.wait_for(found.pop(child.name))
         return list(found.values())
 
     def scale(self, busy: MachineLoad, now: float, grace_seconds: float) -> None:
         """One instance more or less, if the policy says so."""
-        self._retiring = {number: ward for number, ward in self._retiring.items() if ward.is_up}
+        self._retiring = {number: child for number, child in self._retiring.items() if child.is_up}
         if self.scaler is None:
             return
         load = self._load(busy)
@@ -69,12 +69,12 @@ class Team:
             self._shrink(target.reason, grace_seconds)
 
     def _load(self, busy: MachineLoad) -> Load:
-        wards = self.wards()
+        children = self.children()
         return Load(
-            instances=len(wards),
-            active=sum(ward.vitals.count("active_tasks") for ward in wards if ward.is_up),
-            starting=sum(ward.is_starting for ward in wards),
-            waiting=max((ward.vitals.count("queue_size") for ward in wards if ward.is_up), default=0),
+            instances=len(children),
+            active=sum(child.health.count("active_tasks") for child in children if child.is_up),
+            starting=sum(child.is_starting for child in children),
+            waiting=max((child.health.count("queue_size") for child in children if child.is_up), default=0),
             cpu_percent=busy.cpu_percent,
             memory_percent=busy.memory_percent,
         )
@@ -86,23 +86,23 @@ class Team:
             return
         number = next(number for number in range(1, len(taken) + 2) if number not in taken)
         self._tell(len(self._wanted) + 1, reason)
-        self._wanted[number] = ward = self._make(number)
-        ward.start()
+        self._wanted[number] = child = self._make(number)
+        child.start()
 
     def _shrink(self, reason: str, grace_seconds: float) -> None:
         def burden(number: int) -> tuple[bool, int, int]:
-            ward = self._wanted[number]
-            return ward.is_up, ward.vitals.count("active_tasks"), -number
+            child = self._wanted[number]
+            return child.is_up, child.health.count("active_tasks"), -number
 
-        free = [number for number, ward in self._wanted.items() if ward.survivor is None]
+        free = [number for number, child in self._wanted.items() if child.adopted is None]
         if not free:
             return
         number = min(free, key=burden)
         self._tell(len(self._wanted) - 1, reason)
-        ward = self._wanted.pop(number)
-        if ward.is_up:
-            self._retiring[number] = ward
-            ward.end(grace_seconds)
+        child = self._wanted.pop(number)
+        if child.is_up:
+            self._retiring[number] = child
+            child.end(grace_seconds)
 
     def _tell(self, instances: int, reason: str) -> None:
         self._emit(InstancesScaled(self.worker, instances, len(self._wanted), reason))

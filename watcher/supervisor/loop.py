@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from watcher.clock import Clock
-from watcher.supervisor.adopted_children import Survivor
+from watcher.supervisor.adopted_children import AdoptedChild
 from watcher.supervisor.child import SupervisedChild
-from watcher.supervisor.instances import Team
+from watcher.supervisor.instances import WorkerInstances
 from watcher.system import processes
 from watcher.system.machine_load import Machine
 from watcher.system.signals import Reactions, signals
@@ -61,14 +61,14 @@ class Supervisor:
     def __init__(
         self,
         options: SupervisorOptions,
-        teams: Sequence[Team],
+        workers: Sequence[WorkerInstances],
         listener: SupervisedChild | None,
         machine: Machine,
         clock: Clock,
         emit: Emit,
     ) -> None:
         self._options = options
-        self._teams = teams
+        self._workers = workers
         self._listener = listener
         self._machine = machine
         self._clock = clock
@@ -80,7 +80,7 @@ class Supervisor:
         self._is_roll_wanted = False
         self._roll: asyncio.Task[None] | None = None
         self._report_due = 0.0
-        self._strays: list[Survivor] = []
+        self._strays: list[AdoptedChild] = []
 
     async def run(self) -> int:
         """Serve until told to stop, or until nothing is left to serve; returns the exit code: 1 if something failed."""
@@ -88,14 +88,14 @@ class Supervisor:
         self._emit(SupervisorStarted(os.getpid(), self._options.about))
         self._report_due = self._clock.monotonic() + self._options.report_interval
         self._adopt()
-        for ward in self._all():
-            if ward.survivor is None:
-                ward.start()
+        for child in self._all():
+            if child.adopted is None:
+                child.start()
         while not self._signals and not self._is_all_out():
             self._turn()
             await self._nap(self._pause())
         await self._stop()
-        has_failed = any(ward.has_failed for ward in self._all())
+        has_failed = any(child.has_failed for child in self._all())
         self._emit(SupervisorStopped(self._stop_reason or "nothing is left to watch"))
         return 1 if has_failed else 0
 
@@ -105,10 +105,10 @@ class Supervisor:
         self._stop_reason = self._stop_reason or reason
         if self._signals > 1:
             kills = self._signals >= _KILL_NOW_AT
-            for ward in self._everybody():
-                ward.end(0 if kills else self._short_grace())
-            for survivor in self._survivors():
-                survivor.signal(signal.SIGKILL if kills else signal.SIGTERM)
+            for child in self._everybody():
+                child.end(0 if kills else self._short_grace())
+            for adopted in self._adopted():
+                adopted.signal(signal.SIGKILL if kills else signal.SIGTERM)
         self._flag.set()
 
     def _stop_now(self, reason: str) -> None:
@@ -124,32 +124,32 @@ class Supervisor:
 
     def _adopt(self) -> None:
         """Wait for those whose place is here, and have the others end when they are done with what they run."""
-        for team in self._teams:
-            self._strays += team.adopt()
+        for worker in self._workers:
+            self._strays += worker.adopt()
         if self._listener is not None:
-            self._listener.finds_survivor()
+            self._listener.finds_adopted()
         for stray in self._strays:
             stray.end(self._clock.monotonic(), _A_DAY_SECONDS, 2 * _A_DAY_SECONDS)
 
-    def _survivors(self) -> list[Survivor]:
+    def _adopted(self) -> list[AdoptedChild]:
         """Those that still live."""
         for stray in [stray for stray in self._strays if stray.has_ended()]:
             self._strays.remove(stray)
             stray.close()
-        return self._strays + [w.survivor for w in self._all() if w.survivor is not None and not w.survivor.has_ended()]
+        return self._strays + [w.adopted for w in self._all() if w.adopted is not None and not w.adopted.has_ended()]
 
     # --- one turn
 
     def _turn(self) -> None:
         self._sweep()
         now = self._clock.monotonic()
-        for ward in self._everybody():
-            ward.on_change = self._flag.set
-            if ward.survivor is not None and ward.survivor.has_ended():
-                ward.start_at = now
-            if ward.start_at is not None and now >= ward.start_at:
-                ward.start()
-            ward.look()
+        for child in self._everybody():
+            child.on_change = self._flag.set
+            if child.adopted is not None and child.adopted.has_ended():
+                child.start_at = now
+            if child.start_at is not None and now >= child.start_at:
+                child.start()
+            child.look()
         if self._roll is not None and self._roll.done():
             self._roll.result()  # a defect in it must be seen
             self._roll = None
@@ -163,10 +163,10 @@ class Supervisor:
             self._report()
 
     def _scale(self, now: float) -> None:
-        if any(team.scaler is not None for team in self._teams):
+        if any(worker.scaler is not None for worker in self._workers):
             busy = self._machine.look()
-            for team in self._teams:
-                team.scale(busy, now, _A_DAY_SECONDS)
+            for worker in self._workers:
+                worker.scale(busy, now, _A_DAY_SECONDS)
 
     def _sweep(self) -> None:
         """Commands of a worker that was killed became our children: end them, their worker's heirs run them again.
@@ -187,77 +187,77 @@ class Supervisor:
 
     def _pause(self) -> float:
         now = self._clock.monotonic()
-        dues = [ward.start_at - now for ward in self._all() if ward.start_at is not None]
+        dues = [child.start_at - now for child in self._all() if child.start_at is not None]
         return max(0.01, min([self._options.look_interval, self._report_due - now, *dues]))
 
     def _all(self) -> list[SupervisedChild]:
         """Those that should run: the workers, then the listener."""
-        wards = [ward for team in self._teams for ward in team.wards()]
-        return wards + ([self._listener] if self._listener is not None else [])
+        children = [child for worker in self._workers for child in worker.children()]
+        return children + ([self._listener] if self._listener is not None else [])
 
     def _everybody(self) -> list[SupervisedChild]:
-        retiring = [ward for team in self._teams for ward in team.everybody() if ward not in team.wards()]
+        retiring = [child for worker in self._workers for child in worker.everybody() if child not in worker.children()]
         return self._all() + retiring
 
     def _is_all_out(self) -> bool:
-        if self._roll is not None or self._survivors():
+        if self._roll is not None or self._adopted():
             return False
-        return not any(ward.is_up or ward.start_at is not None for ward in self._all())
+        return not any(child.is_up or child.start_at is not None for child in self._all())
 
     def _report(self) -> None:
-        looks = [(ward, ward.look()) for ward in self._all()]
-        well = ", ".join(f"{ward.name}:{ward.uptime() / 60:.1f}m" for ward, how in looks if how.is_healthy)
-        ill = ", ".join(f"{ward.name}: {how.reason}" for ward, how in looks if not how.is_healthy)
+        looks = [(child, child.look()) for child in self._all()]
+        well = ", ".join(f"{child.name}:{child.uptime() / 60:.1f}m" for child, how in looks if how.is_healthy)
+        ill = ", ".join(f"{child.name}: {how.reason}" for child, how in looks if not how.is_healthy)
         line = f"Workers healthy: [{well}]" + (f"; not healthy: [{ill}]" if ill else "")
         self._log.log(logging.WARNING if ill else logging.INFO, "%s", line, extra={"event": "workers.healthy"})
 
     # --- a roll
 
     async def _roll_all(self) -> None:
-        wards = self._all()
-        for number, ward in enumerate(wards, start=1):
-            broken_off = await self._roll_one(ward)
+        children = self._all()
+        for number, child in enumerate(children, start=1):
+            broken_off = await self._roll_one(child)
             if broken_off is not None:
-                self._emit(RollBrokenOff(len(wards) - number, broken_off))
+                self._emit(RollBrokenOff(len(children) - number, broken_off))
                 return
-        self._emit(ChildrenRolled(len(wards)))
+        self._emit(ChildrenRolled(len(children)))
 
-    async def _roll_one(self, ward: SupervisedChild) -> str | None:
+    async def _roll_one(self, child: SupervisedChild) -> str | None:
         """Drain it, start it, wait for its first beat; returns why the roll must end here, if it must."""
-        ward.restarts.forget()
-        if ward.survivor is not None:
-            await self._relieve(ward)
-        elif ward.is_up:
-            self._ask(ward)
-            await ward.over.wait()
+        child.restarts.forget()
+        if child.adopted is not None:
+            await self._relieve(child)
+        elif child.is_up:
+            self._ask(child)
+            await child.over.wait()
         if self._signals:
             return "asked to stop"
-        if not ward.is_up:
-            ward.start()
+        if not child.is_up:
+            child.start()
         deadline = self._clock.monotonic() + self._options.start_timeout
-        while not ward.look().is_alive:
+        while not child.look().is_alive:
             if self._signals:
                 return "asked to stop"
-            if not ward.is_up:
-                return f"{ward.name} does not come up ({ward.reason})"
+            if not child.is_up:
+                return f"{child.name} does not come up ({child.reason})"
             if self._clock.monotonic() > deadline:
-                return f"{ward.name} has not beaten within {self._options.start_timeout:g} s"
+                return f"{child.name} has not beaten within {self._options.start_timeout:g} s"
             await asyncio.sleep(min(0.1, self._options.look_interval))
         return None
 
-    async def _relieve(self, ward: SupervisedChild) -> None:
+    async def _relieve(self, child: SupervisedChild) -> None:
         """Have the process that outlived its supervisor end; the turn after that starts ours, if we do not."""
-        assert ward.survivor is not None  # asked by the caller
-        ward.survivor.end(self._clock.monotonic(), self._options.shutdown_grace, self._grace())
-        while ward.survivor is not None and not ward.survivor.has_ended() and not self._signals:
-            ward.survivor.push(self._clock.monotonic())
+        assert child.adopted is not None  # asked by the caller
+        child.adopted.end(self._clock.monotonic(), self._options.shutdown_grace, self._grace())
+        while child.adopted is not None and not child.adopted.has_ended() and not self._signals:
+            child.adopted.push(self._clock.monotonic())
             await asyncio.sleep(self._options.look_interval)
 
     # --- the end
 
     async def _stop(self) -> None:
         self._emit(SupervisorStopping(self._stop_reason or "nothing is left", sum(w.is_up for w in self._everybody())))
-        workers = [ward for ward in self._everybody() if ward is not self._listener]
+        workers = [child for child in self._everybody() if child is not self._listener]
         await self._end_all(workers)
         if self._listener is not None:
             await self._end_all([self._listener])
@@ -266,26 +266,26 @@ class Supervisor:
             await asyncio.gather(self._roll, return_exceptions=True)
         self._sweep()
 
-    async def _end_all(self, wards: Sequence[SupervisedChild]) -> None:
+    async def _end_all(self, children: Sequence[SupervisedChild]) -> None:
         """Ask all at once, and wait for all."""
-        for ward in wards:
-            if not ward.vitals.has_beaten and ward.survivor is None:
-                ward.finds_survivor()  # it was just about to find its name taken
-            self._ask(ward)
-        for survivor in self._survivors():
-            survivor.end(self._clock.monotonic(), self._options.shutdown_grace, self._grace())
-        while any(ward.is_up for ward in wards) or self._survivors():
+        for child in children:
+            if not child.health.has_beaten and child.adopted is None:
+                child.finds_adopted()  # it was just about to find its name taken
+            self._ask(child)
+        for adopted in self._adopted():
+            adopted.end(self._clock.monotonic(), self._options.shutdown_grace, self._grace())
+        while any(child.is_up for child in children) or self._adopted():
             await self._nap(self._options.look_interval)
             self._sweep()
-            for survivor in self._survivors():
-                survivor.push(self._clock.monotonic())
+            for adopted in self._adopted():
+                adopted.push(self._clock.monotonic())
 
-    def _ask(self, ward: SupervisedChild) -> None:
+    def _ask(self, child: SupervisedChild) -> None:
         """Have it drain and end. One that drains already is not asked twice: that would mean now."""
-        if not ward.is_ending:
-            ward.end(self._grace())
-        if ward.charge.takes_its_time:
-            ward.hurry_in(self._options.shutdown_grace, self._short_grace())
+        if not child.is_ending:
+            child.end(self._grace())
+        if child.charge.takes_its_time:
+            child.hurry_in(self._options.shutdown_grace, self._short_grace())
 
     def _grace(self) -> float:
         """What a worker needs for its own grace, its commands' and one more try to store what it has."""

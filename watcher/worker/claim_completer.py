@@ -1,8 +1,8 @@
-"""The way of a claim out of this process: settled, retried or released, each at once or when the machine can.
+"""Settle, retry or release a claim, at once or when the machine can.
 
-Promise: what trouble of the machine keeps here (an outcome that cannot be stored, a claim that cannot be given back)
-stays until it has gone out, and burns no attempt. Loop thread only; the crew stores outcomes on a thread of its own and
-calls `stored`. Raises nothing for trouble: it is told to `trouble`.
+Promise: an outcome that cannot be stored, or a claim that cannot be given back, stays here until the machine can do it,
+and costs the task no attempt. Loop thread only; the committing thread of `slot_threads` stores outcomes and calls
+`stored`. Raises nothing for trouble of the machine: `machine_trouble` learns of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from watcher.worker.machine_trouble import Trouble
 _RETRY = "retry"
 
 
-class WayOut:
+class Completer:
     """What has left `running` and is not yet out; `store` hands an outcome to the committing thread."""
 
     def __init__(

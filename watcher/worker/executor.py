@@ -1,9 +1,10 @@
 """One claim from start to settlement: claim, run, decide, settle.
 
-Here is what is claimed next, what runs, and what follows from how it ended. Everything here is the loop thread's; the
-crew runs attempts and stores outcomes on threads of its own and tells the loop. Promise: whatever an attempt does, its
-claim ends in exactly one of settle, retry or release, through `completer`. A release costs no attempt, and each kind of
-it is bounded: what blames the account or the machine by `blame`, a stop by who stops, a budget by the money.
+Decides which task to claim next, starts its attempt, and decides what follows from its outcome. All of it runs on the
+loop thread; `slot_threads` run attempts and store outcomes and tell the loop. Promise: whatever an attempt does, its
+claim ends in exactly one of settle, retry or release, through `claim_completer`. A release costs no attempt. Each kind
+of release is bounded: one that blames the account or the machine by `give_back_blame`, a stop by the person who stops
+the worker, a budget by its money.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from watcher.telemetry.events import (
     TaskNotUnderstood,
 )
 from watcher.worker.budgets import Budgets
-from watcher.worker.claim_completer import WayOut
+from watcher.worker.claim_completer import Completer
 from watcher.worker.give_back_blame import Blame
 from watcher.worker.machine_trouble import Trouble
 from watcher.worker.provider_gates import Gates
 from watcher.worker.settlement import SettledBy, settlement
-from watcher.worker.slot_threads import LARGEST_BATCH, NOT_BEGUN, Callbacks, Crew, Running
+from watcher.worker.slot_threads import LARGEST_BATCH, NOT_BEGUN, Callbacks, Running, SlotThreads
 
 #: Finished attempts that may wait for the disk before nothing new is started.
 _MAX_UNSTORED = LARGEST_BATCH
@@ -99,10 +100,10 @@ class Executor:
         self._books = _Books()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._crew = Crew(spool, runner, options.max_concurrent, clock)
+        self._threads = SlotThreads(spool, runner, options.max_concurrent, clock)
         self._trouble = Trouble(clock, emit)
         self._blame = Blame(gates, options.worker, options.probe_seconds)
-        self._out = WayOut(spool, self._crew.store, self._budgets, options.delays, self._trouble, emit)
+        self._out = Completer(spool, self._threads.store, self._budgets, options.delays, self._trouble, emit)
         self._ahead = ClaimingAhead()
         self._signature = SettledBy(options.worker, options.incarnation, spool.output_path)
         self._marks = itertools.count(1)
@@ -116,7 +117,7 @@ class Executor:
         """Begin to work; `on_change` is called on the loop after attempts and outcomes: `retry_in` may be another."""
         self._on_change = on_change
         callbacks = Callbacks(self._unannounced, self._ended_or_failed, self._out.stored, self._turn, self._may_start)
-        self._crew.start(loop, callbacks)
+        self._threads.start(loop, callbacks)
 
     def fill(self) -> None:
         """Claim and start as much as the limits and a slice of time allow; `retry_in` is 0 while there is more."""
@@ -216,7 +217,7 @@ class Executor:
         marks = [mark for mark, one in self._books.running.items() if one.claim.task.task_id == task_id]
         for mark in marks:
             self._books.cancelling[mark] = detail
-            self._crew.refuse(mark)
+            self._threads.refuse(mark)
             self._runner.stop(mark, Failure.CANCELLED)
         return bool(marks)
 
@@ -249,11 +250,11 @@ class Executor:
 
     def close(self) -> None:
         """End the threads; nothing runs any more."""
-        self._crew.close()
+        self._threads.close()
 
     def _take_back(self, reason: str) -> None:
         """What was claimed ahead and does not run yet goes back untouched."""
-        for running in self._crew.take_back():
+        for running in self._threads.take_back():
             del self._books.running[running.attempt.mark]
             self._books.cancelling.pop(running.attempt.mark, None)
             self._gates.told_nothing(running.claim.provider, running.attempt.mark)
@@ -261,7 +262,7 @@ class Executor:
 
     def _look_ahead(self) -> None:
         """Give back what was claimed ahead when no slot begins anything: it waits behind a task that takes long."""
-        if self._ahead.must_go_back(self._crew.has_waiting(), self._crew.begun, self._clock.monotonic()):
+        if self._ahead.must_go_back(self._threads.has_waiting(), self._threads.begun, self._clock.monotonic()):
             self._take_back("claimed_too_early")
 
     def _room(self) -> int:
@@ -337,7 +338,7 @@ class Executor:
         self._blame.began(attempt.mark)
         self._idle.clear()
         self._gates.started(claim.provider, attempt.mark)
-        self._crew.run(running, len(self._books.running))
+        self._threads.run(running, len(self._books.running))
         self._emit(TaskClaimed(task.task_id, claim.provider, claim.attempt, claim.latency_seconds))
         self._emit(AttemptStarted(task.task_id, claim.provider, claim.attempt))
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from watcher.clock import Clock
 from watcher.runner.oneshot import OneShotRunner, OneShotSettings
-from watcher.runner.prestart import PrespawnSettings, attending
+from watcher.runner.prestart import PrestartSettings, attending
 from watcher.runner.providers.provider import Provider, environment_for
 from watcher.runner.runner_interface import Runner
 from watcher.settings.layers import process_environment
@@ -44,8 +44,8 @@ class Runners:
         """
         config = self._config
         once = self._once(folder, incarnation)
-        if once.prespawn is not None:
-            self._bus.join(attending(once.prespawn))
+        if once.prestart is not None:
+            self._bus.join(attending(once.prestart))
             once.expect(config.provider, config.model or None, self._worker)
         runner: Runner = once
         if any(provider.protocol == "acp" for provider in self._providers.values()):
@@ -68,16 +68,16 @@ class Runners:
                 max_output_bytes=config.max_output_bytes,
                 allowed_cwd=config.allowed_cwd,
                 stall_timeout_seconds=config.stall_timeout,
-                prespawn=self._ahead(incarnation) if config.warm_agents else None,
+                prestart=self._ahead(incarnation) if config.warm_agents else None,
                 max_attempt_output_bytes=config.max_attempt_output_bytes,
                 min_free_bytes=config.min_free_bytes,
             ),
             self._clock,
         )
 
-    def _ahead(self, incarnation: Incarnation) -> PrespawnSettings:
+    def _ahead(self, incarnation: Incarnation) -> PrestartSettings:
         """Agents that are started before their tasks."""
-        return PrespawnSettings(
+        return PrestartSettings(
             count=self._config.warm_agents,
             mark_prefix=f"{incarnation.id}.w",
             busy_lock=str(incarnation.busy_path),
@@ -114,7 +114,7 @@ class Runners:
         from watcher.policy.pool_size import PoolLimits
         from watcher.runner.warm.handler_process import start_of
         from watcher.runner.warm.pool import HandlerPool, PoolSettings
-        from watcher.runner.warm.runner import HANDLER, PoolRunner, PoolRunnerSettings, Router
+        from watcher.runner.warm.runner import HANDLER, Router, WarmRunner, WarmRunnerSettings
 
         config = self._config
         settings = PoolSettings(
@@ -136,10 +136,10 @@ class Runners:
             max_waiting=config.max_concurrent_tasks,
             max_printed_bytes=config.max_attempt_output_bytes,
         )
-        warm = PoolRunner(
+        warm = WarmRunner(
             lambda tell: HandlerPool(config.handler_pool_size, settings, self._clock, tell),
             once,
-            PoolRunnerSettings(folder, config.max_output_bytes, config.allowed_cwd),
+            WarmRunnerSettings(folder, config.max_output_bytes, config.allowed_cwd),
             self._clock,
             self._bus.emit,
             asyncio.get_running_loop().call_soon_threadsafe,

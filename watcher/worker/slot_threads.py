@@ -59,7 +59,7 @@ class Callbacks:
     may_start: Callable[[Running], bool] = lambda running: True
 
 
-class Crew:
+class SlotThreads:
     """Runs attempts on at most `slots` threads and stores outcomes on one more."""
 
     def __init__(self, spool: Spool, runner: Runner, slots: int, clock: Clock) -> None:

@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     config = load_watcher_config().config
     environ = process_environment()
     wanted = _wanted(config, environ, options.provider)
-    ward = CheckSettings(
+    settings = CheckSettings(
         environ, config.agent_env, config.model or None, options.timeout, config.kill_grace, calls=not options.no_call
     )
     become_subreaper()
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):  # so that nothing stays behind
         signal.signal(number, signal.default_int_handler)
     _tell_ignored(config.folders)
-    findings = _examine(Doctor(ward, SystemClock()), wanted, is_quiet=options.json or not sys.stderr.isatty())
+    findings = _examine(Doctor(settings, SystemClock()), wanted, is_quiet=options.json or not sys.stderr.isatty())
     for finding, provider in zip(findings, wanted, strict=False):
         finding.budget = unbound(provider, config.limits) or ""
     is_well = all(finding.state != "ill" for finding in findings)

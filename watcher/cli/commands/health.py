@@ -70,7 +70,7 @@ def _say(options: argparse.Namespace, is_well: bool, found: list[ProbeAnswer]) -
 
 
 def _listener(options: argparse.Namespace) -> int:
-    """The listener beats nowhere; the lock of its seat says whether it lives."""
+    """The listener beats nowhere; its lock says whether it lives."""
     from watcher.cli.health_probe import ProbeAnswer
     from watcher.store.listener_state import is_running
 

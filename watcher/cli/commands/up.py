@@ -34,7 +34,7 @@ from watcher.settings.worker import WatcherConfig
 from watcher.supervisor.adopted_children import SUPERVISED, own_name
 from watcher.supervisor.child import Charge, SupervisedChild
 from watcher.supervisor.child_log import Say, make_say
-from watcher.supervisor.instances import Team
+from watcher.supervisor.instances import WorkerInstances
 from watcher.supervisor.loop import Supervisor, SupervisorOptions
 from watcher.system.machine_load import Machine
 from watcher.system.processes import become_subreaper
@@ -45,7 +45,7 @@ from watcher.telemetry.logs import EventLog, configure_logging
 #: How the listener is called in the log; its own lines say so too.
 _LISTENER = "orchestrator"
 _MOST_INSTANCES = 1000
-#: An instance that may be drained at any time finishes what it runs: see Team.
+#: An instance that may be drained at any time finishes what it runs: see WorkerInstances.
 _OWN_GRACE_SECONDS = 86_400
 _FLAGS = {
     "log_level": "LOG_LEVEL",
@@ -106,8 +106,8 @@ class _Assembly:
         become_subreaper()
         self.bus.join(EventLog(configure_logging(config.log_level, config.log_format, "supervisor")))
         say = make_say(config.log_format == "json")
-        teams = [self._team(worker, index, say) for index, worker in enumerate(options.workers)]
-        listener = self._ward(self._listener(), say) if options.listener else None
+        workers = [self._instances(worker, index, say) for index, worker in enumerate(options.workers)]
+        listener = self._child(self._listener(), say) if options.listener else None
         return Supervisor(
             SupervisorOptions(
                 look_interval=min(1.0, max(0.1, config.heartbeat_interval / 2)),
@@ -117,14 +117,14 @@ class _Assembly:
                 kill_grace=config.kill_grace,
                 about=f"version {__version__}, {', '.join(options.workers)} below {config.watcher_root}",
             ),
-            teams,
+            workers,
             listener,
             Machine(),
             self.clock,
             self.bus.emit,
         )
 
-    def _team(self, worker: str, index: int, say: Say) -> Team:
+    def _instances(self, worker: str, index: int, say: Say) -> WorkerInstances:
         is_scaled = self.most is not None and self.most > self.least
         scaler = None
         if self.most is not None and is_scaled:
@@ -141,11 +141,11 @@ class _Assembly:
             )
 
         def make(number: int) -> SupervisedChild:
-            return self._ward(self._worker(worker, index, number, is_scaled), say)
+            return self._child(self._worker(worker, index, number, is_scaled), say)
 
-        return Team(worker, self.config.folders.heartbeats, self.least, make, scaler, self.bus.emit)
+        return WorkerInstances(worker, self.config.folders.heartbeats, self.least, make, scaler, self.bus.emit)
 
-    def _ward(self, charge: Charge, say: Say) -> SupervisedChild:
+    def _child(self, charge: Charge, say: Say) -> SupervisedChild:
         rules = RestartRules(
             first_delay_seconds=self.rules.restart_delay,
             limit=self.rules.max_restarts,

@@ -24,7 +24,7 @@ from watcher.clock import rfc3339
 from watcher.intake.drop_zones.arrivals import FileSignature
 from watcher.intake.drop_zones.file_memory import Handled, Record, ZoneMemory
 from watcher.intake.drop_zones.file_to_task import Refused, leave_house
-from watcher.intake.drop_zones.outcomes import Fate
+from watcher.intake.drop_zones.outcomes import TaskEnding
 from watcher.intake.drop_zones.zone_file import ASIDE, DONE
 from watcher.store.abandoned_files import remove_abandoned
 from watcher.system import no_links
@@ -35,15 +35,15 @@ _SUFFIX_LIMIT = 100_000
 log = logging.getLogger("watcher.zones")
 
 
-def finish(record: Record, fate: Fate, memory: ZoneMemory) -> str:
+def finish(record: Record, ending: TaskEnding, memory: ZoneMemory) -> str:
     """Do with the file what its zone says, then forget its record. Returns where the file is now; empty: nowhere."""
     where = record.path
     if record.on_done == "keep":
         memory.remember(record.path, _handled(record))
-    elif fate.is_completed:
+    elif ending.is_completed:
         where = _done(record)
     elif _is_there(record.place):
-        where = str(_put_aside(Path(record.place), _relative(record), Path(record.base), _told(record, fate)))
+        where = str(_put_aside(Path(record.place), _relative(record), Path(record.base), _told(record, ending)))
     if record.on_done != "keep":
         _save_the_rest(record)
         leave_house(Path(record.place))
@@ -249,16 +249,16 @@ def _relative(record: Record) -> Path:
     return Path(os.path.relpath(record.path, record.base))
 
 
-def _told(record: Record, fate: Fate) -> dict[str, Any]:
+def _told(record: Record, ending: TaskEnding) -> dict[str, Any]:
     return {
-        "reason": fate.reason or fate.status,
-        "detail": fate.detail,
+        "reason": ending.reason or ending.status,
+        "detail": ending.detail,
         "zone": record.zone,
         "path": _text(record.path),
         "task_id": record.task_id,
         "worker": record.worker,
-        "status": fate.status,
-        "result": fate.path,
+        "status": ending.status,
+        "result": ending.path,
     }
 
 

@@ -4,9 +4,9 @@ One loop with one flag, as the worker's: events, timers and results set it; the 
 settles files, finishes those whose task has ended, and fills the free places. At most `max_workers` files have a task
 at once, `queue_size` more are in line, all others wait where they lie; nothing is dropped because something is full.
 
-The claims, in order and what a crash leaves, are in `claiming`; what happens to files afterwards in `finishing`; which
-zones this process serves in `tenancy`, which is asked at each scan. Raises nothing for a single file: what cannot be a
-task is put aside and counted as an error.
+`file_to_task` holds the steps of a claim in their order, and what a crash leaves; `finishing` says what becomes of files
+afterwards; `zone_locks` knows which zones this process serves, and each scan asks it. Raises nothing for a single file:
+a file that cannot become a task is put aside and counted as an error.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from watcher.intake.drop_zones.arrivals import Arrival, Arrivals, FileSignature
 from watcher.intake.drop_zones.file_memory import Handled, Record, ZoneMemory
 from watcher.intake.drop_zones.file_to_task import Blocked, Claimer, Not, Refused
 from watcher.intake.drop_zones.finishing import finish, refuse
-from watcher.intake.drop_zones.outcomes import Fate, Fates
+from watcher.intake.drop_zones.outcomes import TaskEnding, TaskEndings
 from watcher.intake.drop_zones.recovery import adopt, slugs_with_records
 from watcher.intake.drop_zones.zone_file import Zone, ZoneFile
-from watcher.intake.drop_zones.zone_locks import Tenancy
+from watcher.intake.drop_zones.zone_locks import ZoneLocks
 from watcher.system import no_links
 from watcher.system.inotify import Waker
 
@@ -106,9 +106,9 @@ class DropZones:
         self._clock = clock
         self._each = each
         self._file = zone_file
-        self._fates = Fates(options.folders)
+        self._endings = TaskEndings(options.folders)
         self._claimer = Claimer(options.folders.tasks, options.max_task_bytes, zone_file.processing.timeout, clock)
-        self._tenancy = Tenancy(options.state)
+        self._locks = ZoneLocks(options.state)
         self._queue: dict[str, Arrival] = {}
         self._open: dict[str, _UnderWay] = {}
         self._busy: dict[str, str] = {}
@@ -134,7 +134,7 @@ class DropZones:
         finally:
             self._waker.close()
             self._tell()
-            self._tenancy.leave_all_but(())
+            self._locks.leave_all_but(())
 
     def stop(self) -> None:
         """End the loop; files whose task is under way are finished by the next process."""
@@ -213,7 +213,7 @@ class DropZones:
         now = self._clock.monotonic()
         if now >= self._prune_due:
             self._prune_due = now + _PRUNE_SECONDS
-            self._tenancy.prune()
+            self._locks.prune()
         is_polling = self._arrivals.is_blind or self._waker.mode == "polling"
         interval = self._options.poll_interval if is_polling else self._options.scan_interval
         earliest = now + (now - began) / _SCAN_SHARE
@@ -233,13 +233,13 @@ class DropZones:
         """Take the zones that are free, look after what earlier processes left, watch the results."""
         wanted = {zone.slug: zone for zone in self._file.zones}
         slugs = dict.fromkeys((*wanted, *slugs_with_records(self._options.state)))
-        for memory in self._tenancy.take(slugs, self._in_trouble):
-            for record in adopt(memory, wanted.get(memory.slug), self._fates):
+        for memory in self._locks.take(slugs, self._in_trouble):
+            for record in adopt(memory, wanted.get(memory.slug), self._endings):
                 self._begin(record, memory)
                 self._seen += 1
         in_use = {under_way.memory.slug for under_way in self._open.values()}
-        self._tenancy.leave_all_but(wanted.keys() | in_use)
-        served = frozenset(zone.name for slug, zone in wanted.items() if slug in self._tenancy)
+        self._locks.leave_all_but(wanted.keys() | in_use)
+        served = frozenset(zone.name for slug, zone in wanted.items() if slug in self._locks)
         self._arrivals.serve(self._file.zones, served)
         workers = {zone.worker for zone in self._file.zones}
         for worker in workers | {under_way.record.worker for under_way in self._open.values()}:
@@ -262,7 +262,7 @@ class DropZones:
             if queued.signature == signature:
                 return True
             self._leave_queue(path)
-        memory = self._tenancy[zone.slug]
+        memory = self._locks[zone.slug]
         past = self._past(path, memory)
         if past is None:
             if zone.events & {"created", "moved"}:
@@ -282,7 +282,7 @@ class DropZones:
         """A name went: it is in line no longer, and what comes under it is new."""
         if path in self._queue:
             self._leave_queue(path)
-        self._tenancy.forget_file(path)
+        self._locks.forget_file(path)
 
     def _past(self, path: str, memory: ZoneMemory) -> Handled | None:
         """The identity that has or had its task under this path."""
@@ -353,7 +353,7 @@ class DropZones:
                 return
             del self._defects[arrival.path]
             why = Refused("not_understood", f"the zones failed over it: {type(error).__name__}: {error}")
-            self._refuse(arrival, why, self._tenancy[arrival.zone.slug])
+            self._refuse(arrival, why, self._locks[arrival.zone.slug])
 
     def _try_to_submit(self, under_way: _UnderWay) -> None:
         """The same for a file that has its record: it ends as refused."""
@@ -363,10 +363,10 @@ class DropZones:
             raise
         except Exception as error:
             log.exception("%s: the zones failed over it", under_way.record.path, extra={"event": "zones.trouble"})
-            self._finish(under_way, Fate("refused", "not_understood", f"{type(error).__name__}: {error}"))
+            self._finish(under_way, TaskEnding("refused", "not_understood", f"{type(error).__name__}: {error}"))
 
     def _take(self, arrival: Arrival) -> None:
-        memory = self._tenancy[arrival.zone.slug]
+        memory = self._locks[arrival.zone.slug]
         try:
             found = self._claimer.take(arrival, memory)
         except WorkerTrouble:
@@ -405,14 +405,14 @@ class DropZones:
     def _submit(self, under_way: _UnderWay) -> None:
         """Raises WorkerTrouble: then the record is there and the file held, and the next turn submits it."""
         record = under_way.record
-        if self._fates.named(record.worker, record.task_id) is not None:
+        if self._endings.named(record.worker, record.task_id) is not None:
             # The memory was lost, the result was not: it had its task, and the next look finishes it.
             record.is_submitted = True
             self._scan_due = min(self._scan_due, self._clock.monotonic())
             return
         refusal = self._claimer.submit(record, under_way.memory)
         if refusal is not None:
-            self._finish(under_way, Fate("refused", refusal.reason, refusal.detail))
+            self._finish(under_way, TaskEnding("refused", refusal.reason, refusal.detail))
             return
         told = {"event": "zones.file_submitted", "task_id": record.task_id, "zone": record.zone, "file": record.path}
         log.info("%s is task %s/%s", record.path, record.worker, record.task_id, extra=told)
@@ -433,8 +433,8 @@ class DropZones:
 
     def _result(self, worker: str, name: str) -> None:
         under_way = self._open.get(name.removesuffix(".json"))
-        if under_way is not None and (fate := self._fates.named(worker, name)) is not None:
-            self._finish(under_way, fate)
+        if under_way is not None and (ending := self._endings.named(worker, name)) is not None:
+            self._finish(under_way, ending)
 
     def _collect_quietly(self) -> None:
         try:
@@ -444,11 +444,11 @@ class DropZones:
 
     def _collect(self) -> None:
         """Ask the folders for every task that is under way; events may have missed some."""
-        for task_id, fate in self._fates.look(self._awaited()).items():
-            self._finish(self._open[task_id], fate)
-        gone, moved = self._fates.lost(self._awaited())
-        for task_id, fate in gone.items():
-            self._finish(self._open[task_id], fate)
+        for task_id, ending in self._endings.look(self._awaited()).items():
+            self._finish(self._open[task_id], ending)
+        gone, moved = self._endings.lost(self._awaited())
+        for task_id, ending in gone.items():
+            self._finish(self._open[task_id], ending)
         for task_id, worker in moved.items():
             under_way = self._open[task_id]
             under_way.record.worker = worker
@@ -457,10 +457,10 @@ class DropZones:
     def _awaited(self) -> dict[str, str]:
         return {task_id: one.record.worker for task_id, one in self._open.items() if one.record.is_submitted}
 
-    def _finish(self, under_way: _UnderWay, fate: Fate) -> None:
+    def _finish(self, under_way: _UnderWay, ending: TaskEnding) -> None:
         record = under_way.record
         try:
-            where = finish(record, fate, under_way.memory)
+            where = finish(record, ending, under_way.memory)
         except no_links.Refused as refused:
             # Its place is free for others; the record stays, and the next process of this zone finishes it.
             where = f"{record.place}, until the zone is served anew"
@@ -477,13 +477,13 @@ class DropZones:
             return
         del self._open[record.task_id]
         self._busy.pop(record.path, None)
-        self._completed += fate.is_completed
-        self._errors += not fate.is_completed
-        level = logging.INFO if fate.is_completed else logging.ERROR
-        told = {"event": "zones.file_done", "task_id": record.task_id, "zone": record.zone, "status": fate.status}
+        self._completed += ending.is_completed
+        self._errors += not ending.is_completed
+        level = logging.INFO if ending.is_completed else logging.ERROR
+        told = {"event": "zones.file_done", "task_id": record.task_id, "zone": record.zone, "status": ending.status}
         told |= {"file": record.path, "where": where}
-        why = "" if fate.reason is None else f": {fate.reason}"
-        log.log(level, "%s %s%s", record.path, fate.status, why, extra=told)
+        why = "" if ending.reason is None else f": {ending.reason}"
+        log.log(level, "%s %s%s", record.path, ending.status, why, extra=told)
         with contextlib.suppress(OSError):  # it is gone, or the scan finds it
             self._arrivals.consider(record.path, no_links.look_at(record.path))
 

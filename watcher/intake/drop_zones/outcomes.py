@@ -40,7 +40,7 @@ class ResultFolders(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
+class TaskEnding:
     """How a task ended. `status` is that of its result, `refused` for a dead letter alone, `gone` for no trace."""
 
     status: str
@@ -53,34 +53,34 @@ class Fate:
         return self.status == "completed"
 
 
-class Fates:
+class TaskEndings:
     """Follows tasks by id. `open` is theirs: id -> worker."""
 
     def __init__(self, places: ResultFolders) -> None:
         self._places = places
         self._misses: dict[str, int] = {}
 
-    def named(self, worker: str, name: str) -> Fate | None:
-        """The fate that an event's file tells, if it is one."""
+    def named(self, worker: str, name: str) -> TaskEnding | None:
+        """The ending that an event's file tells, if it is one."""
         return self._result(worker, name.removesuffix(".json"))
 
-    def look(self, awaited: dict[str, str]) -> dict[str, Fate]:
-        """The fates of all tasks that have ended."""
-        found: dict[str, Fate] = {}
+    def look(self, awaited: dict[str, str]) -> dict[str, TaskEnding]:
+        """The endings of all tasks that have ended."""
+        found: dict[str, TaskEnding] = {}
         for worker in set(awaited.values()):
             ids = {task_id for task_id, of in awaited.items() if of == worker}
             for name in _names(self._places.results / worker):
-                if name[:-5] in ids and (fate := self._result(worker, name[:-5])) is not None:
-                    found[name[:-5]] = fate
+                if name[:-5] in ids and (ending := self._result(worker, name[:-5])) is not None:
+                    found[name[:-5]] = ending
             ids.difference_update(found)
             if ids:
                 found.update(self._refused(worker, ids))
         return found
 
-    def lost(self, awaited: dict[str, str]) -> tuple[dict[str, Fate], dict[str, str]]:
-        """Of tasks that have not ended: the fates of those that were taken away, and the new workers of those that were
-        given to another."""
-        gone: dict[str, Fate] = {}
+    def lost(self, awaited: dict[str, str]) -> tuple[dict[str, TaskEnding], dict[str, str]]:
+        """Of tasks that have not ended: how those ended that were removed, and the new workers of those that were
+        given to another worker."""
+        gone: dict[str, TaskEnding] = {}
         moved: dict[str, str] = {}
         there = {worker: self._present(worker) for worker in set(awaited.values())}
         for task_id, worker in awaited.items():
@@ -95,7 +95,7 @@ class Fates:
             if misses >= LOOKS_WITHOUT_TRACE:
                 del self._misses[task_id]
                 text = "its task left no result and no dead letter: somebody took it away"
-                gone[task_id] = Fate("gone", "task_gone", text)
+                gone[task_id] = TaskEnding("gone", "task_gone", text)
         self._misses = {task_id: count for task_id, count in self._misses.items() if task_id in awaited}
         return gone, moved
 
@@ -133,17 +133,17 @@ class Fates:
         found.update(name[:-5] for name in _names(inbox) if name.endswith(".json"))
         return found
 
-    def _result(self, worker: str, task_id: str) -> Fate | None:
+    def _result(self, worker: str, task_id: str) -> TaskEnding | None:
         path = self._places.results / worker / f"{task_id}.json"
         status = stored_status(path)
         if status is None:
             return None
         value = {} if status == "completed" else _object(path)
-        return Fate(status, value.get("reason"), value.get("detail"), str(path))
+        return TaskEnding(status, value.get("reason"), value.get("detail"), str(path))
 
-    def _refused(self, worker: str, ids: Iterable[str]) -> dict[str, Fate]:
+    def _refused(self, worker: str, ids: Iterable[str]) -> dict[str, TaskEnding]:
         """Dead letters that hold no result; one that does comes a moment before that result is there."""
-        found: dict[str, Fate] = {}
+        found: dict[str, TaskEnding] = {}
         for name in sorted(_names(self._places.dlq / worker)):
             matched = LETTER_NAME.fullmatch(name)
             if matched is None or matched[1] not in ids:
@@ -151,7 +151,7 @@ class Fates:
             path = self._places.dlq / worker / name
             value = _object(path)
             if value.get("dlq_reason") is not None and value.get("dlq_result") is None:
-                found[matched[1]] = Fate("refused", value["dlq_reason"], value.get("dlq_detail"), str(path))
+                found[matched[1]] = TaskEnding("refused", value["dlq_reason"], value.get("dlq_detail"), str(path))
         return found
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from watcher.intake.drop_zones.file_memory import OPEN, Record, ZoneMemory
 from watcher.intake.drop_zones.file_to_task import give_back, leave_house
-from watcher.intake.drop_zones.outcomes import Fates
+from watcher.intake.drop_zones.outcomes import TaskEndings
 from watcher.intake.drop_zones.zone_file import PROCESSING, Zone, done_folder
 from watcher.system import no_links
 
@@ -32,11 +32,11 @@ def slugs_with_records(state: Path) -> list[str]:
     return found
 
 
-def adopt(memory: ZoneMemory, zone: Zone | None, fates: Fates) -> list[Record]:
+def adopt(memory: ZoneMemory, zone: Zone | None, endings: TaskEndings) -> list[Record]:
     """The records that are under way, mended; `zone` is None when it is no longer configured."""
     kept = []
     for record in memory.records():
-        worker = fates.whereabouts(record.worker, record.task_id)
+        worker = endings.whereabouts(record.worker, record.task_id)
         if worker is not None:
             record.worker, record.is_submitted = worker, True
         if record.is_submitted or _is_as_it_was(record):
@@ -46,7 +46,7 @@ def adopt(memory: ZoneMemory, zone: Zone | None, fates: Fates) -> list[Record]:
     if zone is not None and zone.takes_hold:
         known = {record.task_id for record in kept}
         for base in zone.dirs:
-            kept += _without_record(zone, base, known, memory, fates)
+            kept += _without_record(zone, base, known, memory, endings)
     return kept
 
 
@@ -60,7 +60,7 @@ def _is_as_it_was(record: Record) -> bool:
     return (info.st_ino, info.st_size, info.st_mtime_ns) == (record.inode, record.size, record.mtime_ns)
 
 
-def _without_record(zone: Zone, base: Path, known: set[str], memory: ZoneMemory, fates: Fates) -> list[Record]:
+def _without_record(zone: Zone, base: Path, known: set[str], memory: ZoneMemory, endings: TaskEndings) -> list[Record]:
     found: list[Record] = []
     for task_id in _names(base / PROCESSING):
         house = base / PROCESSING / task_id
@@ -69,7 +69,7 @@ def _without_record(zone: Zone, base: Path, known: set[str], memory: ZoneMemory,
         leave_house(house / "nothing")
         for name in _names(house):
             record = _made_up(zone, base, task_id, house / name)
-            worker = fates.whereabouts(zone.worker, task_id)
+            worker = endings.whereabouts(zone.worker, task_id)
             try:
                 if worker is not None:
                     record.worker, record.is_submitted = worker, True

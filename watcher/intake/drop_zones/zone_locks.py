@@ -17,7 +17,7 @@ from watcher.system import no_links
 log = logging.getLogger("watcher.zones")
 
 
-class Tenancy:
+class ZoneLocks:
     """The memories of the zones that are ours, by slug; `state` is the zones' own folder."""
 
     def __init__(self, state: Path) -> None:

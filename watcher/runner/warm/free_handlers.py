@@ -1,7 +1,7 @@
-"""Which warm handlers there are, which are free, and who waits for one: the books of a pool, under one lock.
+"""Own the list of warm handlers: which exist, which are free, which callers wait for one. One lock guards it.
 
-Callers take a handler, use it, and give it back or report it lost; the keeper (`warm.pool_keeper`) puts new ones on the
-shelf and takes old ones off. A handler is handed out only if it has said nothing that nobody asked for. At most
+Callers take a handler, use it, and give it back or report it lost; `pool_keeper` adds new ones
+and takes old ones out. A handler is handed out only if it has said nothing that nobody asked for. At most
 `max_waiting` callers wait; the next one is refused.
 
 Raises PoolFull, PoolClosed, NotWarm (no handler ever answered: run the command in another way), and WireBroken when the
@@ -86,7 +86,7 @@ class Removal:
 
 @dataclass(slots=True)
 class Books:
-    """What is known, all under the shelf's lock. `idle` is a stack, so that what is not needed stays unused."""
+    """What is known, all under the lock of FreeHandlers. `idle` is a stack, so that what is not needed stays unused."""
 
     size: int
     members: list[WarmProcess] = field(default_factory=list)
@@ -105,7 +105,7 @@ class Books:
     checks_done: int = 0
 
 
-class Shelf:
+class FreeHandlers:
     """The books and who may change them. `nudge` wakes the keeper."""
 
     def __init__(self, settings: PoolSettings, clock: Clock, nudge: Callable[[], None]) -> None:
@@ -176,7 +176,7 @@ class Shelf:
     # --- everybody, under the lock
 
     def remove(self, removal: Removal) -> None:
-        """Take it off the shelf; the keeper sees to the rest."""
+        """Take the handler out of the pool; `pool_keeper` ends it."""
         if removal.process in self.books.members:
             self.books.members.remove(removal.process)
         if removal.process in self.books.idle:

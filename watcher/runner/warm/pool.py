@@ -90,7 +90,7 @@ class HandlerPool:
         self._settings = replace(given, limits=PoolLimits(low, pool_size, high))
         self._clock = clock or SystemClock()
         self._keeper = Keeper(self._settings, self._clock, tell or _tell_nobody)
-        self._shelf = self._keeper.shelf
+        self._handlers = self._keeper.handlers
 
     def start(self) -> None:
         """Begin to start the handlers, and return at once: requests wait for the first one that is ready. A second
@@ -110,7 +110,7 @@ class HandlerPool:
         limit = self._settings.request_seconds
         limit = limit if timeout_seconds is None else min(limit, timeout_seconds)
         try:
-            process = self._shelf.take(ticket)
+            process = self._handlers.take(ticket)
         except WireBroken as broken:
             raise HandlerFault(broken.reason, broken.detail) from None
         process.wire.allow(self._settings.max_printed_bytes, process.tail)
@@ -125,47 +125,47 @@ class HandlerPool:
         process.wire.allow_all()
         process.tail.drain()
         reply = Reply(answer, process.tail.since(began), process.pid)
-        self._shelf.give_back(process, ticket)
+        self._handlers.give_back(process, ticket)
         return reply
 
     def stop(self, ticket: Ticket) -> None:
         """Any thread: end this request now; its handler is killed, its `execute` raises HandlerFault `stopped`."""
-        self._shelf.stop(ticket)
+        self._handlers.stop(ticket)
 
     def health_check(self) -> list[HandlerState]:
         """Ping every idle handler now, wait for the answers, and say how all of them are. Blocks at most as long as a
         ping may take. The keeper does the same every `health_seconds`; one that does not answer is replaced."""
-        books = self._shelf.books
+        books = self._handlers.books
         until = time.monotonic() + self._settings.ping_seconds + self._settings.start_seconds + 1.0
-        with self._shelf.changed:
+        with self._handlers.changed:
             books.checks_asked += 1
             wanted = books.checks_asked
             self._keeper.nudge()
             while books.is_open and books.checks_done < wanted and time.monotonic() < until:
-                self._shelf.checked.wait(0.5)
+                self._handlers.checked.wait(0.5)
         return self.states()
 
     def states(self) -> list[HandlerState]:
         """How the handlers are, without asking them."""
         now = self._clock.monotonic()
-        with self._shelf.changed:
-            members = list(self._shelf.books.members)
+        with self._handlers.changed:
+            members = list(self._handlers.books.members)
         return [HandlerState(p.pid, p.state, p.requests, now - p.began, p.memory_bytes()) for p in members]
 
     def scale(self, size: int) -> int:
         """Have `size` handlers, as far as the limits allow; returns how many that will be. Busy ones finish first."""
-        with self._shelf.changed:
-            self._shelf.books.size = self._settings.limits.clamp(size)
+        with self._handlers.changed:
+            self._handlers.books.size = self._settings.limits.clamp(size)
             self._keeper.nudge()
-            return self._shelf.books.size
+            return self._handlers.books.size
 
     def waiting(self) -> int:
         """How many requests wait for a handler."""
-        return self._shelf.books.waiting
+        return self._handlers.books.waiting
 
     def cold(self) -> str | None:
         """Why the command cannot be kept warm, or None."""
-        return self._shelf.books.cold
+        return self._handlers.books.cold
 
     def nudge(self) -> None:
         """Have the keeper look now; for clocks that are driven by hand."""
@@ -204,7 +204,7 @@ class HandlerPool:
             detail += f"; its last words: {last}" if last else ""
         removal = Removal(process, broken.reason, detail, failed=broken.reason != "stopped", is_over=True)
         stderr = process.tail.since(began)
-        self._shelf.lost(removal, ticket)
+        self._handlers.lost(removal, ticket)
         return HandlerFault(broken.reason, detail, code if has_crashed else None, stderr, process.leftovers)
 
 

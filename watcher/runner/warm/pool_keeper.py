@@ -23,7 +23,7 @@ from watcher.clock import Clock
 from watcher.policy.pool_size import restart_delay, size_after_look
 from watcher.runner.orphan_guard_client import Guarding
 from watcher.runner.warm import jsonrpc
-from watcher.runner.warm.free_handlers import PoolClosed, PoolSettings, Removal, Shelf
+from watcher.runner.warm.free_handlers import FreeHandlers, PoolClosed, PoolSettings, Removal
 from watcher.runner.warm.handler_process import WarmProcess
 from watcher.runner.warm.pipes import WireBroken
 from watcher.telemetry.events import Event, HandlerEnded, HandlerFailed, HandlersCold, HandlerStarted, PoolResized
@@ -56,13 +56,13 @@ class _Leaver:
 
 
 class Keeper:
-    """Make it, give it its shelf, start it; `stop` ends it and every handler."""
+    """Make it, give it its handlers, start it; `stop` ends it and every handler."""
 
     def __init__(self, settings: PoolSettings, clock: Clock, tell: Callable[[Event], None]) -> None:
         self._settings = settings
         self._clock = clock
         self._tell = tell
-        self._shelf = Shelf(settings, clock, self.nudge)
+        self._handlers = FreeHandlers(settings, clock, self.nudge)
         self._guarding = Guarding(settings.mark_prefix, settings.busy_lock)
         self._wake_fd, self._woken_by = os.pipe()
         for fd in (self._wake_fd, self._woken_by):
@@ -79,43 +79,43 @@ class Keeper:
         self._thread = threading.Thread(target=self._run, name="handler-keeper", daemon=True)
 
     @property
-    def shelf(self) -> Shelf:
-        return self._shelf
+    def handlers(self) -> FreeHandlers:
+        return self._handlers
 
     def start(self) -> None:
-        """Open the shelf and begin to start handlers; does not wait for them. Once it runs a second call does nothing;
+        """Begin to start handlers; do not wait for them. While the pool runs a second call does nothing;
         after `stop` it raises PoolClosed."""
-        with self._shelf.changed:
+        with self._handlers.changed:
             if self._is_stopping:
                 raise PoolClosed("this pool of handlers was shut down and cannot be started again; make a new one")
-            if self._shelf.books.is_open:
+            if self._handlers.books.is_open:
                 return
-            self._shelf.books.is_open = True
+            self._handlers.books.is_open = True
             self._thread.start()
 
     def nudge(self) -> None:
         """Any thread: something has changed, look at once."""
-        with self._shelf.changed, contextlib.suppress(BlockingIOError):  # it is full of nudges
+        with self._handlers.changed, contextlib.suppress(BlockingIOError):  # it is full of nudges
             if self._woken_by >= 0:
                 os.write(self._woken_by, b"x")
 
     def stop(self) -> None:
-        """Close the shelf, end every handler, then the guard and the thread. Blocks until all that is done; a second
+        """Close the handlers, end every handler, then the guard and the thread. Blocks until all that is done; a second
         call does nothing."""
-        books = self._shelf.books
-        with self._shelf.changed:
+        books = self._handlers.books
+        with self._handlers.changed:
             books.is_open = False
             for process in books.members:
                 if process.state == "busy":
                     process.abort()
-            self._shelf.changed.notify_all()
-            self._shelf.checked.notify_all()
+            self._handlers.changed.notify_all()
+            self._handlers.checked.notify_all()
             self._is_stopping = True
         self.nudge()
         if self._thread.is_alive():
             self._thread.join()
         self._guarding.dismiss()
-        with self._shelf.changed:  # a late nudge must not reach somebody else's descriptor
+        with self._handlers.changed:  # a late nudge must not reach somebody else's descriptor
             for fd in (self._wake_fd, self._woken_by):
                 if fd >= 0:
                     os.close(fd)
@@ -141,21 +141,21 @@ class Keeper:
         if now >= self._look_due:
             self._look_due = now + self._settings.monitor_seconds
             self._look_at_size(now)
-        if now >= self._health_due or self._shelf.books.checks_asked > self._shelf.books.checks_done:
+        if now >= self._health_due or self._handlers.books.checks_asked > self._handlers.books.checks_done:
             self._health_due = now + self._settings.health_seconds
             self._check_health()
-        self._dismiss_idle(self._shelf.books.size, "not_needed")
+        self._dismiss_idle(self._handlers.books.size, "not_needed")
         self._fill_up(now)
 
     def _is_empty(self) -> bool:
-        with self._shelf.changed:
-            books = self._shelf.books
+        with self._handlers.changed:
+            books = self._handlers.books
             return not (books.members or books.leaving or self._leavers)
 
     def _milliseconds(self) -> float:
         """Until something is due. The pool's own clock may be a test's, so its times are only waits from now."""
         now, machine = self._clock.monotonic(), time.monotonic()
-        books = self._shelf.books
+        books = self._handlers.books
         waits = [self._health_due - now, self._look_due - now]
         waits += [probe.deadline - machine for probe in self._probes.values()]
         if self._leavers or self._is_stopping:
@@ -180,11 +180,11 @@ class Keeper:
     # --- starting
 
     def _wanted(self) -> int:
-        books = self._shelf.books
+        books = self._handlers.books
         return books.size if books.cold is None else 1
 
     def _fill_up(self, now: float) -> None:
-        books = self._shelf.books
+        books = self._handlers.books
         while len(books.members) < self._wanted() and now >= books.start_at:
             if books.members and books.failures_in_a_row and not books.was_warm:
                 return  # first see whether it can be kept warm at all
@@ -192,16 +192,16 @@ class Keeper:
                 self._guarding.ensure()
                 self._start_one(now)
             except OSError as error:
-                with self._shelf.changed:
-                    self._shelf.count_failure()
+                with self._handlers.changed:
+                    self._handlers.count_failure()
                 self._start_failed(f"{self._settings.start.argv[0]!r}: {error.strerror or error}")
 
     def _start_one(self, now: float) -> None:
         process = WarmProcess(self._settings.start, f"{self._settings.mark_prefix}{next(self._numbers)}", now)
         self._tails[process.tail.fd] = process
         self._poller.register(process.tail.fd, select.POLLIN)
-        with self._shelf.changed:
-            self._shelf.books.members.append(process)
+        with self._handlers.changed:
+            self._handlers.books.members.append(process)
         self._probe(process, self._settings.start_seconds, is_first=True)
 
     def _probe(self, process: WarmProcess, seconds: float, is_first: bool) -> None:
@@ -228,19 +228,19 @@ class Keeper:
         """It has answered, be it with an error: it speaks the protocol."""
         self._forget_probe(probe)
         process = probe.process
-        shelf, books = self._shelf, self._shelf.books
-        with shelf.changed:
+        handlers, books = self._handlers, self._handlers.books
+        with handlers.changed:
             process.state = "idle"
-            reason = "answered_twice" if process.is_tainted else shelf.wear(process)
+            reason = "answered_twice" if process.is_tainted else handlers.wear(process)
             if reason is not None:
-                shelf.remove(Removal(process, reason))
+                handlers.remove(Removal(process, reason))
             else:
                 books.idle.append(process)
                 books.was_warm = True
                 books.cold, books.cold_looks = None, 0
                 if probe.is_first:
                     process.idle_since = self._clock.monotonic()
-                shelf.changed.notify()
+                handlers.changed.notify()
             self._close_check()
         if probe.is_first:
             self._tell(HandlerStarted(process.pid))
@@ -253,17 +253,17 @@ class Keeper:
         exited = f"; exit code {code}" if code is not None and broken.reason == "handler_crashed" else ""
         said = process.tail.last_line()
         detail = f"ping: {broken.detail}{exited}" + (f"; its last words: {said}" if said else "")
-        with self._shelf.changed:
-            self._shelf.remove(Removal(process, broken.reason, detail, failed=True, is_over=True))
+        with self._handlers.changed:
+            self._handlers.remove(Removal(process, broken.reason, detail, failed=True, is_over=True))
             self._close_check()
         if probe.is_first:
             self._start_failed(detail)
 
     def _start_failed(self, detail: str) -> None:
         """Callers wait for nothing when no handler is there and none can be started."""
-        shelf, books = self._shelf, self._shelf.books
+        handlers, books = self._handlers, self._handlers.books
         cold = None
-        with shelf.changed:
+        with handlers.changed:
             if books.members:
                 return
             if books.was_warm:
@@ -274,15 +274,15 @@ class Keeper:
                 books.cold_looks += 1
                 pause = restart_delay(books.cold_looks + 1, *self._settings.cold_seconds)
                 books.start_at = self._clock.monotonic() + pause
-            shelf.changed.notify_all()
+            handlers.changed.notify_all()
         if cold is not None and books.cold_looks == 1:
             self._tell(HandlersCold(cold))
 
     # --- health and size
 
     def _check_health(self) -> None:
-        books = self._shelf.books
-        with self._shelf.changed:
+        books = self._handlers.books
+        with self._handlers.changed:
             idle, books.idle = books.idle, []
             for process in idle:
                 process.state = "checking"
@@ -290,14 +290,14 @@ class Keeper:
             self._guarding.ensure()
         for process in idle:
             self._probe(process, self._settings.ping_seconds, is_first=False)
-        with self._shelf.changed:
+        with self._handlers.changed:
             self._close_check()
 
     def _close_check(self) -> None:
         """Under the lock: a check that was asked for is done when no ping is open."""
         if not self._probes:
-            self._shelf.books.checks_done = self._shelf.books.checks_asked
-            self._shelf.checked.notify_all()
+            self._handlers.books.checks_done = self._handlers.books.checks_asked
+            self._handlers.checked.notify_all()
 
     def _miss_deadlines(self) -> None:
         now = time.monotonic()
@@ -310,8 +310,8 @@ class Keeper:
             self._poller.unregister(probe.process.wire.stdout_fd)
 
     def _look_at_size(self, now: float) -> None:
-        books = self._shelf.books
-        with self._shelf.changed:
+        books = self._handlers.books
+        with self._handlers.changed:
             unused = sum(1 for process in books.idle if now - process.idle_since >= self._settings.idle_seconds)
             was = books.size
             books.size = size_after_look(self._settings.limits, was, books.waiting, unused)
@@ -320,23 +320,23 @@ class Keeper:
             self._tell(PoolResized(books.size, was, waiting))
 
     def _dismiss_idle(self, size: int, reason: str) -> None:
-        books = self._shelf.books
-        with self._shelf.changed:
+        books = self._handlers.books
+        with self._handlers.changed:
             while len(books.members) > size and books.idle:
-                self._shelf.remove(Removal(books.idle[0], reason))
+                self._handlers.remove(Removal(books.idle[0], reason))
             if self._is_stopping:
                 for probe in list(self._probes.values()):
                     self._forget_probe(probe)
-                    self._shelf.remove(Removal(probe.process, reason))
+                    self._handlers.remove(Removal(probe.process, reason))
         if books.leaving:
             self._see_off()
 
     # --- leaving
 
     def _see_off(self) -> None:
-        """Begin the end of those that were taken off the shelf."""
-        with self._shelf.changed:
-            leaving, self._shelf.books.leaving = self._shelf.books.leaving, []
+        """Begin the end of those that were taken off the handlers."""
+        with self._handlers.changed:
+            leaving, self._handlers.books.leaving = self._handlers.books.leaving, []
         now = time.monotonic()
         for removal in leaving:
             if removal.is_over:
@@ -378,12 +378,12 @@ class Keeper:
         del self._tails[process.tail.fd]
         self._poller.unregister(process.tail.fd)
         for _ in range(_LAST_LOOKS):
-            with self._shelf.changed:
+            with self._handlers.changed:
                 if process.state != "idle":
                     return
                 if not process.is_quiet():
                     process.state = "failed"
                     detail = "it ended while it had nothing to do"
-                    self._shelf.remove(Removal(process, "handler_crashed", detail, failed=True))
+                    self._handlers.remove(Removal(process, "handler_crashed", detail, failed=True))
                     return
             time.sleep(0.005)

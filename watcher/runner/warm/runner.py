@@ -44,7 +44,7 @@ _MOST_EVENTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class PoolRunnerSettings:
+class WarmRunnerSettings:
     """What all attempts have in common; `folder` is the claim folder, in which whole outputs are kept."""
 
     folder: Path
@@ -52,14 +52,14 @@ class PoolRunnerSettings:
     allowed_cwd: tuple[Path, ...] = ()
 
 
-class PoolRunner(Unseen):
+class WarmRunner(Unseen):
     """A Runner (see `runner.runner_interface`) for the provider `handler`; `once` runs what cannot be kept warm."""
 
     def __init__(
         self,
         make_pool: Callable[[Callable[[Event], None]], HandlerPool],
         once: Runner,
-        settings: PoolRunnerSettings,
+        settings: WarmRunnerSettings,
         clock: Clock,
         emit: Emit,
         soon: Callable[[Callable[[], None]], object] = lambda call: None,
@@ -116,7 +116,7 @@ class PoolRunner(Unseen):
         self.sweep()
 
     def _note(self, event: Event) -> None:
-        """The keeper's thread: something has happened."""
+        """On the thread of `pool_keeper`: something has happened."""
         self._happened.append(event)
         with contextlib.suppress(RuntimeError):  # the loop is closed; `close` has told or will tell
             self._soon(self._tell)

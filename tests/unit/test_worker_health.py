@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.doubles import HandClock, Memory
-from watcher.listener.worker_health import Roster
+from watcher.listener.worker_health import WorkerHealth
 from watcher.store.listener_database import Ledger
 from watcher.store.notice_publisher import Findings
 from watcher.telemetry.events import WorkerJudged
@@ -34,7 +34,7 @@ class Site:
 
     def restart(self) -> None:
         self.events = Memory()
-        self.roster = Roster(
+        self.worker_health = WorkerHealth(
             self.root / "heartbeats", self.root / "tasks", (), self.ledger, self.clock, self.events, 1.0
         )
 
@@ -62,16 +62,16 @@ class Site:
         for _ in range(int(seconds / step) + 1):
             if beats:
                 self.beat()
-            news: Findings = self.roster.tick()
+            news: Findings = self.worker_health.tick()
             self.ledger.commit(news.entry)
-            self.roster.recorded(news)
+            self.worker_health.recorded(news)
             told += [notice.kind for notice, _ in news.notices]
             self.news = news
             self.clock.pass_seconds(step)
         return told
 
     def state(self) -> str:
-        return self.roster.views()[0].state
+        return self.worker_health.views()[0].state
 
 
 @pytest.fixture
@@ -162,4 +162,4 @@ def test_file_that_is_no_heartbeat_harms_nobody(site: Site) -> None:
     (site.root / "heartbeats" / "anga.json").write_text("{")
     (site.root / "heartbeats" / "notes.txt").write_text("x")
     assert site.kinds(3, beats=True) == []
-    assert [view.worker for view in site.roster.views()] == ["marie"]
+    assert [view.worker for view in site.worker_health.views()] == ["marie"]
