@@ -442,7 +442,7 @@ def test_what_was_acknowledged_before_kills_is_run_exactly_once(endpoint: Endpoi
     assert {runs[task_id] for task_id in acknowledged} == {1}
     assert sorted(runs) == sorted(site.results())
     assert site.dead_letters() == []
-    hidden = [name for name in os.listdir(site.inbox()) if name.startswith(".webhook-")]
+    hidden = [name for name in os.listdir(site.inbox()) if name.startswith(".submit-")]
     assert len(hidden) <= 4 * 6  # at most what was being written at each kill; a later start sweeps it
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from tests.collecting import Site, site
 from watcher.store import reassign as reassign_module
+from watcher.store import submitting
 from watcher.store.reassign import Reassigner
 
 __all__ = ["site"]
@@ -110,8 +112,12 @@ def test_copy_that_the_substitute_runs_already_is_not_published_again(
     assert (inbox(site, "marie"), inbox(site, "anga")) == ([], [])
 
 
-@pytest.mark.parametrize("step", ["move", "publish_new", "fsync_file"])
-def test_kill_while_moving_loses_and_doubles_nothing(site: Site, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("module", "step"), [(reassign_module, "move"), (submitting, "move_new"), (submitting, "fsync_file")]
+)
+def test_kill_while_moving_loses_and_doubles_nothing(
+    site: Site, module: ModuleType, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Killed(BaseException):
         pass
 
@@ -119,7 +125,7 @@ def test_kill_while_moving_loses_and_doubles_nothing(site: Site, step: str, monk
     for stem in "abc":
         site.task(stem)
     calls: list[int] = []
-    real = getattr(reassign_module, step)
+    real = getattr(module, step)
 
     def second_dies(*arguments: Any, **more: Any) -> Any:
         calls.append(1)
@@ -128,7 +134,7 @@ def test_kill_while_moving_loses_and_doubles_nothing(site: Site, step: str, monk
         return real(*arguments, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(reassign_module, step, second_dies)
+        patch.setattr(module, step, second_dies)
         with pytest.raises(Killed):
             reassigned(site)
     held = [p.stem for p in (site.folders["tasks"] / "marie" / ".reassign").rglob("*.json")]

@@ -63,7 +63,7 @@ def test_a_task_is_durable_and_visible_before_its_verdict(places: Folders, monke
     real = os.fsync
 
     def fsync(fd: int) -> None:
-        steps.append(os.readlink(f"/proc/self/fd/{fd}").rpartition("/")[2][:9])
+        steps.append(os.readlink(f"/proc/self/fd/{fd}").rpartition("/")[2][:8])
         real(fd)
 
     monkeypatch.setattr(os, "fsync", fsync)
@@ -73,7 +73,7 @@ def test_a_task_is_durable_and_visible_before_its_verdict(places: Folders, monke
         verdict = await accepter.accept(submission("a"))
         assert verdict == Submitted("accepted", "marie", "a")
         assert (places.tasks / "marie" / "a.json").read_bytes() == b'{"description": "x"}\n'
-        assert steps[-2:] == [".webhook-", "marie"]  # first what it holds, then its name
+        assert steps[-2:] == [".submit-", "marie"]  # first what it holds, then its name
 
     run(places, work)
     assert os.listdir(places.tasks / "marie") == ["a.json"]

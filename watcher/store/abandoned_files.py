@@ -17,7 +17,7 @@ from watcher.system.files import Folder
 
 #: Far longer than any write takes, be the machine ever so slow.
 ABANDONED_SECONDS = 3600.0
-#: `submit`, the endpoint, the listener's reassigning; `tell`; `atomicfile.replace` with the token of a tool. What has
+#: The put of `submitting`, also by the names of earlier versions; `files.replace` with the token of a tool. What has
 #: an incarnation in its name goes with that incarnation.
 _OURS = re.compile(r"\.(?:submit-|webhook-|reassign-)?[0-9a-f]{16}\.tmp|\..+\.(?:cli-[0-9a-f]{12}|[0-9a-f]{16})\.tmp")
 

@@ -18,7 +18,8 @@ from typing import Any
 from watcher.errors import WatcherError
 from watcher.formats.operator_command import PAUSED, command_of
 from watcher.formats.task import WORKER_PATTERN
-from watcher.system.files import Folder, fsync_file, move_new, replace
+from watcher.store.submitting import put
+from watcher.system.files import Folder, replace
 
 
 class BadName(WatcherError):
@@ -31,12 +32,8 @@ def tell(control: Path, worker: str, command: str, **fields: Any) -> Path:
     command_of(told)
     folder = Folder(control / checked(worker))
     try:
-        token = secrets.token_hex(8)
-        hidden, name = f".{token}.tmp", f"{command}-{token}.json"
-        folder.write_new(hidden, json.dumps(told).encode() + b"\n")
-        fsync_file(folder, hidden)
-        move_new(folder, hidden, folder, name)
-        os.fsync(folder.fd)
+        name = f"{command}-{secrets.token_hex(8)}.json"
+        put(folder, name, json.dumps(told).encode() + b"\n")
     finally:
         folder.close()
     return control / worker / name

@@ -30,8 +30,9 @@ from watcher.store import workers as presence
 from watcher.store.folders import CLAIMS, RETRY, History
 from watcher.store.folders import HELD as HELD_TASKS
 from watcher.store.notice_publisher import Findings
+from watcher.store.submitting import put
 from watcher.system import no_links
-from watcher.system.files import Folder, fsync_file, move, publish_new
+from watcher.system.files import Folder, move
 from watcher.telemetry.events import Emit, HintFailed, TasksReassigned
 
 HELD = ".reassign"
@@ -134,14 +135,8 @@ class Reassigner:
 
     def _publish(self, held: Folder, name: str, target: Folder, worker: str, together: set[str]) -> None:
         raw = held.read(name, _MAX_BYTES)
-        hidden = f".reassign-{secrets.token_hex(8)}.tmp"
-        target.write_new(hidden, _changed(raw, worker, target.path.name, together, self._results))
-        info = os.stat(name, dir_fd=held.fd, follow_symlinks=False)
-        os.utime(hidden, ns=(info.st_mtime_ns, info.st_mtime_ns), dir_fd=target.fd)  # it keeps its place in line
-        fsync_file(target, hidden)
-        if not publish_new(target, hidden, target, name):
-            target.remove(hidden)
-        os.fsync(target.fd)
+        changed_ns = os.stat(name, dir_fd=held.fd, follow_symlinks=False).st_mtime_ns  # it keeps its place in line
+        put(target, name, _changed(raw, worker, target.path.name, together, self._results), changed_ns)
 
 
 def _changed(raw: bytes, worker: str, substitute: str, together: set[str], results: Path) -> bytes:

@@ -27,16 +27,16 @@ from watcher.formats.task import ID_PATTERN, MARKS, PAST, parse_task, refuse_to_
 from watcher.store import workers
 from watcher.store.changes import find_waiting, put_back
 from watcher.store.folders import ARCHIVE, History, WorkerFolders
+from watcher.store.submitting import put
 from watcher.store.tool_claim_folder import ToolClaimFolder
 from watcher.system import no_links
-from watcher.system.files import Folder, fsync_file, move_new, read_regular
+from watcher.system.files import Folder, move_new, read_regular
 
 if TYPE_CHECKING:
     from watcher.settings.folders import Folders
 
 _MAX_STORED_BYTES = 1 << 28
 _SUFFIX_LIMIT = 100_000
-_STAGED = "staged.new"
 #: From a result that is seen to the end of its claim: a flush of a folder, on a busy disk.
 _SETTLING_SECONDS = 10.0
 #: What an entry of `x_history` tells of an earlier run.
@@ -237,10 +237,7 @@ def _send(
     """The four steps; returns the archived result's name."""
     handle = History(task_id).in_hand(was_held=False)
     mine = places.mine
-    mine.write_new(_STAGED, raw)
-    fsync_file(mine, _STAGED)
-    os.rename(_STAGED, handle, src_dir_fd=mine.fd, dst_dir_fd=mine.fd)
-    os.fsync(mine.fd)
+    put(mine, handle, raw)
     os.fsync(places.claims.fd)
     archived = None
     if result is not None:

@@ -1,9 +1,10 @@
-"""Put a task in: the one way in for every tool of this suite.
+"""How a new file is put in: the one durable put of the suite, for tasks and for commands.
 
-Promise: when `submit` returns, the task is durable in the inbox under its final name and is seen whole or not at all.
-A crash before leaves at most a hidden file that no worker takes. A name that is there is never replaced.
-Raises InvalidTask for a task that its worker would refuse, AlreadySubmitted for a name that is taken, OSError as the
-system gives it. It runs no agent and waits for none.
+Promise: when `put_all` returns, each file is durable under its final name; a reader sees it whole or not at all. The
+order, and no other: hidden files; contents durable; renamed into view; names durable. A crash leaves at most hidden
+files that no worker takes (`abandoned_files`). A name that is taken is never replaced.
+`submit` checks tasks before it puts them in. It raises InvalidTask for a task that its worker would refuse,
+AlreadySubmitted for a name that is taken, OSError as the system gives it. It runs no agent and waits for none.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import re
 import secrets
 import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from watcher.errors import InvalidTask, WatcherError
 from watcher.formats import strict_json
 from watcher.formats.task import ID_PATTERN, WORKER_PATTERN, task_from_fields
-from watcher.system.files import Folder, fsync_file, move_new
+from watcher.system.files import FEW, Folder, Sync, fsync_file, move_new
 
 
 class AlreadySubmitted(WatcherError):
@@ -32,6 +35,73 @@ class AlreadySubmitted(WatcherError):
     def __init__(self, message: str, accepted: list[str]) -> None:
         super().__init__(message)
         self.accepted = accepted
+
+
+@dataclass(slots=True)
+class Put:
+    """One file to put in. `is_in` says whether it is there under `name`; `changed_ns` is its time, by default now."""
+
+    folder: Folder
+    name: str
+    data: bytes
+    changed_ns: int | None = None
+    is_in: bool = False
+    hidden: str | None = None
+
+    def write(self) -> None:
+        self.hidden = f".submit-{secrets.token_hex(8)}.tmp"
+        self.folder.write_new(self.hidden, self.data)
+        # The kernel stamps files in steps of some milliseconds; the order of submits must survive finer than that.
+        moment = time.time_ns() if self.changed_ns is None else self.changed_ns
+        os.utime(self.hidden, ns=(moment, moment), dir_fd=self.folder.fd)
+
+    def flush(self) -> None:
+        fsync_file(self.folder, self.hidden or "")
+
+    def show(self) -> bool:
+        self.is_in = move_new(self.folder, self.hidden or "", self.folder, self.name)
+        if self.is_in:
+            self.hidden = None
+        return self.is_in
+
+    def clean(self) -> None:
+        if self.hidden is not None:
+            with contextlib.suppress(OSError):  # what stays is hidden, and removed as abandoned later
+                self.folder.remove(self.hidden)
+            self.hidden = None
+
+
+def put(folder: Folder, name: str, data: bytes, changed_ns: int | None = None) -> bool:
+    """Put one file in, durably. Returns False when that name is taken."""
+    one = Put(folder, name, data, changed_ns)
+    put_all([one])
+    return one.is_in
+
+
+def put_all(puts: Sequence[Put], *, stop_at_taken: bool = False) -> None:
+    """Put files in, in this order, durable together; those whose name is taken stay out (`is_in` is False).
+
+    With `stop_at_taken` nothing that comes after such a one goes in either. After OSError some may be in and not yet
+    durable; the same call again makes them so, and puts the rest in.
+    """
+    fresh = [one for one in puts if not one.is_in]
+    folders = [one.folder for one in puts]
+    try:
+        for one in fresh:
+            one.write()
+        sync = Sync(folders)
+        if len(fresh) <= FEW:
+            for one in fresh:
+                one.flush()
+        else:
+            sync.flush_files(folders)
+        for one in fresh:
+            if not one.show() and stop_at_taken:
+                break
+        sync.flush_folders(folders)
+    finally:
+        for one in fresh:
+            one.clean()
 
 
 def new_task_id() -> str:
@@ -62,18 +132,17 @@ def submit_many(tasks: Path, worker: str, many: list[dict[str, Any]]) -> list[st
     if twice is not None:
         raise InvalidTask("invalid_field", f"task_id {twice!r} is given to two of these tasks; choose another for one")
     folder = Folder(tasks / worker)
-    accepted: list[str] = []
     try:
         for fields in many:
             if fields.get("task_id") is not None and folder.has(f"{fields['task_id']}.json"):
-                raise _taken(folder, fields["task_id"], accepted)
-        for task_id, data in ready:
-            if not _put(folder, task_id, data):
-                raise _taken(folder, task_id, accepted)
-            accepted.append(task_id)
+                raise _taken(folder, fields["task_id"], [])
+        puts = [Put(folder, f"{task_id}.json", data) for task_id, data in ready]
+        put_all(puts, stop_at_taken=True)
     finally:
-        os.fsync(folder.fd)
         folder.close()
+    accepted = [task_id for (task_id, _), one in zip(ready, puts, strict=True) if one.is_in]
+    if len(accepted) < len(ready):
+        raise _taken(folder, ready[len(accepted)][0], accepted)
     return accepted
 
 
@@ -96,21 +165,3 @@ def _prepare(worker: str, fields: dict[str, Any]) -> tuple[str, bytes]:
     except (TypeError, ValueError) as error:
         raise InvalidTask("invalid_json", str(error)) from None
     return task_id, data
-
-
-def _put(folder: Folder, task_id: str, data: bytes) -> bool:
-    """Returns False when a task of that id is there."""
-    hidden = f".submit-{secrets.token_hex(8)}.tmp"
-    folder.write_new(hidden, data)
-    is_in = False
-    try:
-        # The kernel stamps files in steps of some milliseconds; the order of submits must survive finer than that.
-        now = time.time_ns()
-        os.utime(hidden, ns=(now, now), dir_fd=folder.fd)
-        fsync_file(folder, hidden)
-        is_in = move_new(folder, hidden, folder, f"{task_id}.json")
-    finally:
-        if not is_in:
-            with contextlib.suppress(OSError):
-                folder.remove(hidden)
-    return is_in

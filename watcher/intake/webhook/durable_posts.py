@@ -1,9 +1,8 @@
 """Makes posted tasks durable in the inboxes, many at a time, on a thread of its own.
 
 Promise: a verdict `accepted` or `copy` is given only after the task is durable under its final name, or was before. The
-order, and no other: hidden files; contents durable; renamed into view; names durable; remembered; answered. A crash
-before the renames leaves hidden files that no worker takes; one after them leaves tasks that nobody was told of, which
-a sender that repeats its delivery meets as its own.
+order, and no other: put in durably (`store.submitting`); remembered; answered. A crash in between leaves tasks that
+nobody was told of, which a sender that repeats its delivery meets as its own.
 
 What waits while one group is written makes the next one: posts that come together share their flushes.
 A verdict of trouble is WorkerTrouble: the disk is full or the folder cannot be used, and nothing was acknowledged.
@@ -17,7 +16,6 @@ import hashlib
 import logging
 import os
 import queue
-import secrets
 import sqlite3
 import threading
 import time
@@ -31,14 +29,14 @@ from watcher.errors import WorkerTrouble
 from watcher.intake.webhook import lookup as lookup
 from watcher.intake.webhook.deliveries import Delivery, Memory
 from watcher.store.abandoned_files import remove_abandoned
+from watcher.store.submitting import Put, put_all
 from watcher.system import no_links
-from watcher.system.files import FEW, Folder, Sync, fsync_file, move_new
+from watcher.system.files import Folder
 
 if TYPE_CHECKING:
     from watcher.settings.folders import Folders
 
 MAX_GROUP = 256
-_HIDDEN = ".webhook-"
 #: A count of an inbox is good for so long: others put tasks in as well.
 _COUNT_SECONDS = 5.0
 #: Counting takes at most this share of the time.
@@ -78,8 +76,7 @@ class _AcceptWork:
     verdict: Submitted | None = None
     trouble: Exception | None = None
     twin: _AcceptWork | None = None
-    hidden: str | None = None
-    is_in: bool = False
+    put: Put | None = None
 
     def judge(self, outcome: Outcome) -> None:
         self.verdict = Submitted(outcome, self.submission.worker, self.submission.task_id)
@@ -200,7 +197,6 @@ class Accepter:
         try:
             self._write(works)
         except OSError as error:
-            self._clean(works)
             if len(works) == 1:
                 given = works[0].submission
                 works[0].trouble = WorkerTrouble(
@@ -208,49 +204,20 @@ class Accepter:
                 )
                 return
             for work in works:  # one folder may be at fault, and the others' tasks shall not pay for it
-                self._put_in([work])
+                if work.verdict is None:
+                    self._put_in([work])
 
     def _write(self, works: list[_AcceptWork]) -> None:
         """Put these in, durably; a work that is in already, from a try that failed later, only gets its flush."""
-        inboxes = {work.submission.worker: self._inbox(work.submission.worker) for work in works}
-        fresh = [work for work in works if not work.is_in]
-        for work in fresh:
-            folder = inboxes[work.submission.worker]
-            work.hidden = f"{_HIDDEN}{secrets.token_hex(8)}.tmp"
-            folder.write_new(work.hidden, work.submission.data)
-            # The kernel stamps files in steps of some milliseconds; the order of posts must survive finer than that.
-            now = time.time_ns()
-            os.utime(work.hidden, ns=(now, now), dir_fd=folder.fd)
-        sync = Sync(inboxes.values())
-        if len(fresh) <= FEW:
-            for work in fresh:
-                fsync_file(inboxes[work.submission.worker], work.hidden or "")
-        else:
-            sync.flush_files(inboxes.values())
-        for work in fresh:
-            self._show(work, inboxes[work.submission.worker])
-        sync.flush_folders(inboxes.values())
         for work in works:
-            if work.verdict is None:
-                work.judge("accepted")
-
-    def _show(self, work: _AcceptWork, folder: Folder) -> None:
-        """Rename into view. A name that somebody took meanwhile is compared, never replaced."""
-        name = f"{work.submission.task_id}.json"
-        if move_new(folder, work.hidden or "", folder, name):
-            work.hidden, work.is_in = None, True
-            return
-        self._clean([work])
-        self._find_copy(work)
-        if work.verdict is None:
-            work.judge("conflict")  # it was taken, and gone again: somebody else uses these ids
-
-    def _clean(self, works: list[_AcceptWork]) -> None:
+            given, folder = work.submission, self._inbox(work.submission.worker)
+            work.put = work.put or Put(folder, f"{given.task_id}.json", given.data)
+        put_all([work.put for work in works if work.put is not None])
         for work in works:
-            if work.hidden is not None:
-                with contextlib.suppress(OSError):  # what stays is hidden, and swept by a later start
-                    self._inboxes[work.submission.worker].remove(work.hidden)
-                work.hidden = None
+            if work.put is not None and not work.put.is_in:  # somebody took the name meanwhile
+                self._find_copy(work)
+            if work.verdict is None:  # a name that was taken and is gone again: somebody else uses these ids
+                work.judge("accepted" if work.put is not None and work.put.is_in else "conflict")
 
     def _inbox(self, worker: str) -> Folder:
         """The inbox, held open; made, durably, when it is not there (any more)."""
