@@ -3,7 +3,7 @@
 #   docker build -t watcher .                              the suite, with the stand-in agent
 #   docker build -t watcher:claude --target claude .       with Claude Code in it
 #
-# Another agent CLI is a layer of yours on top: docs/operations.md, "Containers". A login is never baked in.
+# Another agent CLI is a layer of yours on top: docs/containers.md. A login is never baked in.
 # Everything is `docker run IMAGE MODULE ...`: worker_watcher marie, orchestrator_listener, demo_watcher --status,
 # watcher health marie.
 ARG BASE_IMAGE=python:3.11-slim

@@ -1,4 +1,4 @@
-"""What docs/protocol.md and docs/operations.md show is run here as it stands there, against real workers."""
+"""What docs/protocol.md and docs/commands.md show is run here as it stands there, against real workers."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_commands_by_hand_do_what_the_document_says(site: Site) -> None:
 
 
 def test_python_of_the_document_runs_as_it_stands(site: Site) -> None:
-    (script,) = blocks((REPOSITORY / "docs" / "operations.md").read_text(), "python")
+    (script,) = blocks((REPOSITORY / "docs" / "commands.md").read_text(), "python")
     site.start()
     done = subprocess.run(
         [sys.executable, "-c", script], env=site.environment({}) | {"PYTHONPATH": str(REPOSITORY)}, cwd=site.home,

@@ -8,7 +8,7 @@ All of these are blocked in every thread, and one thread waits for them with sig
 seen. A signal from an attempt (a process with a mark that we have not, or a descendant of ours) is passed over: where
 there is a fence it cannot come, but kernels are older or AGENT_SUDO is set. A sender that has ended by then cannot be
 seen, nor that of a signal which a starting thread got; it counts as a person. `processes` starts commands with the
-mask from before. Where there is no sigwaitinfo senders are unknown. The table is in docs/operations.md.
+mask from before. Where there is no sigwaitinfo senders are unknown. The table is in docs/security.md.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ One loop with one flag, as the worker's: events, timers and results set it; the 
 settles files, finishes those whose task has ended, and fills the free places. At most `max_workers` files have a task
 at once, `queue_size` more are in line, all others wait where they lie; nothing is dropped because something is full.
 
-`file_to_task` holds the steps of a claim in their order, and what a crash leaves; `finishing` says what becomes of files
+`file_to_task` holds the steps of a claim in order, and what a crash leaves; `finishing` says what becomes of files
 afterwards; `zone_locks` knows which zones this process serves, and each scan asks it. Raises nothing for a single file:
 a file that cannot become a task is put aside and counted as an error.
 """
