@@ -218,8 +218,8 @@ def test_without_the_setting_no_process_or_module_of_a_pool_is_there(site: Site)
     assert site.result("one")["status"] == "completed"
     children = [(task / "children").read_text() for task in Path(f"/proc/{worker.pid}/task").iterdir()]
     assert "".join(children) == ""
-    names = "pool poolrunner keeper shelf guard guarding warm wire jsonrpc"
-    code = f"import sys, worker_watcher; print([n for n in '{names}'.split() if 'watcher.runner.' + n in sys.modules])"
+    rooms = "('watcher.runner.warm', 'watcher.runner.orphan_guard')"
+    code = f"import sys, worker_watcher; print([name for name in sys.modules if name.startswith({rooms})])"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
 

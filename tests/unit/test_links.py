@@ -50,3 +50,11 @@ def test_page_is_short_enough_to_be_read(page: str) -> None:
 def test_bad_link_and_bad_anchor_are_seen() -> None:
     assert _LINK.findall("[a](b.md#c) [d](#e) [f](https://g/h.md)") == [("b.md", "c"), ("", "e")]
     assert anchors("# The `fence`, here\n```\n# no heading\n```\n") == {"the-fence-here"}
+
+
+def test_map_names_only_modules_that_are_there() -> None:
+    text = (REPOSITORY / "docs/architecture.md").read_text()
+    rooms = {path.name for path in (REPOSITORY / "watcher").iterdir() if path.is_dir()}
+    named = [name for name in re.findall(r"`([a-z_]+/[a-z_/]*(?:\.py)?)`", text) if name.partition("/")[0] in rooms]
+    assert len(named) > 50
+    assert [name for name in named if not (REPOSITORY / "watcher" / name).exists()] == []
