@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from watcher.aclient import AsyncClient
-    from watcher.client import Client, TaskFailed, TaskFields, TaskRef, TaskResult
+    from watcher.client import AsyncClient, Client, TaskFailed, TaskFields, TaskRef, TaskResult
 
 __version__ = "0.1.0"
 
@@ -21,10 +20,6 @@ def __getattr__(name: str) -> object:
     """The Python client, on first use (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "AsyncClient":
-        from watcher import aclient
-
-        return aclient.AsyncClient
     from watcher import client
 
     return getattr(client, name)

@@ -4,7 +4,7 @@ Promise: what `submit` has returned is durable and ends as exactly one result, a
 the machine dies meanwhile; a later program can wait for it by worker and id. Needs no running worker and no server:
 only the folders. Waiting asks the folders again and again, a few times a second.
 
-`Client` blocks; `watcher.aclient.AsyncClient` is the same for asyncio. A client holds no file, thread or lock: make as
+`Client` blocks; `AsyncClient` is the same for asyncio. A client holds no file, thread or lock: make as
 many as you like, use one from many threads. Raises InvalidTask for what the worker would refuse, AlreadyKnown or
 AlreadySubmitted for an id that is taken, TimeoutError when waiting took too long, UnusableRoot (a SettingError) when
 results are asked for and no folder is there, OSError as the system gives it.
@@ -16,11 +16,12 @@ import contextlib
 import errno
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypedDict, TypeVar, Unpack
 
 from watcher.clock import rfc3339
 from watcher.errors import InvalidTask, WatcherError
@@ -33,6 +34,9 @@ from watcher.system.files import NO_FILE
 
 if TYPE_CHECKING:
     from watcher.settings.folders import Folders
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 #: Tasks that are made durable together.
 _GROUP = 100
@@ -247,6 +251,76 @@ class Client:
                             yield entry.stat(follow_symlinks=False).st_mtime_ns, folder / entry.name
 
 
+class AsyncClient:
+    """The methods of Client, awaited. Make it anywhere; await its methods on any loop.
+
+    File calls run on the loop's own threads, so that a slow disk never blocks the loop; pauses are asyncio's. A wait
+    that is cancelled stops waiting and leaves the task alone; to end the task, cancel it by its reference.
+    """
+
+    def __init__(self, root: str | os.PathLike[str] | None = None, *, folders: Folders | None = None) -> None:
+        self._client = Client(root, folders=folders)
+
+    @property
+    def folders(self) -> Folders:
+        return self._client.folders
+
+    async def submit(self, worker: str, description: str, **fields: Unpack[TaskFields]) -> TaskRef:
+        """Put one task in, durably; returns which it is."""
+        return await _in_thread(self._client.submit, worker, description, **fields)
+
+    async def submit_fields(self, worker: str, fields: Mapping[str, Any]) -> TaskRef:
+        """The same for the object that a task file holds."""
+        return await _in_thread(self._client.submit_fields, worker, fields)
+
+    async def submit_many(self, worker: str, many: Iterable[Mapping[str, Any]]) -> list[TaskRef]:
+        """Several at once."""
+        return await _in_thread(self._client.submit_many, worker, list(many))
+
+    async def wait(self, ref: TaskRef | tuple[str, str], seconds: float | None = None) -> TaskResult:
+        """Wait until this task has ended. Raises TimeoutError after `seconds`."""
+        async for result in self.as_completed([ref], seconds=seconds):
+            return result
+        raise AssertionError("one task gives one result or a TimeoutError")
+
+    async def as_completed(
+        self, refs: Iterable[TaskRef | tuple[str, str]], *, seconds: float | None = None
+    ) -> AsyncIterator[TaskResult]:
+        """The results of these tasks, in the order in which they end. Raises TimeoutError after `seconds`."""
+        import asyncio  # see _in_thread
+
+        awaited = await _in_thread(awaited_of, self.folders, list(refs))
+        pace = outcomes.Pace(seconds)
+        while True:
+            began = time.monotonic()
+            for outcome in await _in_thread(_look, awaited):
+                pace.something_ended()
+                yield await _in_thread(read_result, outcome)
+            if not any(one.open for one in awaited):
+                return
+            await asyncio.sleep(pace.rest(began, awaited))
+
+    async def map(
+        self, worker: str, descriptions: Iterable[str], *, seconds: float | None = None, **fields: Unpack[TaskFields]
+    ) -> list[TaskResult]:
+        """Submit a task for each description and wait for all; their results in the same order."""
+        refs = await _in_thread(self._client.submit_for_each, worker, list(descriptions), fields)
+        found = {result.ref: result async for result in self.as_completed(refs, seconds=seconds)}
+        return [found[ref] for ref in refs]
+
+    async def result(self, ref: TaskRef | tuple[str, str]) -> TaskResult | None:
+        """How this task ended; None while it has not."""
+        return await _in_thread(self._client.result, ref)
+
+    async def results(
+        self, worker: str | None = None, *, status: str | None = None, batch_id: str | None = None
+    ) -> AsyncIterator[TaskResult]:
+        """What has ended, newest first, of one worker or of all. Files are read as they are asked for."""
+        found = self._client.results(worker, status=status, batch_id=batch_id)
+        while (result := await _in_thread(next, found, None)) is not None:
+            yield result
+
+
 def task_fields(description: str, fields: TaskFields) -> dict[str, Any]:
     """The object of a task file: what was given, as JSON knows it."""
     out: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
@@ -281,6 +355,16 @@ def awaited_of(folders: Folders, refs: Iterable[TaskRef | tuple[str, str]]) -> l
 
 def read_result(outcome: outcomes.Ended) -> TaskResult:
     return TaskResult(TaskRef(outcome.worker, outcome.task_id), outcome.status, outcome.path, outcome.read())
+
+
+async def _in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    import asyncio  # here, because most who import this module run no loop, and asyncio is the slowest of its imports
+
+    return await asyncio.to_thread(call, *args, **kwargs)
+
+
+def _look(awaited: list[outcomes.Awaited]) -> list[outcomes.Ended]:
+    return [outcome for one in awaited for outcome in one.look()]
 
 
 def _text(fields: Mapping[str, Any], *names: str) -> str | None:
