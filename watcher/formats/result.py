@@ -6,10 +6,9 @@ answered: the final text of a CLI with machine-readable output, else the bytes i
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 from watcher.clock import rfc3339
 from watcher.formats import strict_json
@@ -27,10 +26,6 @@ from watcher.formats.fields import (
     record_schema,
 )
 from watcher.formats.task import ID_PATTERN, WORKER_PATTERN
-from watcher.system import no_links
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 Status = Literal["completed", "failed", "timeout", "cancelled"]
 STATUSES: tuple[Status, ...] = ("completed", "failed", "timeout", "cancelled")
@@ -198,23 +193,6 @@ def status_in_head(head: bytes) -> Status | None:
     return cast(Status, word) if word in STATUSES else None
 
 
-def stored_status(path: Path) -> Status | None:
-    """The status of a result file; None when it is gone, cannot be read now, or does not tell one.
-
-    Follows no link and waits for no FIFO: a folder of results may be written to by others.
-    """
-    try:
-        fd = no_links.open_file(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        return status_in_head(os.read(fd, HEAD_BYTES))
-    except OSError:  # a folder, a FIFO that somebody has open
-        return None
-    finally:
-        os.close(fd)
-
-
 def parse_result(raw: bytes) -> dict[str, Any]:
     """Read a result as its plain object. Raises NotStrictJson (a ValueError) or FieldError when it is none."""
     value = strict_json.loads(raw)
@@ -246,5 +224,4 @@ __all__ = [
     "parse_result",
     "schema",
     "status_in_head",
-    "stored_status",
 ]

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from watcher.errors import InvalidTask, WorkerTrouble, is_trouble
-from watcher.formats.result import parse_result, stored_status
+from watcher.formats.result import parse_result
+from watcher.store.results import stored_status
 from watcher.system import no_links
 from watcher.system.files import read_regular
 

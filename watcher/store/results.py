@@ -9,6 +9,7 @@ nothing. Raises OSError when a folder cannot be listed.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from watcher.errors import WatcherError
 from watcher.formats import strict_json
-from watcher.formats.result import parse_result, stored_status
+from watcher.formats.result import HEAD_BYTES, Status, parse_result, status_in_head
 from watcher.system import no_links
 from watcher.system.files import Folder
 
@@ -184,3 +185,20 @@ def _object(raw: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise strict_json.NotStrictJson("a dead letter is one JSON object")
     return value
+
+
+def stored_status(path: Path) -> Status | None:
+    """The status of a result file; None when it is gone, cannot be read now, or does not tell one.
+
+    Follows no link and waits for no FIFO: a folder of results may be written to by others.
+    """
+    try:
+        fd = no_links.open_file(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        return status_in_head(os.read(fd, HEAD_BYTES))
+    except OSError:  # a folder, a FIFO that somebody has open
+        return None
+    finally:
+        os.close(fd)

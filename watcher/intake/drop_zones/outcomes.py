@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from watcher.formats import strict_json
-from watcher.formats.result import stored_status
 from watcher.store.folders import CLAIMS, HELD, RETRY
-from watcher.store.results import LETTER_NAME
+from watcher.store.results import LETTER_NAME, stored_status
 from watcher.system import no_links
 from watcher.system.files import Folder
 
