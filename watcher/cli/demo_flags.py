@@ -149,24 +149,22 @@ def _batch(options: argparse.Namespace, places: Folders) -> int:
 
 
 def _status(options: argparse.Namespace, places: Folders) -> int:
-    from watcher.cli.tables import status_lines
-    from watcher.store.listener_state import is_running, listener_lines, read_status, read_statuses
+    from watcher.cli.tables import listener_lines, status_lines
+    from watcher.store.listener_state import is_running, read_status, read_statuses
     from watcher.store.overview import OverviewReader
 
     command_output.check_root(places)
     state = state_folder(read_layers(), places.root)
     lookout = OverviewReader(places)
-    listens = is_running(state)
+    listens, status = is_running(state), read_status(state)
     if listens:
         lookout.know(read_statuses(state))
     overview = lookout.look()
     if options.json:
-        command_output.say_json(
-            overview.as_json() | {"listener": {"is_running": listens, "status": read_status(state)}}
-        )
+        command_output.say_json(overview.as_json() | {"listener": {"is_running": listens, "status": status}})
     else:
         command_output.say_drawn(
-            "\n".join([*status_lines(overview, command_output.look()), "", *listener_lines(state)])
+            "\n".join([*status_lines(overview, command_output.look()), "", *listener_lines(listens, status)])
         )
     return 0
 

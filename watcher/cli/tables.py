@@ -46,6 +46,31 @@ def status_lines(overview: Overview, look: TerminalStyle) -> list[str]:
     return lines
 
 
+def listener_lines(is_running: bool, status: Mapping[str, Any]) -> list[str]:
+    """Below the table: whether a listener runs, and what only the listener knows. `status`: its last word."""
+    if not is_running:
+        taken_at = one_line(str(status.get("taken_at") or ""))
+        last = f". The last one was there until {taken_at}." if taken_at else "."
+        return [f"No listener runs; all of this is from the folders{last}"]
+    first = (
+        f"Outcomes are as the listener (pid {status.get('pid')}) has read them, the rest is from the folders; "
+        f"it has noticed {status.get('known_files')} outcomes"
+    )
+    if status.get("unread_files"):
+        first += f" and reads {status['unread_files']} more"
+    lines = [one_line(first)]
+    found = status.get("processes")
+    for process in found if isinstance(found, list) else []:
+        if isinstance(process, dict) and process.get("state") in ("stale", "dead", "unknown"):
+            instance = f"@{process['instance']}" if process.get("instance") else ""
+            seconds = process.get("silent_seconds")
+            silent = f": silent for {seconds:.0f} s" if isinstance(seconds, int | float) else ""
+            lines.append("  " + one_line(f"{process.get('worker')}{instance} is {process['state']}{silent}"))
+    if status.get("trouble"):
+        lines.append("  " + one_line(f"in trouble: {status['trouble']}"))
+    return lines
+
+
 def _worker_table(overview: Overview, look: TerminalStyle) -> list[str]:
     header = ["WORKER", "STATE", "PENDING", "RUNNING", "DONE", "FAILED", "DLQ", "BREAKER", "OLDEST WAITING"]
     rows: list[list[str]] = []

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from watcher.cli.terminal import one_line
 from watcher.store.listener_database import FILE_NAME, VERSION
 from watcher.store.listener_lock import LOCK_NAME
 from watcher.store.outcome_totals import Finished, Sums
@@ -129,34 +128,6 @@ def read_view(state: Path, now: float | None = None) -> ListenerView | None:
             peak_concurrency=_peaks(db),
             notices=dict(db.execute("SELECT kind, number FROM notices").fetchall()),
         )
-
-
-def listener_lines(state: Path) -> list[str]:
-    """For people, beside what the folders say: whether a listener runs, and what only it knows. Cheap."""
-    return [one_line(line) if line[:1] != " " else f"  {one_line(line)}" for line in _listener_lines(state)]
-
-
-def _listener_lines(state: Path) -> list[str]:
-    status = read_status(state)
-    if not is_running(state):
-        what = "No listener runs; all of this is from the folders"
-        return [what + (f". The last one was there until {status['taken_at']}." if status.get("taken_at") else ".")]
-    lines = [
-        f"Outcomes are as the listener (pid {status.get('pid')}) has read them, the rest is from the folders; "
-        f"it has noticed {status.get('known_files')} outcomes"
-    ]
-    if status.get("unread_files"):
-        lines[0] += f" and reads {status['unread_files']} more"
-    found = status.get("processes")
-    for process in found if isinstance(found, list) else []:
-        if isinstance(process, dict) and process.get("state") in ("stale", "dead", "unknown"):
-            instance = f"@{process['instance']}" if process.get("instance") else ""
-            seconds = process.get("silent_seconds")
-            silent = f": silent for {seconds:.0f} s" if isinstance(seconds, int | float) else ""
-            lines.append(f"  {process.get('worker')}{instance} is {process['state']}{silent}")
-    if status.get("trouble"):
-        lines.append(f"  in trouble: {status['trouble']}")
-    return lines
 
 
 def read_points(state: Path, limit: int = 200_000) -> list[Point]:
