@@ -257,7 +257,7 @@ class Orchestrator:
         late_news = s.lateness.check(sight, self._workers)
         self._record(late_news)
         s.lateness.recorded(late_news)
-        self._record(s.reassigner.check(s.worker_health, self._workers))
+        self._record(s.reassigner.check(s.worker_health.dead_for, self._workers))
         self._looked_at = seen
         now = self._clock.monotonic()
         self._look_due = now + max(self._interval(), (now - began) / _SHARE)

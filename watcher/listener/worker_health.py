@@ -6,7 +6,6 @@ a process has missed a beat. What was told of a process is in the ledger, so tha
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from watcher.clock import Clock
-from watcher.errors import WorkerTrouble
 from watcher.formats import heartbeat, strict_json
 from watcher.formats.fields import FieldError
 from watcher.formats.receipt_and_notice import Notice
@@ -276,13 +274,6 @@ class WorkerHealth:
         told = member.beat.get("heartbeat_interval_seconds")
         good = isinstance(told, (int, float)) and not isinstance(told, bool) and 0.01 <= told <= 3600
         return float(told) if good else self._default_interval  # type: ignore[arg-type]  # a number by now
-
-
-def claims_of(tasks: Path, worker: str) -> list[presence.Claims]:
-    """The claims of all incarnations of a worker; none when they cannot be listed now."""
-    with contextlib.suppress(WorkerTrouble):
-        return presence.read_claims(tasks / worker, [])
-    return []
 
 
 def _life(beat: dict[str, Any]) -> tuple[object, object]:

@@ -17,7 +17,7 @@ import contextlib
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from watcher.clock import Clock
 from watcher.formats import strict_json
 from watcher.formats.receipt_and_notice import Notice
 from watcher.formats.task import TASK_FILE_NAME
-from watcher.listener.worker_health import WorkerHealth, claims_of
 from watcher.store import workers as presence
 from watcher.store.folders import CLAIMS, RETRY, History
 from watcher.store.folders import HELD as HELD_TASKS
@@ -56,14 +55,15 @@ class Reassigner:
         self._emit = emit
         self._substitutes = dict(pair.split(":") for pair in substitutes)
 
-    def check(self, worker_health: WorkerHealth, workers: set[str]) -> Findings:
-        """Move what may be moved now."""
+    def check(self, dead_for: Callable[[str], float | None], workers: set[str]) -> Findings:
+        """Move what may be moved now. `dead_for`: seconds since all processes of a worker died; None: one may live."""
         news = Findings()
         for worker, substitute in self._substitutes.items():
-            dead_for = worker_health.dead_for(worker)
+            seconds = dead_for(worker)
+            is_dead = seconds is not None and seconds >= self._after
             is_unfinished = no_links.is_folder(self._tasks / worker / HELD)
-            if worker in workers and (is_unfinished or (dead_for is not None and dead_for >= self._after)):
-                self._move_all(worker, substitute, dead_for is not None and dead_for >= self._after, news)
+            if worker in workers and (is_unfinished or is_dead):
+                self._move_all(worker, substitute, is_dead, news)
         return news
 
     def _move_all(self, worker: str, substitute: str, is_dead: bool, news: Findings) -> None:
@@ -87,7 +87,7 @@ class Reassigner:
     def _hold_all(self, worker: str, substitute: str) -> None:
         """Take the pending tasks out of the inbox, unless anything of the worker lives: it takes care of them."""
         with _name_lock(self._tasks / worker) as is_ours:
-            if not is_ours or any(claim.lives is not False for claim in claims_of(self._tasks, worker)):
+            if not is_ours or any(claim.lives is not False for claim in presence.claims_of(self._tasks, worker)):
                 return
             if _runs_something(self._tasks / worker):
                 return

@@ -192,6 +192,13 @@ def read_claims(inbox: Path, problems: list[str]) -> list[Claims]:
     return out
 
 
+def claims_of(tasks: Path, worker: str) -> list[Claims]:
+    """The claims of all incarnations of a worker; none when they cannot be listed now."""
+    with contextlib.suppress(WorkerTrouble):
+        return read_claims(tasks / worker, [])
+    return []
+
+
 def processes(worker: str, beats: list[Beat], claims: list[Claims], now: float) -> tuple[Process, ...]:
     """The processes of one worker: one for each heartbeat, and one for each that has not beaten yet.
 
