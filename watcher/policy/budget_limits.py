@@ -7,8 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
-from watcher.runner.providers.provider import Provider
+
+class TellsCost(Protocol):
+    """What a budget must know of a provider."""
+
+    @property
+    def name(self) -> str: ...
+
+    def tells_of(self) -> frozenset[str]:
+        """Which of `cost` and `tokens` it always tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +37,7 @@ class BudgetLimits:
 NO_LIMITS = BudgetLimits()
 
 
-def unbound(provider: Provider, limits: BudgetLimits) -> str | None:
+def unbound(provider: TellsCost, limits: BudgetLimits) -> str | None:
     """Which budgets do not bound this provider, and what does; None: all that are set do."""
     told, parts = provider.tells_of(), []
     if limits.of_money() and "cost" not in told:
@@ -39,7 +48,7 @@ def unbound(provider: Provider, limits: BudgetLimits) -> str | None:
     return "; ".join(parts) or None
 
 
-def all_unbound(providers: Iterable[Provider], limits: BudgetLimits) -> dict[str, str]:
+def all_unbound(providers: Iterable[TellsCost], limits: BudgetLimits) -> dict[str, str]:
     """The same for each provider that some budget does not bound, by name."""
     found = ((provider.name, unbound(provider, limits)) for provider in providers)
     return {name: words for name, words in found if words is not None}
