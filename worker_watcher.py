@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from watcher import __version__
 from watcher.cli import entry_files
 from watcher.cli.terminal import Parser
+from watcher.clock import Clock
 from watcher.system.signals import signals
-from watcher.worker.service import WorkerService, checked_name
-from watcher_config import load_watcher_config, render_config
+from watcher.worker.service import WorkerService, Zones, checked_name
+from watcher_config import WatcherConfig, load_watcher_config, render_config
 
 _FLAGS = {
     "max_concurrent": "MAX_CONCURRENT_TASKS",
@@ -40,9 +42,18 @@ def main(arguments: list[str] | None = None) -> int:
             print(render_config(loaded, as_json=options.json))
             return 0
         signals.block()
-        return WorkerService(checked_name(options.worker), loaded).run()
+        return WorkerService(checked_name(options.worker), loaded, _zones).run()
 
     return entry_files.run("worker_watcher", body)
+
+
+def _zones(config: WatcherConfig, clock: Clock) -> Zones | None:
+    """The drop zones of ZONES_FILE. Raises ZoneFileError."""
+    if not config.zones_file:
+        return None
+    from watcher.intake.drop_zones.in_worker import ZonesThread, zone_options
+
+    return ZonesThread(Path(config.zones_file), zone_options(config), clock)
 
 
 def _parser() -> argparse.ArgumentParser:

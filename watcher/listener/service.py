@@ -25,7 +25,7 @@ from watcher.store.reassign import Reassigner
 from watcher.store.retention import Pruner, Retention
 from watcher.store.waiting_tasks import WaitingTasks
 from watcher.system.signals import Reactions, signals
-from watcher.telemetry.events import Bus, LedgerRebuilt
+from watcher.telemetry.events import Bus, LedgerRebuilt, passed_over
 from watcher.telemetry.logs import EventLog, configure_logging
 from watcher.telemetry.metrics_endpoint import start_endpoint
 
@@ -72,7 +72,9 @@ class ListenerService:
             lock.close()
 
     async def _listen(self, orchestrator: Orchestrator, once: bool) -> None:
-        signals.attach(asyncio.get_running_loop(), Reactions(orchestrator.stop, orchestrator.stop), self.bus.emit)
+        signals.attach(
+            asyncio.get_running_loop(), Reactions(orchestrator.stop, orchestrator.stop), passed_over(self.bus.emit)
+        )
         await orchestrator.run(once)
 
     def _assemble(self, lock: ListenerLock, ledger: Ledger) -> Orchestrator:

@@ -33,6 +33,7 @@ from watcher.telemetry.events import (
     SupervisorStarted,
     SupervisorStopped,
     SupervisorStopping,
+    passed_over,
 )
 from watcher.telemetry.logs import LOGGER_NAME
 
@@ -84,7 +85,9 @@ class Supervisor:
 
     async def run(self) -> int:
         """Serve until told to stop, or until nothing is left to serve; returns the exit code: 1 if something failed."""
-        signals.attach(asyncio.get_running_loop(), Reactions(self.stop, self._stop_now, self.roll), self._emit)
+        signals.attach(
+            asyncio.get_running_loop(), Reactions(self.stop, self._stop_now, self.roll), passed_over(self._emit)
+        )
         self._emit(SupervisorStarted(os.getpid(), self._options.about))
         self._report_due = self._clock.monotonic() + self._options.report_interval
         self._adopt()

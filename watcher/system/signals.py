@@ -23,7 +23,6 @@ from dataclasses import dataclass
 
 from watcher.system import procfs
 from watcher.system.leftover_processes import INHERITED_MARK
-from watcher.telemetry.events import Emit, SignalPassedOver
 
 
 def _present(*names: str) -> frozenset[int]:
@@ -60,7 +59,7 @@ class Signals:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._early: list[tuple[int, int]] = []
         self._reactions: Reactions | None = None
-        self._emit: Emit | None = None
+        self._passed_over: Callable[[str, str], None] = lambda _name, _why: None
         self._had_terminal = False
         self._ignores_hang_up = False
         self._is_stopping = False
@@ -73,9 +72,14 @@ class Signals:
             signal.pthread_sigmask(signal.SIG_BLOCK, _TAKEN)
             threading.Thread(target=self._take, name="signals", daemon=True).start()
 
-    def attach(self, loop: asyncio.AbstractEventLoop, reactions: Reactions, emit: Emit) -> None:
-        """Act on this loop. What came before, or since the last loop ended, is acted on now."""
-        self._reactions, self._emit = reactions, emit
+    def attach(
+        self, loop: asyncio.AbstractEventLoop, reactions: Reactions, passed_over: Callable[[str, str], None]
+    ) -> None:
+        """Act on this loop. What came before, or since the last loop ended, is acted on now.
+
+        `passed_over` gets the name of each signal that is not obeyed, and why.
+        """
+        self._reactions, self._passed_over = reactions, passed_over
         for number in _TAKEN:  # a thread that starts a command has them unblocked for a moment, and may get one
             loop.add_signal_handler(number, self._act, number, 0)
         with self._lock:
@@ -101,10 +105,10 @@ class Signals:
         assert self._reactions is not None  # set by attach, which makes this known to the loop
         name = _name(number)
         if sender:
-            self._pass_over(name, f"process {sender} sent it, which an agent has started")
+            self._passed_over(name, f"process {sender} sent it, which an agent has started")
         elif number in _MEANINGLESS:
             what = "stopped, it could not end its tasks in time; use `watcher pause`" if number in _STOPPING else ""
-            self._pass_over(name, what or "it has no meaning here; SIGTERM drains")
+            self._passed_over(name, what or "it has no meaning here; SIGTERM drains")
         elif number == signal.SIGHUP:
             self._hang_up(self._reactions)
         else:
@@ -118,10 +122,6 @@ class Signals:
         elif not self._ignores_hang_up and not self._is_stopping:  # a shell and the kernel both send one: still a drain
             self._is_stopping = True
             reactions.stop("SIGHUP")
-
-    def _pass_over(self, name: str, detail: str) -> None:
-        if self._emit is not None:
-            self._emit(SignalPassedOver(name, detail))
 
 
 def is_of_an_attempt(pid: int) -> bool:

@@ -11,12 +11,11 @@ import contextlib
 import gc
 import random
 import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Protocol
 
 from watcher import __version__
-from watcher.clock import SystemClock
+from watcher.clock import Clock, SystemClock
 from watcher.errors import LockLost, SettingError, WorkerTrouble, is_trouble
 from watcher.formats.task import WORKER_PATTERN
 from watcher.policy.budget_limits import all_unbound
@@ -33,7 +32,7 @@ from watcher.store.worker_locks import Incarnation
 from watcher.system.process_fence import fence
 from watcher.system.processes import become_subreaper
 from watcher.system.signals import Reactions, signals
-from watcher.telemetry.events import Bus, Event, TaskSettled
+from watcher.telemetry.events import Bus, Event, TaskSettled, passed_over
 from watcher.telemetry.heartbeat_writer import Beats
 from watcher.telemetry.logs import EventLog, configure_logging, lines_dropped
 from watcher.telemetry.metrics_endpoint import start_endpoint
@@ -45,7 +44,6 @@ from watcher.worker.runner_choice import Runners
 from watcher.worker.worker_status import WorkerParts
 
 if TYPE_CHECKING:
-    from watcher.intake.drop_zones.in_worker import ZonesThread
     from watcher.telemetry.metrics_endpoint import MetricsEndpoint
     from watcher.telemetry.statistics_push import StatisticsPush
     from watcher.telemetry.worker_metrics import WorkerMetrics
@@ -55,10 +53,32 @@ if TYPE_CHECKING:
 _SHORTEST_LEASE_SECONDS = 5.0
 
 
-class WorkerService:
-    """Everything of one process: the parts that outlive an incarnation, and the one that runs now."""
+class Zones(Protocol):
+    """The drop zones that a worker's process serves beside its tasks; no call blocks for long or raises."""
 
-    def __init__(self, name: str, loaded: Loaded[WatcherConfig]) -> None:
+    def start(self) -> None:
+        """Begin to serve; once more does nothing."""
+
+    def reload(self) -> None:
+        """Read the file of zones again."""
+
+    def drain(self) -> None:
+        """Take no more files."""
+
+    def close(self) -> None:
+        """Finish what has ended by now."""
+
+
+class WorkerService:
+    """Everything of one process: the parts that outlive an incarnation, and the one that runs now.
+
+    `make_zones` checks the drop zones of the settings and makes what serves them from the first incarnation on; None:
+    there are none.
+    """
+
+    def __init__(
+        self, name: str, loaded: Loaded[WatcherConfig], make_zones: Callable[[WatcherConfig, Clock], Zones | None]
+    ) -> None:
         self.name = name
         self.config: WatcherConfig = loaded.config
         config = self.config
@@ -74,7 +94,8 @@ class WorkerService:
         self.push: StatisticsPush | None = None
         self.stopping = False
         self.has_settled = False
-        self.zones: ZonesThread | None = None
+        self._make_zones = make_zones
+        self.zones: Zones | None = None
 
     def run(self) -> int:
         """Serve until told to stop; returns the exit code."""
@@ -82,7 +103,7 @@ class WorkerService:
         become_subreaper()
         if self.config.agent_sudo:
             fence.leave_open()
-        self._make_zones()
+        self.zones = self._make_zones(self.config, self.clock)
         self._start_metrics()
         self._start_push()
         try:
@@ -112,17 +133,10 @@ class WorkerService:
         if isinstance(event, TaskSettled):
             self.has_settled = True
 
-    def _make_zones(self) -> None:
-        """The drop zones of ZONES_FILE, checked; they start with the first incarnation."""
-        if self.config.zones_file:
-            from watcher.intake.drop_zones.in_worker import ZonesThread, zone_options
-
-            self.zones = ZonesThread(Path(self.config.zones_file), zone_options(self.config), self.clock)
-
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         reload = None if self.zones is None else self.zones.reload
-        signals.attach(loop, Reactions(self._stop, self._stop_now, reload), self.bus.emit)
+        signals.attach(loop, Reactions(self._stop, self._stop_now, reload), passed_over(self.bus.emit))
         with _starting(self.name):
             instance = self.config.watcher_instance or None
             incarnation = Incarnation(self.config.folders.tasks / self.name, self.name, instance)

@@ -23,7 +23,7 @@ from watcher.intake.drop_zones.zone_file import ZoneFile
 from watcher.settings.worker import load_watcher_config
 from watcher.store.task_reader import ignore_lease_breaks
 from watcher.system.signals import Reactions, signals
-from watcher.telemetry.events import Bus
+from watcher.telemetry.events import Bus, passed_over
 from watcher.telemetry.logs import LOGGER_NAME, EventLog, configure_logging
 
 
@@ -90,7 +90,7 @@ async def _serve(path: Path, zone_file: ZoneFile, wanted: ZoneOptions, status: _
 
     bus = Bus()
     bus.join(EventLog(logging.getLogger(LOGGER_NAME)))
-    signals.attach(asyncio.get_running_loop(), Reactions(stop, stop, reload), bus.emit)
+    signals.attach(asyncio.get_running_loop(), Reactions(stop, stop, reload), passed_over(bus.emit))
     regularly = asyncio.create_task(status.show_regularly())
     try:
         await zones.run(until_idle=once)

@@ -27,13 +27,13 @@ from watcher.intake.webhook.payload_hooks import Hook, load_hooks
 from watcher.settings.webhook import WebhookConfig
 from watcher.system.files import Folder, replace
 from watcher.system.signals import Reactions, signals
-from watcher.telemetry.events import Bus, WebhookStarted, WebhookStopped
+from watcher.telemetry.events import Bus, WebhookStarted, WebhookStopped, passed_over
 from watcher.telemetry.logs import EventLog, configure_logging
 from watcher.telemetry.metrics_endpoint import MetricsEndpoint
 from watcher.telemetry.webhook_metrics import WebhookMetrics
 
 
-class Service:
+class WebhookService:
     """One endpoint; `run` serves until a signal. `environment` is where hooks find their secrets."""
 
     def __init__(self, config: WebhookConfig, environment: Mapping[str, str], port_file: Path | None = None) -> None:
@@ -133,7 +133,7 @@ class Service:
             stop(name)
             server.force_exit = True
 
-        signals.attach(asyncio.get_running_loop(), Reactions(stop, stop_now), self._bus.emit)
+        signals.attach(asyncio.get_running_loop(), Reactions(stop, stop_now), passed_over(self._bus.emit))
 
     def _is_ready(self) -> tuple[bool, str]:
         is_up = self._server is not None and self._server.started and not self._server.should_exit

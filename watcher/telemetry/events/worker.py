@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from watcher.telemetry.events.base import Event
+from watcher.telemetry.events.base import Emit, Event
 
 
 @dataclass(slots=True)
@@ -37,6 +38,11 @@ class SignalPassedOver(Event):
     sentence = "{signal} passed over"
     signal: str
     detail: str
+
+
+def passed_over(emit: Emit) -> Callable[[str, str], None]:
+    """For `system.signals`, which knows no events."""
+    return lambda signal, detail: emit(SignalPassedOver(signal, detail))
 
 
 @dataclass(slots=True)
