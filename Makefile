@@ -19,6 +19,7 @@ check: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/house.py
 
 bench: $(VENV)/.ready-dev
 	$(BIN)/python -m bench.throughput
