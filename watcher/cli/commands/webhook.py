@@ -49,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
         command_output.say(render_config(loaded, as_json=options.json))
         return 0
     try:
-        from watcher.intake.webhook.service import Service
+        from watcher.intake.webhook.service import WebhookService
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn", "h11", "anyio"):
             raise
@@ -57,5 +57,5 @@ def _run(options: argparse.Namespace) -> int:
         raise SettingError(text) from None
     command_output.places(makes_them=True)
     signals.block()
-    asyncio.run(Service(loaded.config, process_environment(), options.port_file).run())
+    asyncio.run(WebhookService(loaded.config, process_environment(), options.port_file).run())
     return 0
