@@ -13,7 +13,7 @@ import pytest
 from tests.conformance.conftest import Office
 from watcher.errors import NameTaken
 from watcher.policy.claim_order import doubted
-from watcher.policy.give_back_limit import Given
+from watcher.policy.give_back_limit import GiveBackCounts
 from watcher.telemetry.events import (
     FileIgnored,
     OutcomeDiscarded,
@@ -80,10 +80,10 @@ def test_what_is_remembered_of_give_backs_survives_a_kill_a_hold_and_an_edit(off
     dead.drop("b")
     dead.scan()
     a, b = dead.claim()
-    dead.spool.release(replace(a, given=Given(1, 2, 3, 4)), "test")
-    dead.spool.retry_in(replace(b, given=Given(0, 0, 1)), 0.0)
+    dead.spool.release(replace(a, given=GiveBackCounts(1, 2, 3, 4)), "test")
+    dead.spool.retry_in(replace(b, given=GiveBackCounts(0, 0, 1)), 0.0)
     [a] = dead.claim(limit=1)
-    assert a.given == Given(1, 2, 3, 4) and a.attempt == 1
+    assert a.given == GiveBackCounts(1, 2, 3, 4) and a.attempt == 1
     office.fire(dead)
     dead.die()
     desk = office.desk()
@@ -96,7 +96,7 @@ def test_what_is_remembered_of_give_backs_survives_a_kill_a_hold_and_an_edit(off
     assert desk.claim(excluded=frozenset({doubted("command")})) == [] == desk.claim(excluded=frozenset({doubted()}))
     again = desk.claim()
     assert [(c.task.task_id, c.attempt, c.deaths, c.given) for c in again] == [
-        ("a", 1, 1, Given(1, 2, 3, 4)), ("b", 2, 0, Given(0, 0, 1)),
+        ("a", 1, 1, GiveBackCounts(1, 2, 3, 4)), ("b", 2, 0, GiveBackCounts(0, 0, 1)),
     ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import pytest
 from watcher.intake.drop_zones import finishing
 from watcher.intake.drop_zones.arrivals import FileSignature
 from watcher.intake.drop_zones.file_memory import ZoneMemory
-from watcher.intake.drop_zones.file_to_task import Refused
+from watcher.intake.drop_zones.file_to_task import DropRefused
 
 
 def test_folder_that_came_under_the_name_of_a_refused_link_is_put_back(
@@ -32,7 +32,7 @@ def test_folder_that_came_under_the_name_of_a_refused_link_is_put_back(
     monkeypatch.setattr(finishing, "replace", exchange)
     memory = ZoneMemory.take(tmp_path / "state", "notes")
     assert memory is not None
-    where = finishing.refuse(str(base / "sub"), base, "notes", refused, Refused("not_regular", "a link"), memory)
+    where = finishing.refuse(str(base / "sub"), base, "notes", refused, DropRefused("not_regular", "a link"), memory)
     memory.close()
     assert where is None
     assert (base / "sub" / "letter").read_text() == "not refused"

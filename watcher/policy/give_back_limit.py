@@ -28,7 +28,7 @@ Alone = Literal["words", "facts"]
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class GiveBackCounts:
     """What is remembered of a task's give-backs. `words`: how many rested on words alone that no other task had met,
     `facts`: how many on facts that no other had met, or may have met beside others; `counted`: how many counted;
     `seen`: how often a hold of its account had been refuted by the last one (None: no hold)."""
@@ -42,7 +42,7 @@ class Given:
 @dataclass(frozen=True, slots=True)
 class GaveBack:
     """One more give-back. `reason` and `detail` say what was believed; `is_refuted`: another task has shown that
-    the last one was wrong. `alone`: nothing else has met the same, and what it rests on; `seen` as in Given."""
+    the last one was wrong. `alone`: nothing else has met the same, and what it rests on; `seen`: see GiveBackCounts."""
 
     reason: str
     detail: str | None
@@ -52,13 +52,13 @@ class GaveBack:
 
 
 def weigh(
-    given: Given | None, what: GaveBack, *, attempt: int, max_retries: int, delay_seconds: float, at_most: int
-) -> tuple[Given, Disposition | None]:
+    given: GiveBackCounts | None, what: GaveBack, *, attempt: int, max_retries: int, delay_seconds: float, at_most: int
+) -> tuple[GiveBackCounts, Disposition | None]:
     """What to remember of this give-back, and what it comes to: None when it does not count.
 
     One that counts is a failed attempt, and after `at_most` of them the task has failed.
     """
-    before = given or Given()
+    before = given or GiveBackCounts()
     seen = before.seen if what.seen is None else what.seen
     after = replace(
         before, seen=seen, words=before.words + (what.alone == "words"), facts=before.facts + (what.alone == "facts")

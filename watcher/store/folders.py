@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from watcher.errors import LockLost, SettingError
-from watcher.policy.give_back_limit import Given
+from watcher.policy.give_back_limit import GiveBackCounts
 from watcher.store.abandoned_files import remove_abandoned
 from watcher.system import no_links
 from watcher.system.files import Folder, move, publish_new
@@ -52,7 +52,7 @@ class History:
     due: float = 0.0
     is_in_hand: bool = field(default=False, compare=False)
     is_held: bool = field(default=False, compare=False)
-    given: Given | None = None
+    given: GiveBackCounts | None = None
 
     @classmethod
     def of(cls, name: str) -> History | None:
@@ -63,7 +63,7 @@ class History:
         due = int(found[4]) / 1000 if found[4] else 0.0
         given = None
         if found[6]:
-            given = Given(int(found[7]), int(found[8]), int(found[9]), int(found[10]) if found[10] else None)
+            given = GiveBackCounts(int(found[7]), int(found[8]), int(found[9]), int(found[10]) if found[10] else None)
         return cls(found[1], int(found[2]), int(found[3]), due, found[4] is not None, found[5] is not None, given)
 
     def claimed(self) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from watcher.formats.task import Task
-from watcher.policy.give_back_limit import Given
+from watcher.policy.give_back_limit import GiveBackCounts
 from watcher.telemetry.events import Event
 
 
@@ -38,7 +38,7 @@ class Claim:
     order_at: float
     lane: str | None
     latency_seconds: float
-    given: Given | None = None
+    given: GiveBackCounts | None = None
     sources: Mapping[str, Path] = field(default_factory=dict)
 
 

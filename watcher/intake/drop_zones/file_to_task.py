@@ -53,7 +53,7 @@ class Not(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class DropRefused:
     """This file will never be a task as it is. `reason` is a word, `detail` says what to do."""
 
     reason: str
@@ -61,7 +61,7 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Blocked:
+class DropBlocked:
     """The file stays where it is until a person has looked at `folder`; `detail` says what to do."""
 
     folder: Path
@@ -83,7 +83,7 @@ class Claimer:
         self._max_task_bytes = max_task_bytes
         self.timeout = timeout
 
-    def take(self, arrival: Arrival, memory: ZoneMemory) -> Record | Refused | Blocked | Not:
+    def take(self, arrival: Arrival, memory: ZoneMemory) -> Record | DropRefused | DropBlocked | Not:
         """Note the file and take hold of it; the record that comes back is to be given to `submit`."""
         zone, path = arrival.zone, arrival.path
         with _trouble(f"read {path}"):
@@ -96,7 +96,7 @@ class Claimer:
         chain = handled.chain if handled is not None else 0
         if chain >= MAX_CHAIN:
             text = f"it changed during each of its last {chain} tasks, as if the agent edits it; use on_done: move"
-            return Refused("changes_itself", f"{text}, or events: [created]; its next change is a new drop")
+            return DropRefused("changes_itself", f"{text}, or events: [created]; its next change is a new drop")
         record = self._record(arrival, found, chain)
         refusal = self._describe(record, arrival, found)
         if refusal is not None:
@@ -105,19 +105,19 @@ class Claimer:
             memory.write(record)
         return self._hold(record, memory) if zone.takes_hold else record
 
-    def submit(self, record: Record, memory: ZoneMemory) -> Refused | None:
+    def submit(self, record: Record, memory: ZoneMemory) -> DropRefused | None:
         """Put the task in, durably; once more is harmless."""
         try:
             with _trouble(f"submit {record.task_id}"), contextlib.suppress(AlreadySubmitted):
                 submit(self._tasks, record.worker, {"task_id": record.task_id, **record.fields})
         except InvalidTask as error:
-            return Refused(error.reason, error.detail)
+            return DropRefused(error.reason, error.detail)
         record.is_submitted = True
         with _trouble(f"note {record.path}"):
             memory.write(record, durable=False)
         return None
 
-    def _read(self, arrival: Arrival) -> _Contents | Refused | Not:
+    def _read(self, arrival: Arrival) -> _Contents | DropRefused | Not:
         zone, path = arrival.zone, arrival.path
         try:
             fd = no_links.open_file(path, _FLAGS)
@@ -139,7 +139,7 @@ class Claimer:
         except OSError as error:
             if is_trouble(error):
                 raise
-            return Refused("unreadable", f"{error.strerror or error}")
+            return DropRefused("unreadable", f"{error.strerror or error}")
         finally:
             os.close(fd)
         return _contents(raw, wants_text)
@@ -165,7 +165,7 @@ class Claimer:
             at=self._clock.wall(),
         )  # fmt: skip
 
-    def _describe(self, record: Record, arrival: Arrival, found: _Contents) -> Refused | None:
+    def _describe(self, record: Record, arrival: Arrival, found: _Contents) -> DropRefused | None:
         """Fill in the task's fields; refuse what its worker would refuse."""
         zone = arrival.zone
         name = os.path.basename(record.path)
@@ -185,15 +185,15 @@ class Claimer:
             data = strict_json.dumps(whole, errors="strict")
             task_from_fields(strict_json.loads(data), record.task_id, record.worker)
         except InvalidTask as error:
-            return Refused(error.reason, error.detail)
+            return DropRefused(error.reason, error.detail)
         except (TypeError, ValueError):
-            return Refused("bad_name", "its name or path is no UTF-8 text; rename it")
+            return DropRefused("bad_name", "its name or path is no UTF-8 text; rename it")
         if len(data) > self._max_task_bytes:
             text = f"its task would have {len(data)} bytes; MAX_TASK_BYTES allows {self._max_task_bytes}"
-            return Refused("too_large", f"{text}; let the prompt name {{path}} instead of {{text}}")
+            return DropRefused("too_large", f"{text}; let the prompt name {{path}} instead of {{text}}")
         return None
 
-    def _hold(self, record: Record, memory: ZoneMemory) -> Record | Refused | Blocked | Not:
+    def _hold(self, record: Record, memory: ZoneMemory) -> Record | DropRefused | DropBlocked | Not:
         """One rename into the zone's own folder; back again when what came was not what had been read."""
         try:
             if not self._rename(record, memory):
@@ -208,9 +208,9 @@ class Claimer:
             if is_trouble(error):
                 raise WorkerTrouble(f"claim {record.path}", error) from error
             if isinstance(error, no_links.Refused):
-                return Blocked(Path(record.place).parent.parent, f"no file is taken: {error.strerror}")
+                return DropBlocked(Path(record.place).parent.parent, f"no file is taken: {error.strerror}")
             text = f"cannot be moved to {record.place}: {error.strerror or error}"
-            return Refused("not_claimable", f"{text}; make its folder writable, or use on_done: keep")
+            return DropRefused("not_claimable", f"{text}; make its folder writable, or use on_done: keep")
         return record
 
     def _rename(self, record: Record, memory: ZoneMemory) -> bool:
@@ -288,16 +288,16 @@ def _is_late_change(handled: Handled, state: FileSignature, found: _Contents) ->
     return is_same and state.mtime_ns != state.ctime_ns and state.ctime_ns / 1e9 <= handled.at + LATE_SECONDS
 
 
-def _contents(raw: bytes | None, wants_text: bool) -> _Contents | Refused:
+def _contents(raw: bytes | None, wants_text: bool) -> _Contents | DropRefused:
     sha256 = None if raw is None else hashlib.sha256(raw).hexdigest()
     if raw is None or not wants_text:
         return _Contents(None, sha256)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        return Refused("not_text", f"no UTF-8 text at byte {error.start}; let the prompt name {{path}} instead")
+        return DropRefused("not_text", f"no UTF-8 text at byte {error.start}; let the prompt name {{path}} instead")
     if "\0" in text:
-        return Refused("not_text", "it holds a NUL byte; let the prompt name {path} instead of {text}")
+        return DropRefused("not_text", "it holds a NUL byte; let the prompt name {path} instead of {text}")
     return _Contents(text, sha256)
 
 
@@ -305,28 +305,28 @@ def _is_hashed(zone: Zone, info: os.stat_result) -> bool:
     return not zone.takes_hold and info.st_size <= HASHED_BYTES
 
 
-def _unfit(info: os.stat_result, limit: int | None) -> Refused | None:
+def _unfit(info: os.stat_result, limit: int | None) -> DropRefused | None:
     if not stat.S_ISREG(info.st_mode):
-        return Refused("not_regular", "a drop must be a regular file")
+        return DropRefused("not_regular", "a drop must be a regular file")
     if info.st_nlink > 1:
-        return Refused("hard_link", f"the file has {info.st_nlink} names (hard links); copy it instead")
+        return DropRefused("hard_link", f"the file has {info.st_nlink} names (hard links); copy it instead")
     if limit is not None and info.st_size > limit:
-        return Refused(
+        return DropRefused(
             "too_large", f"the file has {info.st_size} bytes; {limit} are allowed (max_bytes, MAX_TASK_BYTES)"
         )
     return None
 
 
-def _not_openable(path: str, error: OSError) -> Refused | Not:
+def _not_openable(path: str, error: OSError) -> DropRefused | Not:
     if is_trouble(error):
         raise error
     if error.errno == errno.ENOENT or not no_links.is_there(path):
         return Not.SETTLED  # also when a folder above it has become a link: the file is somewhere else now
     if error.errno in (errno.ELOOP, errno.EMLINK):
-        return Refused("not_regular", "a symbolic link is not followed; copy the file instead")
+        return DropRefused("not_regular", "a symbolic link is not followed; copy the file instead")
     if error.errno in (errno.ENXIO, errno.ENODEV):
-        return Refused("not_regular", "a drop must be a regular file")
-    return Refused("unreadable", f"cannot be opened ({error.strerror or error}); make it readable")
+        return DropRefused("not_regular", "a drop must be a regular file")
+    return DropRefused("unreadable", f"cannot be opened ({error.strerror or error}); make it readable")
 
 
 @contextlib.contextmanager

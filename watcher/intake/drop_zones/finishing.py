@@ -23,7 +23,7 @@ from typing import Any
 from watcher.clock import rfc3339
 from watcher.intake.drop_zones.arrivals import FileSignature
 from watcher.intake.drop_zones.file_memory import Handled, Record, ZoneMemory
-from watcher.intake.drop_zones.file_to_task import Refused, leave_house
+from watcher.intake.drop_zones.file_to_task import DropRefused, leave_house
 from watcher.intake.drop_zones.outcomes import TaskEnding
 from watcher.intake.drop_zones.zone_file import ASIDE, DONE
 from watcher.store.abandoned_files import remove_abandoned
@@ -51,7 +51,9 @@ def finish(record: Record, ending: TaskEnding, memory: ZoneMemory) -> str:
     return where
 
 
-def refuse(path: str, base: Path, zone: str, signature: FileSignature, why: Refused, memory: ZoneMemory) -> str | None:
+def refuse(
+    path: str, base: Path, zone: str, signature: FileSignature, why: DropRefused, memory: ZoneMemory
+) -> str | None:
     """Put a file aside that cannot be a task; returns where it is now. Where it cannot be moved it stays and is known
     from now on. None: another file was there by now, which was not touched."""
     source = Path(path)

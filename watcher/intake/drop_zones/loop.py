@@ -25,7 +25,7 @@ from watcher.clock import Clock
 from watcher.errors import WatcherError, WorkerTrouble
 from watcher.intake.drop_zones.arrivals import Arrival, Arrivals, FileSignature
 from watcher.intake.drop_zones.file_memory import Handled, Record, ZoneMemory
-from watcher.intake.drop_zones.file_to_task import Blocked, Claimer, Not, Refused
+from watcher.intake.drop_zones.file_to_task import Claimer, DropBlocked, DropRefused, Not
 from watcher.intake.drop_zones.finishing import finish, refuse
 from watcher.intake.drop_zones.outcomes import TaskEnding, TaskEndings
 from watcher.intake.drop_zones.recovery import adopt, slugs_with_records
@@ -352,7 +352,7 @@ class DropZones:
                 self._arrivals.postpone(arrival, _POSTPONED_SECONDS)
                 return
             del self._defects[arrival.path]
-            why = Refused("not_understood", f"the zones failed over it: {type(error).__name__}: {error}")
+            why = DropRefused("not_understood", f"the zones failed over it: {type(error).__name__}: {error}")
             self._refuse(arrival, why, self._locks[arrival.zone.slug])
 
     def _try_to_submit(self, under_way: _UnderWay) -> None:
@@ -377,9 +377,9 @@ class DropZones:
         if isinstance(found, Record):
             del self._queue[arrival.path]
             self._try_to_submit(self._begin(found, memory))
-        elif isinstance(found, Refused):
+        elif isinstance(found, DropRefused):
             self._refuse(arrival, found, memory)
-        elif isinstance(found, Blocked):
+        elif isinstance(found, DropBlocked):
             self._leave_queue(arrival.path)
             self._arrivals.postpone(arrival, _POSTPONED_SECONDS)
             self._arrivals.tell(str(found.folder), found.detail)
@@ -417,7 +417,7 @@ class DropZones:
         told = {"event": "zones.file_submitted", "task_id": record.task_id, "zone": record.zone, "file": record.path}
         log.info("%s is task %s/%s", record.path, record.worker, record.task_id, extra=told)
 
-    def _refuse(self, arrival: Arrival, why: Refused, memory: ZoneMemory) -> None:
+    def _refuse(self, arrival: Arrival, why: DropRefused, memory: ZoneMemory) -> None:
         where = refuse(arrival.path, arrival.base, arrival.zone.name, arrival.signature, why, memory)
         if where is None:
             self._leave_queue(arrival.path)
