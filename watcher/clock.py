@@ -1,4 +1,4 @@
-"""Wall time and monotonic time behind one small interface, so that tests can drive both by hand.
+"""Give wall time and monotonic time through one small interface, so that tests can set both by hand.
 
 Wall time is UTC seconds since the epoch (float) and is written as RFC 3339 with `Z`. Durations and deadlines use
 `monotonic`, so that a clock that jumps changes no decision.

@@ -1,4 +1,4 @@
-"""The errors of the suite: one class for each different reaction, with its facts as fields.
+"""Define the errors of the suite: one class for each different reaction, with its facts as fields.
 
 Every message says what was tried, on what, why it failed and what to do. An outcome that a caller expects is a value,
 never one of these.

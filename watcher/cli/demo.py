@@ -1,4 +1,4 @@
-"""The whole suite at work in half a minute: three real workers, a dozen tasks, every kind of ending.
+"""Show the whole suite at work in half a minute: three real workers, a dozen tasks, every kind of ending.
 
 Everything lies in one root that is new or empty. The workers are real processes of `worker_watcher.py` with the
 stand-in agent; their output goes to log files in that root. `run` ends by itself, within a bounded time, and checks

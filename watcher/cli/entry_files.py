@@ -1,4 +1,4 @@
-"""What the entry files have in common: flags to settings, and errors to exit codes.
+"""Turn flags into settings and errors into exit codes, for the three entry files and `watcher`.
 
 Exit codes mean the same everywhere: 2 a setting or the command line is wrong, 3 another process has the place, 5 the
 machine refused something at the start. The message goes to standard error in one line, with the program's name.

@@ -1,4 +1,4 @@
-"""Is a worker well? One cheap question for containers and scripts: does its heartbeat move, and could it take a task?
+"""Answer one cheap question for containers and scripts: does a worker's heartbeat move, and could it take a task?
 
 The heartbeat's age is asked first, because it needs no waiting. Where the age does not speak for it (a beat is late, or
 the clocks of two machines differ), its `sequence` is watched for as long as the caller allows. A worker that may not

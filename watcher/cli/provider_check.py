@@ -1,4 +1,4 @@
-"""Does a provider work here? Start it once, for real, the way a worker does, and say what it told.
+"""Check whether a provider works here: start it once, for real, as a worker does, and report what it answered.
 
 The one-shot runner starts the command with the worker's own settings and environment, with a prompt that asks for one
 word, and ends it after a time limit; nothing of it stays behind. A known CLI runs in an empty folder, any other command

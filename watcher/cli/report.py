@@ -1,4 +1,4 @@
-"""The aggregate for people: as text, or as one HTML page that needs nothing but itself.
+"""Write the listener's totals for people: as text, or as one HTML page that needs no other file.
 
 Pure: what the listener knows in, text out. Every text from a file is escaped in the page and shown without control
 characters in the terminal. The page has no script, loads nothing, and follows the reader's light or dark scheme.

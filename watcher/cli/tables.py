@@ -1,4 +1,4 @@
-"""What people see of workers, tasks and batches: records in, text out. Prints nothing, reads nothing, knows no clock.
+"""Make tables of workers, tasks and batches: records in, text out. Prints nothing, reads nothing, knows no clock.
 
 Every line is cut and cleaned as `terminal` promises; colour says nothing that the words do not.
 """

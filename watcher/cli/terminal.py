@@ -1,4 +1,4 @@
-"""Text as a terminal shows it: cells, columns, colours, and what is drawn over what was there.
+"""Fit text to a terminal: cells, columns, colours, and redrawing over what was there.
 
 Text from files is shown without control characters, so that no output of an agent can move the cursor or recolour the
 screen. Lines are cut at the width that is given, counted in cells, because a wrapped line breaks a screen that is

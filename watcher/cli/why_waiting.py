@@ -1,4 +1,4 @@
-"""Why a task that waits is not started, as far as the folders tell: for people who look at one task.
+"""Explain why a waiting task is not started, as far as the folders tell, for a person who looks at one task.
 
 Reads heartbeats and locks, the pause, the holds of the root and the worker's open breakers; changes nothing. That a
 worker is busy, or that others go first, is no answer here. Which provider a worker takes by default is not written

@@ -1,4 +1,4 @@
-"""Kinds of fields: one description that checks a value and also writes itself as JSON Schema.
+"""Describe fields: one description checks a value and writes itself as JSON Schema.
 
 The records of this package are tables of these kinds, so a rule is written once: the check, the message a person
 reads and the published schema cannot drift apart. Checks are strict: `true` is no number and `"7"` no integer.

@@ -1,4 +1,4 @@
-"""Say once when every known task of a batch, or of a dependency graph, has its outcome.
+"""Report once when every known task of a batch, or of a dependency graph, has its outcome.
 
 A batch is complete when no task that waits or runs carries its id, unless its outcome is there already (a claim is
 removed after its result is published), and when that has been so for BATCH_SETTLE_SECONDS: who submits a batch may

@@ -1,4 +1,4 @@
-"""The listener's loop: knows what every worker did, and when one is dead, and tells it once.
+"""Run the listener's loop: find every outcome and every dead worker, and report each once.
 
 One flag, as in the worker's loop: events set it, and timers. Each turn reads what was named, in portions, so that
 heartbeats are judged while 100,000 old results are read; what is found goes through `Recorder.record`, which makes it

@@ -1,4 +1,4 @@
-"""The one listener: settings in, parts chosen, run. Returns the exit code.
+"""Assemble the listener and run it: settings in, parts chosen. Returns the exit code.
 
 Assembly only. 0: stopped, or with `once` everything was read and told; 4: its lock was taken away. Raises SettingError,
 NameTaken and WorkerTrouble, which `watcher.cli.entry_files` turns into the exit codes 2, 3 and 5.

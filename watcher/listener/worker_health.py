@@ -1,4 +1,4 @@
-"""Who serves the workers and how each is: heartbeats read as they change, judged on our own clock.
+"""Report when a worker becomes silent, stale or dead: heartbeats read as they change, judged on our own clock.
 
 A beat is read when its file has another inode or time stamp; everything else costs one stat. Locks are asked only when
 a process has missed a beat. What was told of a process is in the ledger, so that a restart of ours tells nothing twice.

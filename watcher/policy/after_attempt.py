@@ -1,4 +1,4 @@
-"""What to do after an attempt: one pure function from what happened to what happens next.
+"""Decide what follows an attempt: one pure function from what happened to what happens next.
 
 The classes are those of the failure table in docs/lifecycle.md. A retry is only for what may pass by itself; a hold
 is for the provider, not the task, so it costs the task no attempt; trouble is the machine's and costs none either,

@@ -1,4 +1,4 @@
-"""The circuit breaker: after too many failures in a row nothing is started for a while, then one probe decides.
+"""Decide when the circuit breaker opens, probes and closes: after too many failures in a row one probe decides.
 
 CLOSED --threshold failures in a row--> OPEN --timeout--> HALF_OPEN --probe fails--> OPEN, --probe works--> CLOSED.
 While it is open nothing is claimed, so tasks stay in the inbox and burn no attempt. Times are monotonic seconds that

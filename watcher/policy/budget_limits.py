@@ -1,4 +1,4 @@
-"""Which providers the budgets cannot bound: this module owns that fact, for the log, the heartbeat and the doctor.
+"""Own which providers the budgets cannot bound, for the log, the heartbeat and the doctor.
 
 A budget counts what a provider tells. Most tell no cost, some no tokens, and plain text tells neither.
 """

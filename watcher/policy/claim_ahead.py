@@ -1,4 +1,4 @@
-"""Claiming ahead: more tasks than slots, so that a slot need not idle while the next task is claimed.
+"""Decide how many tasks to claim beyond the slots, so that a slot need not idle while the next task is claimed.
 
 It is worth it only while tasks end very fast: a long task in a queue of ours could run at another instance. What was
 claimed ahead and stays behind a task that takes long must go back. Times are monotonic seconds that the caller passes

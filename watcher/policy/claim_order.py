@@ -1,4 +1,4 @@
-"""Which waiting task is taken next.
+"""Decide which waiting task is claimed next.
 
 Order: higher priority first, then by arrival (or `not_before`, when later), then by name. How much of it binds is the
 FIFO mode: `relaxed` orders starts only; `per_agent` lets tasks with one `agent_id` run one at a time in that order;

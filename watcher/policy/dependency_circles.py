@@ -1,4 +1,4 @@
-"""Circles of tasks that wait for each other: found in one walk over the graph, whatever its shape.
+"""Find tasks that wait for each other in a circle, in one walk over the graph, whatever its shape.
 
 A node is `worker/id`; `edges` gives the nodes that it waits for, none for one that will run. One task of a knot (the
 nodes that all lead to each other) is enough to end it: when that one fails, the others fail with it. Pure; a walk

@@ -1,4 +1,4 @@
-"""How often a task may be given back: what is remembered of that, and when the next time counts after all.
+"""Decide how often a task may be given back without an attempt counted, from the notes of earlier times.
 
 A hold blames the account, trouble blames the machine, and neither costs the task an attempt. But one task may be the
 cause itself, and would run for ever at the cost of everybody behind it. So each give-back leaves a note with the task,

@@ -1,4 +1,4 @@
-"""Whether a worker's process lives, from how long its heartbeat has not moved. Pure: no file, no clock.
+"""Judge whether a worker's process lives, from how long its heartbeat has not moved. Pure: no file, no clock.
 
 Silence is measured by the reader, on its own monotonic clock, from the moment at which it saw the sequence move; wall
 clocks are never compared, so a jump of either cannot kill a living worker. The process's own lock is a second witness:

@@ -1,4 +1,4 @@
-"""How much one attempt may print, and whether what it has printed is why a disk is full.
+"""Decide how much one attempt may print, and whether its output is why a disk is full.
 
 An attempt ends when it has printed more than `limit_bytes`, or when the disk is full by its output. What others take of
 the disk is never its fault: its output must be worth mentioning, enough to end the shortage, and a fair part of what

@@ -1,4 +1,4 @@
-"""How many warm handlers there should be: pure functions from what is seen to a number.
+"""Decide how many warm handlers to keep: pure functions from what is seen to a number.
 
 The pool starts with its nominal size. It grows by one when more than CROWD requests wait, and goes down to its minimum
 when none wait and handlers have been idle for long. Between the minimum and the nominal size it grows at once, when a

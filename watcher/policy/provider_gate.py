@@ -1,4 +1,4 @@
-"""May a task of this provider start now? A breaker, a hold and the ramp after a hold answer together.
+"""Decide whether a task of a provider may start now: breaker, hold and the ramp after a hold answer together.
 
 A hold comes from the provider itself (usage limit until a time, not logged in), from an operator, or from a missing
 command. When its time is over one probe goes first. Its success ends the hold and begins the ramp: two may run at

@@ -1,4 +1,4 @@
-"""What to do when a supervised process has ended: start it again, and when, or leave it. Pure: no process, no clock.
+"""Decide whether a supervised process that ended is started again, and when. Pure: no process, no clock.
 
 Exit codes are those of worker_watcher.py and orchestrator_listener.py. A crash is answered by a later start each time,
 up to a number of crashes in a row; a process that was well for a while begins anew. What waiting cures (the name is

@@ -1,4 +1,4 @@
-"""How many instances of a worker should run. Pure: no process, no file, no clock.
+"""Decide how many instances of a worker should run. Pure: no process, no file, no clock.
 
 One more while every slot is busy and more tasks wait than the present instances could take at once; one less while the
 work would fit into fewer. Each only after it has been so for a while, so that a burst or a lull moves nothing. Tasks

@@ -1,4 +1,4 @@
-"""How often folders are scanned, and how late a scan may be before a probe says so. Seconds everywhere.
+"""Decide how often folders are scanned, and how late a scan may be before a probe fails. Seconds everywhere.
 
 A machine that is busy scans late, so both probes are generous: one that is not ready gets no new work, one whose loop
 does not turn is restarted.

@@ -1,4 +1,4 @@
-"""The files of attempts: what a command reads its prompt from, and what it prints into.
+"""Keep the files of an attempt: the prompt that a command reads, and the outputs that it prints into.
 
 A slot's two files are used by one command after the other, which saves making and deleting two files for each; they
 are replaced when something else may still hold them, or when the caller keeps them. They lie in the claim folder, so

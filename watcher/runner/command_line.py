@@ -1,4 +1,4 @@
-"""What an attempt is started as: its command line, its environment, its folder, and where its prompt goes.
+"""Plan what an attempt is started as: command line, environment, folder, and where its prompt goes.
 
 A provider is prepared once; where its program is, and whether it can run at all, is looked at again now and then.
 Nothing is started or written here. What stands in the way of an attempt is an Ending, and nothing raises.

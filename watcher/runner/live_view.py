@@ -1,4 +1,4 @@
-"""What a running command does just now, told by the end of what it has printed so far.
+"""Tell what a running command does now, from the end of what it has printed so far.
 
 A Look remembers how far it has read and reads at most 1 MiB of what is new, at its end; so a beat costs the same
 whether the command has written a line or a gigabyte. Only complete lines are read, and only names are taken out of

@@ -1,4 +1,4 @@
-"""The worker's side of `runner.orphan_guard`: have one guard process while a pool runs.
+"""Keep one process of `runner.orphan_guard` while a pool runs: the worker's side of it.
 
 The guard's stdin is a pipe of which only this process has the writing end, so its end is our death, whatever the cause.
 """

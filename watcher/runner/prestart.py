@@ -1,4 +1,4 @@
-"""Have agent processes started before their tasks come, so that a task does not wait for a program to start.
+"""Start agent processes before their tasks come, so that a task does not wait for a program to start.
 
 Each process serves exactly one task, so nothing of one task can reach another. One that was started for another
 command line, model, folder or environment is never used, nor one that has ended, complained, or read files that have

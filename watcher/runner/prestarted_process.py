@@ -1,4 +1,4 @@
-"""One agent process that was started before its task came: it waits at its stdin, serves one task, and ends.
+"""Own one agent process that was started before its task: it waits at its stdin, serves one task, and ends.
 
 It speaks claude's stream-json. At the start it is asked to `initialize`; when it has answered that and nothing else, it
 is ready. `give` hands it the task and closes its stdin, and from then on it is a command like any other: it prints

@@ -1,4 +1,4 @@
-"""What a runner promises to the executor, whatever it runs.
+"""Define what a runner promises to the executor, whatever it runs.
 
 A runner takes one attempt and returns one outcome; it never raises for what a command does. `run` blocks its thread;
 `stop` may be called from any thread. When `run` has returned, no process of the attempt is alive.

@@ -1,4 +1,4 @@
-"""Has a command stopped printing? Progress resets this timer, and only this one: the task's deadline stays.
+"""Tell whether a command has stopped printing. Output resets this timer and no other: the task's deadline stays.
 
 It compares what was printed at one look with the look before, on the monotonic clock, so that a wall clock that is set
 ends nobody. Looks are a quarter of the limit apart: a command is ended after one to one and a quarter of it.

@@ -1,4 +1,4 @@
-"""What it means that a command could not be started at all.
+"""Name the failure when a command could not be started at all.
 
 What fails for every task alike (a missing program) holds the provider; what is the task's own (a folder, arguments that
 are too long) is permanent; what the machine lacks just now is trouble of the worker, which counts no attempt. Pure, but

@@ -1,4 +1,4 @@
-"""How many tokens a running command has used so far, from its events, where they tell before its end.
+"""Count the tokens that a running command has used so far, from its events, where they tell before its end.
 
 claude and qwen tell with each answer of the model, opencode with each step, codex with each turn; gemini only with its
 final event. What a final event tells is for the books at the end. Cached input counts as input: it was read.

@@ -1,4 +1,4 @@
-"""How a config is made of layers, how it says what is wrong, and the table of it that people read.
+"""Make a config of layers, say what is wrong with it, and write the table of it that people read.
 
 It never touches the environment: values come from the Layers of `watcher_config`, through a source of
 pydantic-settings. A config is complete and valid or it is not made: SettingError lists every setting that is

@@ -1,4 +1,4 @@
-"""Where everything lies: the root and the six folders, absolute, from the layers of the settings.
+"""Name the root and its six folders, absolute, from the layers of the settings.
 
 Cheap to import: every submit pays for it. Raises SettingError with a line for each folder that cannot be used.
 """

@@ -1,4 +1,4 @@
-"""Where each setting comes from: the only reader of the process environment and of `.env`.
+"""Read the process environment and `.env`, the only reader of both, and say where each setting comes from.
 
 A setting comes from the first that has it: flag, environment, `.env` in the current folder (WATCHER_ENV_FILE
 may name another), default. What was given stays text here, with where it came from; the classes of this package

@@ -1,4 +1,4 @@
-"""The settings that several programs share, each defined once: a name means the same wherever it is read.
+"""Define the settings that several programs share, each once: a name means the same wherever it is read.
 
 A config inherits the groups that it has. The order in which people see its settings is that of its `names`, whichever
 group they come from. A group is never made by itself, so it has no `__init__`: a config calls that of LayeredConfig.

@@ -1,4 +1,4 @@
-"""The hidden files of writers that were killed before their rename: which names they have, and when they go.
+"""Own the names of hidden files whose writers were killed before their rename, and when these files go.
 
 Every tool of this suite writes under a hidden name first. A killed one leaves that file, with the task's text in it,
 and its name does not tell who it was. An hour after the last change nobody is still writing: then it is removed.

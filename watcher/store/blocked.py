@@ -1,4 +1,4 @@
-"""Tasks that wait for the results of others: kept out of the line until their dependencies are met.
+"""Keep tasks that wait for the results of others out of the line until their dependencies are met.
 
 Nothing here is only in memory: a restart reads the files and asks the folders again. A missing dependency that nobody
 has submitted is waited for DEPENDENCY_TIMEOUT on the monotonic clock of this process; one that waits or runs somewhere

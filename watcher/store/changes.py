@@ -1,4 +1,4 @@
-"""Change a task that waits: hold it, release it, edit it, end it, without two versions of it ever being there.
+"""Change a waiting task: hold, release, edit or end it, so that two versions of it never exist.
 
 Holding is one rename into `.held`, from where no worker claims. Everything that changes a task first takes it in hand:
 one rename into a claim folder, as a worker claims, so that exactly one of all workers and tools has it. Its name there

@@ -1,4 +1,4 @@
-"""What a task waits for: the results of others, of its own worker or of any.
+"""Tell whether the results that a task depends on are there, at its own worker or any.
 
 A dependency is `id` (own worker first, then any) or `worker/id`. It is met by a completed result and broken by any
 other one. Folders are listed, not asked for single names: over a network file system a name that was missed once

@@ -1,4 +1,4 @@
-"""Change tasks from outside a worker: cancel, hold, release, edit; whether workers run or not.
+"""Cancel, hold, release or edit a task from outside a worker, whether workers run or not.
 
 A task that waits is changed here and now, by the same renames as a worker's, so that it makes no difference who is
 faster. One that runs can only be ended by the process that runs it (`watcher.store.operator_commands`).

@@ -1,4 +1,4 @@
-"""The folders of one worker, held open, and the names that carry a task's history.
+"""Own the folders of one worker, held open, and the file names that carry a task's history.
 
 A task's counters live in its file's name, so that one rename moves the task and its history together and the bytes
 stay as they were submitted: `x.json` is new; `x~2-1.json` in a claim folder is running its attempt 2 after one worker

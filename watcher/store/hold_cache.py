@@ -1,4 +1,4 @@
-"""The holds and ramps of the root as one process knows them: what lies there, what is new, what it has written itself.
+"""Own what one process knows of holds and ramps: what lies on disk, what is new, what it has written itself.
 
 A file is known by inode, time stamp and size, so that only what is new is read; while the folder's own time stamp
 stands still, nobody has held or lifted anything. A disk that takes no file stops nothing: what could not be stored is

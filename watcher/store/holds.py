@@ -1,4 +1,4 @@
-"""Holds as files: `control/holds/<provider>.json`, or `<provider>@<account>.json`, one for each provider account.
+"""Own the hold files: `control/holds/<provider>.json`, or `<provider>@<account>.json`, one for each account.
 
 A hold keeps every worker of the root from starting anything for that account. Workers write holds when a provider
 refuses; `hold_provider` writes one by hand, `lift_hold` ends one, and so does removing the file. Each change is one

@@ -1,4 +1,4 @@
-"""Finding what waits: the index of one worker's tasks, kept true by events and scans.
+"""Own the index of one worker's waiting tasks, kept true by events and scans: what waits, and what may start.
 
 Memory holds one entry per waiting task, never its text. A file goes in line, or to the blocked, or to the unsettled
 (being written, or not a task yet), or to the endings (never will be a task). Events only say where to look; the scan

@@ -1,4 +1,4 @@
-"""What the listener has noticed: an SQLite database that may be deleted at any time.
+"""Own what the listener has noticed: an SQLite database that may be deleted at any time.
 
 It is a cache of the folders, except for one thing that no folder knows: which notices a consumer has already taken
 away. So after it was deleted, notices of outcomes younger than TRIGGER_RETENTION are written once more.

@@ -1,4 +1,4 @@
-"""The right to be the listener: one for the folder of the notices, one for the database.
+"""Own the right to be the listener: one lock for the folder of the notices, one for the database.
 
 Both locks end with the process. The notes beside them say who holds them, for people.
 Raises NameTaken when somebody else listens, LockLost when a lock file was deleted or replaced under us.

@@ -1,4 +1,4 @@
-"""What the listener knows, for other programs: its last status and its database, read only.
+"""Read what the listener knows, for other programs: its last status and its database, read only.
 
 Works while the listener runs and after it has ended; says which. Writes nothing and never blocks the listener: the
 database is in WAL mode. Raises OSError or sqlite3.Error only for a database that is there and cannot be read.

@@ -1,4 +1,4 @@
-"""Tell and remember in one step that a kill cannot split: every notice is published exactly once.
+"""Publish every notice exactly once: a kill cannot split publishing from remembering.
 
 The order, and no other: notices as hidden files below `triggers/orchestrator/.tmp`, durable; one commit of the ledger,
 with their names; a rename of each to where it is seen. A kill before the commit leaves hidden files that nobody knows,

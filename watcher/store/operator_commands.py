@@ -1,4 +1,4 @@
-"""Tell a worker something: put a command into its control folder, or set and end its pause.
+"""Put a command into a worker's control folder, or set and end the worker's pause.
 
 Promise: what `tell` has returned is durable there and is seen whole; it works while the worker is away. A pause is not
 a command but a state, a file that stays until it is removed, so that a worker that starts later sees it too.

@@ -1,4 +1,4 @@
-"""What waits or runs at any worker of the root, by its name: asked of the folders, once between two scans.
+"""Tell whether a task of some name waits or runs at any worker of the root, asked once between two scans.
 
 Owns the answer to "is there a task of that name somewhere?" for a worker that waits for it. Inboxes are asked for
 single names, since they may be huge; the folders in them are listed once and remembered until `refresh`. Reads only.

@@ -1,4 +1,4 @@
-"""Totals that come out the same in whatever order outcomes are added: whole numbers only.
+"""Add up outcomes so that the totals are the same in whatever order they come: whole numbers only.
 
 Durations are microseconds, costs are nano-dollars, and percentiles come from a histogram with fixed buckets, so adding
 one outcome at a time, merging, and rebuilding from the folders give the same numbers to the last digit. A bucket is 5 %

@@ -1,4 +1,4 @@
-"""What is going on, read from the folders alone: every worker, what waits, what runs, how things ended.
+"""Count what waits, what runs and how tasks ended, for every worker, from the folders alone.
 
 A look needs no worker, no listener and no network, writes nothing, and never fails over one file: what cannot be read
 is counted and told. Counts come from listings; whether a task completed comes from the first bytes of its result.

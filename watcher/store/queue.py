@@ -1,4 +1,4 @@
-"""The directory engine: state is a place, a rename is the transition.
+"""Claim, retry and release the tasks of one worker: state is a place, a rename is the transition.
 
 `tasks/<worker>/x.json` waits; `.retry/x~1-0-DUE.json` waits with a history; `.held/x.json` is held;
 `.claims/<incarnation>/x~1-0.json` runs; then there is a result or a dead letter and the claim is gone. Memory holds one

@@ -1,4 +1,4 @@
-"""What a spool promises to the executor, whatever stores it.
+"""Define what a task queue promises to the executor, whatever stores it.
 
 The path of a task is `submit -> claim -> (retry_in | release)* -> settle`, each a single atomic step, so that a crash
 between any two of them leaves the task in exactly one place. A claim belongs to one incarnation of one worker until

@@ -1,4 +1,4 @@
-"""How a file ends that is never run: refused, dropped as a copy, broken by a dependency, or a danger to workers.
+"""End a file that is never run: refused, dropped as a copy, broken by a dependency, or a danger to workers.
 
 Each ending is a Settlement like any other, so that refusals are as durable and as crash-proof as results.
 """

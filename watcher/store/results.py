@@ -1,4 +1,4 @@
-"""Wait for what becomes of tasks that were submitted, without a worker's help: the folders are asked, again and again.
+"""Wait for the ends of submitted tasks without a worker's help: ask the folders again and again.
 
 Folders are listed, never asked for one name: over a network file system a name that was missed once stays missing for
 half a minute, while a listing is fresh. Pauses grow while nothing happens, and with what a listing costs.

@@ -1,4 +1,4 @@
-"""Whether the folders that a command looks into are there: an empty answer must never mean a wrong WATCHER_ROOT.
+"""Refuse a missing WATCHER_ROOT, so that an empty answer never hides a wrong folder.
 
 Owns the question and its words; everything that lists or waits asks here first. What makes its own folders (a submit, a
 worker, the supervisor) does not ask. Reads only, and a look is a moment: folders may come and go.

@@ -1,4 +1,4 @@
-"""What a worker's attempts have cost, and what they may still cost: per task over all its attempts, and per day (UTC).
+"""Own what a worker's attempts have cost and may still cost: per task over all attempts, and per day (UTC).
 
 Money and tokens: many providers tell no cost, but tokens. Both stand in the same books.
 

@@ -1,4 +1,4 @@
-"""Where tasks are, read from the folders alone: one task by its id, or all that are on their way.
+"""Find where tasks are, from the folders alone: one task by its id, or all that wait or run.
 
 The one finder of commands and of the HTTP endpoint. A look is a moment: a task that moves meanwhile may be seen twice
 or, for that once, not at all. Reads only and never fails over one file: one that is no task is `unreadable`, one that

@@ -1,4 +1,4 @@
-"""A tool that works in a worker's inbox for a moment: it has a claim folder and locks like a worker, but no name.
+"""Give a tool a claim folder and locks in a worker's inbox for a moment, as a worker has, but no name.
 
 So a tool may take tasks in hand while workers run, and when it is killed its locks are free and a worker puts back
 what it had. Makes the worker's folders when they are not there; leave it by `with`.

@@ -1,4 +1,4 @@
-"""What is on its way: every task that waits, waits for a retry, or is in a claim, with what its file says.
+"""Own what the listener knows of unfinished tasks: each that waits, waits for a retry, or is claimed.
 
 The folders are listed in the direction in which tasks move, and again at the end of a claim's way, so that a task
 that moves meanwhile is rather seen twice than not at all. A file is read once for each inode, time of modification

@@ -1,4 +1,4 @@
-"""One process that serves a worker: its identity, its two locks, and the right to the worker's name.
+"""Own a process's right to serve a worker: its identity, its two locks, and the lock of the worker's name.
 
 `.lock` says that the process lives; nothing inherits it. `.busy` says that something it started lives; every command
 inherits its descriptor. Both are needed: the kernel frees the first while a killed worker's command still works.

@@ -1,4 +1,4 @@
-"""Who serves a worker, and whether it lives: heartbeats, locks and the claims of each process, as values.
+"""Own who serves a worker and whether it lives: heartbeats, locks and the claims of each process, as values.
 
 Life and death are told by the lock of an incarnation, which the kernel holds for exactly as long as its process lives.
 The age of a heartbeat is by wall clock, for people, and decides nothing. Reads only, and never fails over one file: a

@@ -1,4 +1,4 @@
-"""Processes that outlived the supervisor that had started them (it was killed): find them, wait, have them end.
+"""Find the processes that outlived a killed supervisor, wait for them, and end them when asked.
 
 A worker survives its supervisor on purpose: what it runs costs money, and it can finish and store it alone. The next
 supervisor finds it by its heartbeat, and knows it by SUPERVISED in its environment, which names the supervisor by pid

@@ -1,4 +1,4 @@
-"""One process in the care of the supervisor: started, listened to, asked to end, and what to do when it has ended.
+"""Own one supervised process: start it, listen to it, ask it to end, and decide what follows its end.
 
 It leads a session of its own, so Ctrl-C at the terminal reaches the supervisor alone, which ends everything in order.
 Its output comes through one pipe. A thread waits for its end (processes sends the KILL when a grace is over); all else

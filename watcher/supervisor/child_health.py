@@ -1,4 +1,4 @@
-"""How a supervised process is, from the file in which it says so: a worker's heartbeat or the listener's status.
+"""Tell how a supervised process is, from its file: a worker's heartbeat or the listener's status.
 
 Life is judged as everywhere (policy/health): by how long the file's sequence has not moved, on our own monotonic clock.
 Only the word of the process that is meant counts: an older process of the same name may have left its last beat there.

@@ -1,4 +1,4 @@
-"""What supervised processes say, passed on line by line to our own log.
+"""Pass on what supervised processes print, line by line, to our own log.
 
 A line of JSON goes on as it is, because it carries its worker. In a JSON log any other line (a traceback, a word on
 stderr before the log was set up) becomes a record of ours; in a text log every line gets its label: `[marie] ...`.

@@ -1,4 +1,4 @@
-"""The instances of one worker: which of them should run, and one more or less when the policy says so.
+"""Own the instances of one worker: which of them should run, and one more or less when the policy says so.
 
 Instance numbers are 1, 2, 3, ...; the lowest free one is started, the one with the least to do is drained. A drained
 instance finishes what it runs, however long that takes (its own grace at a stop is a day; the supervisor's own stop

@@ -1,4 +1,4 @@
-"""Several workers, and the listener, as processes under one roof: started, restarted, rolled, scaled and stopped.
+"""Run several workers and the listener as child processes: start, restart, roll, scale and stop them.
 
 The loop looks once a second or when something happens: it starts what is due, asks every process how it is, scales, and
 says once a minute who is healthy. SIGHUP restarts all, one after the other, and goes on only when the new one beats.

@@ -1,4 +1,4 @@
-"""Every rename, link and fsync of the project, on folders held open by descriptor.
+"""Do every rename, link and fsync of the project, on folders held open by descriptor.
 
 Promise: what `publish_new` shows is whole, never replaces anything, and survives a power cut once `Sync.flush` of its
 folder has returned. A crash leaves at most a temporary file under a name that says whose it is.

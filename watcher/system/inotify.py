@@ -1,4 +1,4 @@
-"""From file-system events to one asyncio event: the only hop between threads on the way in.
+"""Turn file-system events into one asyncio event: the only hop between threads on the way in.
 
 Events are hints: they name files worth a look. The scan that the worker makes anyway is the truth, so a lost event
 costs time and never a task. What is known to break watches is told instead of hidden: an overflow, a folder that was

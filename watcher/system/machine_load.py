@@ -1,4 +1,4 @@
-"""How busy this machine is: CPU and memory in percent of the whole.
+"""Measure how busy this machine is: CPU and memory in percent of the whole.
 
 By psutil where it is installed (the extra `supervisor`), else from Linux's /proc; where neither can tell, None, and
 whoever asks bounds nothing. In a container both see the host, not the container's own limits.

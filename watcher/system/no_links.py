@@ -1,4 +1,4 @@
-"""Opens files and folders by a path that holds no symbolic link: the one way to anything below a root or a drop zone.
+"""Open files and folders by a path without symbolic links: the one way to anything below a root or a drop zone.
 
 Promise: what is opened lies where its path says, whatever other users do to the folders on the way, also between two
 calls: a link anywhere in the path is refused with ELOOP, never followed. Nothing here goes by a path twice: who wants

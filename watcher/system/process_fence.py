@@ -1,4 +1,4 @@
-"""A fence around what an agent starts: it can signal itself and its own, and nobody else of this machine.
+"""Fence what an agent starts: it can signal itself and its own processes, and nothing else of this machine.
 
 An agent that tidies up with a broad `pkill`, or with `kill $PPID`, would otherwise stop the worker that runs it, and
 the task would run again for ever. Linux's Landlock has a domain for that (LANDLOCK_SCOPE_SIGNAL, and with it abstract

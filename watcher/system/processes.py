@@ -1,4 +1,4 @@
-"""Start commands, wait for them, and end them: by their own group here, what escapes it in `leftover_processes`.
+"""Start commands, wait for them, and end their group; `leftover_processes` ends what escapes it.
 
 A command leads its own session and process group. Each is started by a thread of its own: what a command shall
 inherit and this process shall not have (the fence of an agent, a signal mask) is that thread's alone. It ends after the

@@ -1,4 +1,4 @@
-"""What Linux's /proc says about processes: their family, their age, the attempt they belong to, the files they hold.
+"""Read Linux's /proc about processes: their family, their age, the attempt they belong to, the files they hold.
 
 A process may end between any two looks; then the answers are empty, never an error. Where /proc is missing, or shows
 another pid namespace than ours, IS_THERE is False and nobody should ask.

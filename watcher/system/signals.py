@@ -1,4 +1,4 @@
-"""What each signal means that a person, a terminal or an init sends to a program of ours, and who sent it.
+"""Own what each signal means to our programs, and find out who sent it.
 
 TERM, INT, PWR, XCPU and the real-time ones drain, a second one means now; QUIT and ABRT mean now at once. HUP drains
 when the terminal was closed; otherwise it reloads where there is something to reload, and drains where there is not.

@@ -1,4 +1,4 @@
-"""To which host an HTTP request may be addressed: what keeps a browser's page away from a server on the loopback.
+"""Decide to which host an HTTP request may be addressed: it keeps web pages away from a server on the loopback.
 
 A page may give its own name our address (DNS rebinding); its requests then come with that name in `Host`. So a server
 that listens on the loopback answers to the names of the loopback and to those that an operator allows. One that listens

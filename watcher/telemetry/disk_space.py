@@ -1,4 +1,4 @@
-"""How much room is left where results and tasks lie, asked for when somebody scrapes.
+"""Measure how much room is left where results and tasks lie, when somebody scrapes.
 
 A folder that cannot be asked now (it is away, its server is down) has no series: a monitor tells that from a full disk.
 """

@@ -1,4 +1,4 @@
-"""Write the heartbeat, and keep the counters it shows.
+"""Write the heartbeat, and keep the counters that it shows.
 
 A beat replaces the file as a whole and needs no fsync: an old beat after a power cut is told by its sequence. The last
 beat of a worker says `stopped` and stays.

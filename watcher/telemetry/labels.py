@@ -1,4 +1,4 @@
-"""Labels of metrics with a bounded set of values, whatever text they are made of.
+"""Bound the values of a metric's label, whatever text they are made of.
 
 A reason or a provider may come out of a task file, so it is sanitised, and what exceeds 50 different ones is counted as
 `other`: no submitter can fill our memory or the monitor's.

@@ -1,4 +1,4 @@
-"""The listener's Prometheus metrics, asked for when somebody scrapes.
+"""Collect the listener's Prometheus metrics when somebody scrapes.
 
 Labels are bounded: workers and states, never a task; at most 50 open batches, the rest is not shown one by one.
 """

@@ -1,4 +1,4 @@
-"""The log: one line an event, as JSON for machines or as text for a terminal, on stderr.
+"""Write the log on stderr: one line an event, as JSON for machines or as text for a terminal.
 
 Only the logger "watcher" is set up; the root logger and other libraries are left alone. Logging never raises
 into the worker and never stops it: a line that cannot be written, because stderr is closed, its disk is full

@@ -1,4 +1,4 @@
-"""The worker's HTTP endpoint: /metrics for Prometheus, /healthz and /readyz for probes.
+"""Serve /metrics for Prometheus, and /healthz and /readyz for probes.
 
 One daemon thread waits for connections and never wakes by itself; each request has a daemon thread too. So a
 worker whose loop hangs still answers, and a slow client delays nobody: one read or write may take 10 s, and

@@ -1,4 +1,4 @@
-"""Tell a server how each task ended: `PATCH {STATS_URL}` with its duration, its exit code and that it counts one more.
+"""Send each outcome to a server: `PATCH {STATS_URL}` with duration, exit code, and that the task counts one more.
 
 A listener that only puts what it hears into a queue; one thread sends it, in order, over one kept connection, a bounded
 number a second. The worker never waits for it: what does not fit into the queue, and what a server does not take after

@@ -1,4 +1,4 @@
-"""The worker's Prometheus metrics, fed by events.
+"""Keep the worker's Prometheus metrics, fed by events.
 
 Counters and histograms move when an event comes, on the loop thread. Queue size, running tasks and ages are
 asked for when somebody scrapes, on the scraper's thread, so that an idle worker does nothing for them.

@@ -1,4 +1,4 @@
-"""What the budgets say to one task: may it begin, must it be ended, may it be tried again.
+"""Tell one task what the budgets allow: may it begin, must it be ended, may it be tried again.
 
 The books are `spending`; here is what follows from them for the executor. Without books everything may go on. It
 raises nothing and runs nothing: who asks carries the answer out.

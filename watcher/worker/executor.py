@@ -1,4 +1,4 @@
-"""One claim from start to settlement: claim, run, decide, settle.
+"""Carry each claim from start to settlement: claim, run, decide, settle.
 
 Decides which task to claim next, starts its attempt, and decides what follows from its outcome. All of it runs on the
 loop thread; `slot_threads` run attempts and store outcomes and tell the loop. Promise: whatever an attempt does, its

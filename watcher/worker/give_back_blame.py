@@ -1,4 +1,4 @@
-"""Whom an attempt blames that was given back, the account or the machine, and whether that can be so.
+"""Decide whether the account or the machine can be to blame for an attempt that was given back.
 
 Knows what others have shown since: of an account by `provider_gates`, over all its workers and through restarts; of
 this machine by the attempts of this process. `policy.give_back_limit` says what a give-back comes to. Loop thread only.

@@ -1,4 +1,4 @@
-"""One worker: waits for files, has them run, says how it is, and leaves nothing behind when it stops.
+"""Run one worker's loop: wait for files, have them run, write heartbeats, and leave nothing behind at a stop.
 
 The loop has one flag. Events, finished attempts and timers set it; the loop then looks at what was named, scans when
 a scan is due, lets the executor fill its slots, and beats. Everything that decides is elsewhere. Whatever may take long

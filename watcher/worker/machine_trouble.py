@@ -1,4 +1,4 @@
-"""Trouble of the machine (a full disk, no descriptors): since when, and when to see whether it is over.
+"""Own the trouble of the machine (a full disk, no descriptors): since when, and when to try again.
 
 Between two tries lies a pause that doubles up to fifteen seconds. A try is one task that is started, or whatever is
 kept here and goes out. It decides nothing about tasks: who meets trouble says so here, and who sees it gone too.

@@ -1,4 +1,4 @@
-"""The control folder of one worker, read by each of its processes: obey commands, know whether it is paused.
+"""Obey the commands in one worker's control folder, and know whether the worker is paused.
 
 A command is consumed when it is done, never before: a worker that is killed in between obeys again, and every command
 may be obeyed twice. Several processes of one worker share the folder. A pause is a file that all of them see; a cancel

@@ -1,4 +1,4 @@
-"""The gates of all providers, kept on disk: a hold and an open breaker survive a restart.
+"""Keep the gates of all providers on disk: a hold and an open breaker survive a restart.
 
 `control/holds/<account>.json` is a hold, seen by every worker of the root; deleting it lifts it. When its time is over,
 one probe goes first over all of them, then a ramp: see `policy.provider_gate` and `probe_permits`. The folder is looked

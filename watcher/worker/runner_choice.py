@@ -1,4 +1,4 @@
-"""The runners that one incarnation of a worker needs, made from its settings.
+"""Make the runners that one process of a worker needs, from its settings.
 
 Every worker has the one that starts a process for each attempt. Providers that speak the Agent Client Protocol and
 HANDLER_COMMAND are kept running beside it; a router sends each attempt to the runner of its provider. What a worker

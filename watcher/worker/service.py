@@ -1,4 +1,4 @@
-"""One process of one worker: settings in, parts chosen, run. Returns the exit code.
+"""Assemble one process of one worker and run it: settings in, parts chosen. Returns the exit code.
 
 Assembly only. 0: drained and stopped; 4: the worker's folders were taken away again and again. Raises SettingError,
 NameTaken and WorkerTrouble, which `watcher.cli.entry_files` turns into the exit codes 2, 3 and 5.

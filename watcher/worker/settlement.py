@@ -1,4 +1,4 @@
-"""How a task ends for good, as it is stored: its result, its dead letter when it has one, and the event that tells it.
+"""Make what ends a task for good: its result, its dead letter if any, and the event that tells it.
 
 Pure: it fills in records and writes nothing.
 """

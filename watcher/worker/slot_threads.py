@@ -1,4 +1,4 @@
-"""The threads of a worker: slots that run attempts, one that makes outcomes durable, and the way back to the loop.
+"""Own the threads of a worker: slots run attempts, one thread makes outcomes durable, and both report to the loop.
 
 A slot thread runs one attempt at a time. The committing thread stores all outcomes that are finished at that moment in
 one go, so that the cost of durability is shared. Hand-overs are queues and one wake-up of the loop; nothing else is

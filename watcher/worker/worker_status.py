@@ -1,4 +1,4 @@
-"""How a worker is, as its next heartbeat says it.
+"""Tell how a worker is, for its next heartbeat.
 
 Where several things are not as they should be, the first of these is told: the machine, a pause, the day's budget, a
 held provider, a breaker, lost events. A hold of the root concerns a worker whose default provider it is, or who has a

@@ -1,4 +1,4 @@
-"""Is a worker well? `watcher health marie` answers with its exit code, for container probes and scripts.
+"""Answer whether a worker is well, by the exit code: `watcher health marie`, for container probes and scripts.
 
 Well is: its heartbeat moves and it could claim a task; also while it is paused, held or draining, unless --strict is
 given. The heartbeat's age decides at once; one that is late is watched for up to --within seconds. With several

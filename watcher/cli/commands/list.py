@@ -1,4 +1,4 @@
-"""Which tasks are on their way: by worker and state, the best to be taken first.
+"""List the tasks that wait or run, by worker and state, the next to be claimed first.
 
 States: running, orphaned (its process died; it is taken back soon), changing (a command has it in hand), retrying,
 waiting, scheduled (not before a time), blocked (by dependencies), held, unreadable.

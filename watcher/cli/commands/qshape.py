@@ -1,4 +1,4 @@
-"""How old what waits is: one row for each worker and priority, one column for each age.
+"""Show how old waiting tasks are: one row for each worker and priority, one column for each age.
 
 A column counts tasks that are at most so old and older than the column before; the last one counts the rest. Tasks
 that are held, scheduled or blocked are left out unless --all is given: they do not wait for a worker.

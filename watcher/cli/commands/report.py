@@ -1,4 +1,4 @@
-"""What was done and what it cost: totals by worker, agent, provider and batch, for all time and the last hour.
+"""Show what was done and what it cost: totals by worker, agent, provider and batch, for all time and the last hour.
 
 Comes from the listener's books (orchestrator_listener.py). With --html FILE as a page with plots. Exit code 1: no
 listener has counted anything yet.

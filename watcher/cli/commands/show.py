@@ -1,4 +1,4 @@
-"""Where is a task, and what is known of it: `watcher show ID` or `watcher show WORKER/ID`.
+"""Show where a task is and what is known of it: `watcher show ID` or `watcher show WORKER/ID`.
 
 Shows every place where it is: its file while it waits, its claim while it runs, its result, its dead letters, and
 results of earlier runs; of one that is only in an archive, that. A file among the results that is none is `foreign`.

@@ -1,4 +1,4 @@
-"""Who serves: every worker process with its state, and workers that have tasks and no process.
+"""List every worker process with its state, and the workers that have tasks and no process.
 
 Exit code 1: one of the workers that were named has no living process (without names: always 0).
 """

@@ -1,4 +1,4 @@
-"""Which files lie in the zones and are finished by their writers.
+"""Find the files in the zones that their writers have finished.
 
 Events only say where to look; the scan walks every folder and finds what they missed. A file is settled when it has
 not changed for its zone's `settle` seconds and no process has it open for writing; where the kernel cannot tell that

@@ -1,4 +1,4 @@
-"""What the zones must not forget: the files whose task is under way, and the kept files that had theirs.
+"""Remember, through restarts, the files whose task is under way and the kept files whose task has ended.
 
 One folder for each zone below `state/zones/`: `open/<task id>.json` is written, durably, before a file is claimed or
 its task submitted, and removed when everything about it is finished; `handled.jsonl` has one line for each kept file

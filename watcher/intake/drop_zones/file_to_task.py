@@ -1,4 +1,4 @@
-"""From a settled file to its task: read it, note it, take hold of it, submit. Once for each file, whatever happens.
+"""Make a task of a settled file: read it, note it, claim it, submit. Once for each file, whatever happens.
 
 The order, and no other: read and check; the record, durable; for a zone that takes hold of its files one rename into
 `.processing/<task id>/` beside them, durable; submit; mark the record. A crash before the record leaves the file

@@ -1,4 +1,4 @@
-"""What happens to a file when its task has ended, or when it cannot become one.
+"""Move or mark a file when its task has ended, or when the file cannot become a task.
 
 Completed: kept, moved or deleted, as its zone says. Anything else: a file that its zone had taken hold of goes to
 `.aside/` of the zone's folder with a `.reason.json` beside it; a kept one stays. What an agent left beside a held

@@ -1,4 +1,4 @@
-"""Drop zones inside a worker's process: a thread with a loop of its own, so that neither delays the other.
+"""Serve drop zones inside a worker's process, on a thread with a loop of its own: neither delays the other.
 
 The thread is started again after a defect, for which a file stays as safe as after a kill. `reload` may be called
 from any thread, also from a signal handler of another loop. Nothing here raises into the worker.

@@ -1,4 +1,4 @@
-"""Drop zones: any file that is dropped becomes one task, once, when its writer is done.
+"""Serve drop zones: any dropped file becomes one task, once, when its writer has finished it.
 
 One loop with one flag, as the worker's: events, timers and results set it; the loop then looks at what was named,
 settles files, finishes those whose task has ended, and fills the free places. At most `max_workers` files have a task

@@ -1,4 +1,4 @@
-"""How the tasks of dropped files ended, read from the folders like any other client does.
+"""Find how the tasks of dropped files ended, from the folders, as any other client does.
 
 A task has ended when its result is there, or a dead letter without one (its worker refused the file). A task of which
 no trace is left, for several looks in a row, was taken away by somebody; one that was given to another worker is

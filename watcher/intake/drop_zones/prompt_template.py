@@ -1,4 +1,4 @@
-"""The prompt of a drop zone: text with a few placeholders, filled once and literally.
+"""Fill the prompt of a drop zone: text with a few placeholders, filled once and literally.
 
 A placeholder is a word in braces, `{path}`; `{{path}}` is the word in braces itself; every other brace is text, so
 that JSON and code need no care. What is put in is never looked at again: a file that contains `{path}` stays as it

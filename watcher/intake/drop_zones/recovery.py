@@ -1,4 +1,4 @@
-"""What a process finds that takes over a zone: files whose task was under way when the last one ended.
+"""Take over a zone: find the files whose task was under way when its last process ended.
 
 A record whose task has left a trace, anywhere, goes on as it is. One that was never submitted is submitted now if its
 file is as it was, else dropped: then the file lies where it was dropped, or somebody took it away. A held file

@@ -1,4 +1,4 @@
-"""YAML whose every value knows its line, so that a message about a config can say where to look.
+"""Read YAML with the line of every value, so that a message about a config can say where to look.
 
 Only plain data is read (strings, numbers, booleans, null, lists, mappings): no tag makes an object. Duplicate keys
 are refused, and what aliases expand to is bounded. PyYAML is imported on first use, because it comes with an extra.

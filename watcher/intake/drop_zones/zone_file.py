@@ -1,4 +1,4 @@
-"""`drops.yaml`: the drop zones and how much is processed at once, checked before anything is touched.
+"""Check `drops.yaml`, which names the drop zones and how much is processed at once, before anything is touched.
 
 All problems are told together, each with its line. Relative folders start at the folder of the file itself. The rules
 for what goes into a task (worker, provider, model, priority, ...) are those of the task format. Raises ZoneFileError.

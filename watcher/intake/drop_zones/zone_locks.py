@@ -1,4 +1,4 @@
-"""Which zones this process serves: the memories that it holds, each with the lock that keeps other processes off.
+"""Own the list of zones that this process serves: the memory of each, and the lock that keeps other processes off.
 
 A zone that another process serves is asked for again at each `take`, so that a second process takes over when the
 first one dies; that it stands by is said once. Memories belong to the loop's thread.

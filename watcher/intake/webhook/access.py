@@ -1,4 +1,4 @@
-"""Who may call: a bearer token, a signature over the raw body, or nobody but programs of this machine.
+"""Decide who may call: a bearer token, a signature over the raw body, or only programs of this machine.
 
 Every comparison of a secret takes the same time whatever was sent. Without any token the endpoint listens on the
 loopback only, and then a browser is the danger: a page may send requests to 127.0.0.1 (so a post must be

@@ -1,4 +1,4 @@
-"""Which deliveries were taken, for longer than their tasks and results lie in the folders.
+"""Remember which deliveries were taken, for longer than their tasks and results lie in the folders.
 
 Without it a delivery that is sent again after its result was removed would be run, and paid, again. A kill loses
 nothing that was remembered; a power cut may lose the last moments, and then the folders still know those tasks. So it

@@ -1,4 +1,4 @@
-"""Makes posted tasks durable in the inboxes, many at a time, on a thread of its own.
+"""Make posted tasks durable in the inboxes, many at a time, on a thread of its own.
 
 Promise: a verdict `accepted` or `copy` is given only after the task is durable under its final name, or was before. The
 order, and no other: put in durably (`store.submitting`); remembered; answered. A crash in between leaves tasks that

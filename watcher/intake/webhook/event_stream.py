@@ -1,4 +1,4 @@
-"""What happens to tasks, for those who wait: long polls and event streams share one look at the folders.
+"""Report task events to waiting clients: long polls and event streams share one look at the folders.
 
 Events are hints and the scan is the truth: file events name what to look at, and every SCAN_INTERVAL all folders whose
 time stamp moved are listed. So a stream tells everything, once, in the order in which it was seen; what happened while

@@ -1,4 +1,4 @@
-"""The HTTP endpoint as an ASGI application: posts become tasks, and what became of them can be asked for.
+"""Route the HTTP requests (an ASGI application): posts become tasks, and their outcomes can be asked for.
 
 Promise: 202 is answered only after the task is durable in its inbox, and 200 to a repetition only when it was; what the
 agents do has no part in it. Everything a caller can cause is bounded: bytes read, posts at work, requests that wait.

@@ -1,4 +1,4 @@
-"""The listening side: uvicorn with the limits that it lacks, so that slow or many clients cost a bounded amount.
+"""Run uvicorn with limits that it lacks, so that slow or many clients cost a bounded amount.
 
 A connection that does not send a whole request head in time is answered 408 and closed; a reader that does not read is
 cut off; beyond the bound the connection that has waited longest for a head makes room, and when all are busy a new one

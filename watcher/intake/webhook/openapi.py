@@ -1,4 +1,4 @@
-"""The OpenAPI description of the HTTP endpoint, made from the same records that check what is posted, and a page of it.
+"""Write the OpenAPI description of the HTTP endpoint from the records that check what is posted, and a page of it.
 
 The page is plain HTML made here: it needs no script and nothing from another server, so it works where there is no way
 out. OpenAPI 3.1 takes JSON Schema as it is (https://spec.openapis.org/oas/v3.1.0).

@@ -1,4 +1,4 @@
-"""Hooks: how a payload that somebody else designed becomes a task, as a TOML file says it.
+"""Make a task of a payload that another service designed, as a TOML file of hooks describes.
 
 A template is filled once and literally: what comes from the payload is never looked at for more templates, and it
 reaches only `description`, `agent_id`, `batch_id` and `metadata`. Worker, provider, model, folder and limits are the

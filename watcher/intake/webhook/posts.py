@@ -1,4 +1,4 @@
-"""From what was posted to what is put in: the task's bytes, its id, and how a copy of it is recognised.
+"""Turn a post into a task: its bytes, its id, and how a repetition of the post is recognised.
 
 The id of a task whose sender names its delivery is derived from that name, so that the same delivery is the same task
 for ever. It is a hash: nothing that a caller sends becomes part of a path except an id that the format allows. The

@@ -1,4 +1,4 @@
-"""The reading side of the HTTP endpoint: where a task is, its result, the workers, and the stream of events.
+"""Answer the questions that callers ask over HTTP: where a task is, its result, the workers, the event stream.
 
 Nothing here writes. Folders are read on other threads, so that a large one delays no post. A long poll or a stream ends
 when its caller leaves, its time is over or the endpoint stops; so many may be open at once, and no more.

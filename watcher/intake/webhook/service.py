@@ -1,4 +1,4 @@
-"""Assembly of the HTTP endpoint: from settings to a server that takes posts, and in the right order back to nothing.
+"""Assemble the HTTP endpoint: from settings to a server that takes posts, and down again in the right order.
 
 At a stop: no new connections; long polls and streams are let go; posts that are being taken are finished and answered,
 for SHUTDOWN_GRACE at most; then the accepting thread ends with an empty queue. Raises SettingError.

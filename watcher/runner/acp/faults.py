@@ -1,4 +1,4 @@
-"""Which facts stand in what an agent of the Agent Client Protocol says of a failure, as signs for the rules of judging.
+"""Find the facts of a failure in what an ACP agent says of it, as signs for the rules of `judging`.
 
 The protocol has one code for a missing login and none for anything else, so each agent has its own way: the HTTP status
 as the code (gemini), `data.errorKind` (claude-agent-acp), `data.codexErrorInfo` or a line of text (codex-acp), what the

@@ -1,4 +1,4 @@
-"""Run attempts by the Agent Client Protocol: processes are kept, each attempt has a session of its own in one of them.
+"""Run attempts by the Agent Client Protocol: processes are kept, each attempt has a session of its own.
 
 A process serves one attempt at a time; when all are busy another is started, so there are at most as many as attempts
 run at once. One that fails in any way is ended with all that it started; one that has served many tasks, or for long,

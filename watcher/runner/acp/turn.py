@@ -1,4 +1,4 @@
-"""What an agent says in one turn of the Agent Client Protocol: which of it is the answer, and what the turn came to.
+"""Read what an agent says in one ACP turn: which part is the answer, and how the turn ended.
 
 The answer is what the agent said after its last tool call. What holds no letter and no digit (a lone ".") is no answer
 of its own: it ends what was said before that call. Chunks with one `messageId` are one message, wherever tool calls

@@ -1,4 +1,4 @@
-"""The agent CLIs that are known without any settings, and all providers of a worker by name.
+"""List the agent CLIs that need no description, and all providers of a worker by name.
 
 Command lines as of claude 2.1.332, gemini 0.61.0, codex 0.171.0, opencode 1.18.33, qwen 0.24.4 and the documentation
 of cursor-agent. Each is told never to ask, and each gets its prompt on a stdin that ends: codex and opencode wait for

@@ -1,4 +1,4 @@
-"""Did an agent stop early? What its own word for the end of its turn means, and what it began and did not end.
+"""Tell whether an agent stopped early: by its word for the end of its turn, and by what it began and did not end.
 
 A final event without an error flag is no proof of a whole answer: a model that ran out of tokens, refused, or was
 stopped in the middle ends "well" too. Each CLI names its reason in a field of its own, most with the words of the model

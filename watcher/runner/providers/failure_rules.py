@@ -1,4 +1,4 @@
-"""How each built-in agent CLI fails: rules for `judging`, as data.
+"""List how each built-in agent CLI fails: rules for `judging`, as data.
 
 Signs, exit codes and texts were recorded from claude 2.1.330, gemini 0.61.0, codex 0.169.0, opencode 1.18.33, qwen
 0.15.10 and 0.24.4 against a stub of their APIs (tests/data/providers holds what they printed); those of cursor-agent

@@ -1,4 +1,4 @@
-"""Where the words of a failure count: only where the CLI itself speaks.
+"""Say where the words of a failure count: only where the CLI itself speaks.
 
 stderr, and what no event is on stdout, also carry what tools, hooks and test runs print. So the words of a built-in
 rule are looked for in the places that its `where` names, at the start of a line, and no place is open to them where

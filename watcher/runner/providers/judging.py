@@ -1,4 +1,4 @@
-"""What an attempt came to that ended by itself: success needs evidence, and a failure gets its class.
+"""Judge an attempt that ended by itself: success needs evidence, and a failure gets its class.
 
 Success is: we did not end it, an exit code that means success and, where the output is machine-readable, a final event
 without an error flag, no tool that was refused, and an answer unless some tool ran. Exit 0 alone proves nothing: gemini

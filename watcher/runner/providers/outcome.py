@@ -1,4 +1,4 @@
-"""What a command that has ended came to: its two files read, its ending judged, one Outcome made of both.
+"""Make one Outcome of a command that has ended: read its two files, have its ending judged.
 
 An ending that is known without its output (stopped, stalled, out of time) stands; any other is for `judging` to say.
 The files are those of a slot: what an outcome keeps of them is the caller's from then on. Raises OSError when they

@@ -1,4 +1,4 @@
-"""What the events of each agent CLI say: one reader for each shape of machine-readable output, all giving a Reading.
+"""Read the events of each agent CLI: one reader for each shape of machine-readable output, all giving a Reading.
 
 A reader never raises for what it reads and decides nothing (`judging` does, from the Reading): what has another type
 than expected is left out. The shapes were recorded from claude 2.1.330, gemini 0.61.0, codex 0.169.0, opencode 1.18.33

@@ -1,4 +1,4 @@
-"""What a provider is, as data: its command line, where the prompt goes, how its output is read, its environment.
+"""Define what a provider is, as data: command line, prompt, reading of its output, environment.
 
 The records of the CLIs that people use are in `built_in`; those that people describe themselves come from
 `user_providers`; what an attempt came to is decided by `judging`, from a record's rules.

@@ -1,4 +1,4 @@
-"""When a usage limit ends, from the words in which a CLI tells it.
+"""Find when a usage limit ends, in the words in which a CLI tells it.
 
 Only epoch seconds are exact. A clock time stands in the zone behind it, else in the local one: commands see the
 worker's TZ. Without a date it is today's where the CLI writes one for any other day (codex), else its nearest

@@ -1,4 +1,4 @@
-"""Providers that people describe themselves: a TOML file with a table for each, checked before anything runs.
+"""Load providers that people describe: a TOML file with a table for each, checked before anything runs.
 
 `[providers.NAME]` describes a provider, or changes some keys of a built-in one of that name; `like = "claude"` starts
 from a built-in one under a new name. docs/providers.md lists the keys.

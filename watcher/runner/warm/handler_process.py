@@ -1,4 +1,4 @@
-"""One warm handler process: started once, asked many times, ended with all that it left behind.
+"""Own one warm handler process: started once, asked many times, ended with all that it left behind.
 
 States: `starting` (it has not answered its first ping), `idle`, `busy`, `checking` (a ping is open), `failed`,
 `retiring`. It is used by one thread at

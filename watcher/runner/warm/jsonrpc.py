@@ -1,4 +1,4 @@
-"""JSON-RPC 2.0, one message a line: what goes to a warm handler and what comes back (https://www.jsonrpc.org/specification).
+"""Write and read JSON-RPC 2.0, one message a line, as warm handlers speak it (https://www.jsonrpc.org/specification).
 
 Bytes in, records out; no file, no clock. An empty line and a notification want nothing and are passed over. Any other
 line that is no answer raises BadAnswer with what is wrong: after that nothing else that its writer says can be trusted.

@@ -1,4 +1,4 @@
-"""The pipes of one handler: lines to its stdin and from its stdout, bounded, with deadlines; the end of its stderr.
+"""Own the pipes of one handler: lines to its stdin and from its stdout, bounded, with deadlines; the end of its stderr.
 
 A Wire is used by one thread at a time; only `wake` may be called by any. It never blocks longer than its deadline,
 whatever the other side does: not reading, not writing, flooding, half a line. What it has read is kept to

@@ -1,4 +1,4 @@
-"""A pool of warm handlers: processes that are started once and answer one request after the other.
+"""Offer a pool of warm handlers: processes that are started once and answer one request after the other.
 
     pool = HandlerPool(pool_size=3)
     pool.start()

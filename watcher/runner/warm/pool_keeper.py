@@ -1,4 +1,4 @@
-"""The thread that keeps a pool in shape: it starts handlers, asks how they are, replaces them, and ends them.
+"""Keep a pool of handlers in shape, on one thread: start them, ping them, replace them, end them.
 
 One poll loop does it all: first pings, health checks, the stderr of every handler (which is so always drained), the
 polite end of those that leave, restarts after failures with growing pauses, and the size of the pool. Callers of the

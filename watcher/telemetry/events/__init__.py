@@ -1,4 +1,4 @@
-"""What happens, as small records. Services emit them; logs, metrics and the heartbeat listen.
+"""Define what happens, as small records. Services emit them; logs, metrics and the heartbeat listen.
 
 One module for each part of the suite that something happens to; everybody imports from here, where no event is missing.
 Logs know all of them, so that every process reads all modules.

@@ -1,4 +1,4 @@
-"""What every event is, and the way from those that emit events to those that listen.
+"""Define what every event is, and carry events from those that emit them to those that listen.
 
 Events are emitted on the worker's loop thread only, so that a listener needs no lock; a listener must not block and
 must not raise.
