@@ -24,6 +24,9 @@ TROUBLE_ERRNOS = frozenset(
     }
 )
 
+#: Of these, what says nothing about the one file or folder that it was met on.
+SHORTAGES = frozenset({_errno.EMFILE, _errno.ENFILE, _errno.ENOMEM})
+
 #: What SQLite calls them (https://sqlite.org/rescode.html).
 _SQLITE_SHORTAGES = {"SQLITE_FULL": _errno.ENOSPC, "SQLITE_NOMEM": _errno.ENOMEM, "SQLITE_IOERR": _errno.EIO}
 
@@ -73,6 +76,11 @@ class WorkerTrouble(WatcherError):
 def is_trouble(error: OSError) -> bool:
     """Whether this error means that the machine is short of something, not that the call was wrong."""
     return error.errno in TROUBLE_ERRNOS
+
+
+def tells_nothing(error: OSError) -> bool:
+    """Whether this error leaves open if the file or folder is there: it is not gone, replaced or another's by that."""
+    return error.errno in SHORTAGES or error.errno == _errno.EIO
 
 
 def shortage_behind(error: BaseException) -> OSError | None:

@@ -10,14 +10,13 @@ task declares. One that is declared as `worker/id` is meant by `{{id.stdout}}` t
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from watcher.errors import InvalidTask, WorkerTrouble, is_trouble
+from watcher.errors import InvalidTask, WorkerTrouble, is_trouble, tells_nothing
 from watcher.formats.result import parse_result
 from watcher.store.results import stored_status
 from watcher.system import no_links
@@ -47,12 +46,15 @@ class Results:
     _listings: dict[str, set[str]] = field(default_factory=dict)
     _workers: list[str] | None = None
     _statuses: dict[Path, tuple[tuple[int, int], str]] = field(default_factory=dict)
+    #: Since the last `refresh` the machine was too short of something (descriptors) to list everything.
+    is_blind: bool = False
 
     def refresh(self) -> None:
         """Forget the listings; the next question reads the folders again."""
         self._listings.clear()
         self._statuses.clear()
         self._workers = None
+        self.is_blind = False
 
     def note(self, worker: str, name: str) -> None:
         """A result has appeared; known listings learn it without being read again."""
@@ -64,9 +66,7 @@ class Results:
     def workers(self) -> list[str]:
         """All workers that have a results folder, our own first."""
         if self._workers is None:
-            names: list[str] = []
-            with contextlib.suppress(OSError):
-                names = sorted(n for n in no_links.names_in(self.root) if not n.startswith("."))
+            names = sorted(n for n in self._names(self.root) if not n.startswith("."))
             self._workers = [self.worker, *(n for n in names if n != self.worker)]
         return self._workers
 
@@ -98,11 +98,15 @@ class Results:
     def _listing(self, worker: str) -> set[str]:
         found = self._listings.get(worker)
         if found is None:
-            found = set()
-            with contextlib.suppress(OSError):
-                found = set(no_links.names_in(self.root / worker))
-            self._listings[worker] = found
+            found = self._listings[worker] = set(self._names(self.root / worker))
         return found
+
+    def _names(self, folder: Path) -> list[str]:
+        try:
+            return no_links.names_in(folder)
+        except OSError as error:
+            self.is_blind = self.is_blind or tells_nothing(error)
+            return []
 
 
 def look(results: Results, dependencies: Iterable[str]) -> tuple[dict[str, None], str | None]:

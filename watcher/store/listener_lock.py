@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from watcher.errors import LockLost, NameTaken, SettingError
+from watcher.errors import LockLost, NameTaken, SettingError, tells_nothing
 from watcher.store.worker_locks import Lock, take_lock
 from watcher.system import no_links
 from watcher.system.files import Folder, read_regular, write_all
@@ -38,11 +38,13 @@ class ListenerLock:
             raise
 
     def check(self) -> None:
-        """Raises LockLost when a lock file is no longer the one that is held."""
+        """Raises LockLost when a lock file is no longer the one that is held, OSError when that cannot be seen now."""
         for path, lock in self._held:
             try:
                 is_it = os.path.samestat(no_links.look_at(path), os.fstat(lock.fd))
-            except OSError:
+            except OSError as error:
+                if tells_nothing(error):
+                    raise
                 is_it = False
             if not is_it:
                 raise LockLost(

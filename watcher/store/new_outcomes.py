@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from watcher.clock import Clock, parse_rfc3339, rfc3339
-from watcher.errors import WorkerTrouble
+from watcher.errors import SHORTAGES, WorkerTrouble
 from watcher.formats import dead_letter, strict_json
 from watcher.formats import result as result_format
 from watcher.formats.fields import FieldError, Kind
@@ -39,8 +39,6 @@ FOLDERS = ("results", "dlq")
 _LETTER_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})(?:~(\d{1,5}))?\.json")
 _MAX_BYTES = 160 << 20  # a result holds two streams of up to 64 MiB
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-#: No single file is at fault for these; anything else is a fact about that file.
-_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 #: A folder whose time stamp has not moved is listed all the same once in so many seconds: stamps are coarse on some
 #: file systems, and cached by the clients of others.
 _LIST_ANYWAY_SECONDS = 60.0
@@ -123,7 +121,7 @@ class Collector:
             try:
                 inode = self._read(key, news)
             except OSError as error:
-                if error.errno in _SHORTAGES:
+                if error.errno in SHORTAGES:
                     raise WorkerTrouble(f"read {key[1]}/{key[0]}/{key[2]}", error) from error
                 inode = self._report(key, (0, 0), "unreadable", error.strerror or str(error), news)
             except WorkerTrouble:
@@ -175,6 +173,8 @@ class Collector:
             if there < len(known):
                 self._forget_gone(place)
         except OSError as error:
+            if error.errno in SHORTAGES:
+                raise WorkerTrouble(f"list {place.path}", error) from error
             self._lose(place, error.strerror or str(error))
             return
         # A stamp that is younger than its own grain may stay the same through the next change.
@@ -189,7 +189,11 @@ class Collector:
             del place.known[name]
 
     def _open(self, place: _Place) -> bool:
-        if place.folder is not None and not place.folder.is_current():
+        try:
+            is_other = place.folder is not None and not place.folder.is_current()
+        except OSError as error:
+            raise WorkerTrouble(f"look at {place.path}", error) from error
+        if place.folder is not None and is_other:
             self._replaced.add(place.key)
             place.folder.close()
             place.folder, place.stamp = None, -1
@@ -197,7 +201,7 @@ class Collector:
             try:
                 place.folder = Folder(place.path, create=False)
             except OSError as error:
-                if error.errno in _SHORTAGES:
+                if error.errno in SHORTAGES:
                     raise WorkerTrouble(f"open {place.path}", error) from error
                 if place.was_there or not isinstance(error, FileNotFoundError):
                     self._lose(place, error.strerror or str(error))

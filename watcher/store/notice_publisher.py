@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from watcher.clock import Clock
-from watcher.errors import SettingError
+from watcher.errors import SettingError, tells_nothing
 from watcher.formats import strict_json
 from watcher.formats.receipt_and_notice import Notice
 from watcher.store.folders import TEMPORARY
@@ -150,10 +150,13 @@ class Recorder:
 
     def _tells(self, name: str, notice_id: str) -> bool:
         """Whether the notice that is there tells the very same; one that cannot be read does not."""
-        with contextlib.suppress(OSError, ValueError):
+        try:
             value = strict_json.loads(self._folder.read(name, _MAX_NOTICE_BYTES))
-            return isinstance(value, dict) and value.get("notice_id") == notice_id
-        return False
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and tells_nothing(error):
+                raise
+            return False
+        return isinstance(value, dict) and value.get("notice_id") == notice_id
 
     def _check_folder(self) -> None:
         """Make the folders anew when somebody took them away: notices are removed by consumers of every kind."""

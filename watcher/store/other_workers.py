@@ -2,15 +2,15 @@
 
 Owns the answer to "is there a task of that name somewhere?" for a worker that waits for it. Inboxes are asked for
 single names, since they may be huge; the folders in them are listed once and remembered until `refresh`. Reads only.
-What cannot be read counts as not there.
+What cannot be read counts as not there; `is_blind` says that it may be there all the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from watcher.errors import InvalidTask
+from watcher.errors import InvalidTask, tells_nothing
 from watcher.formats.task import Task, parse_task
 from watcher.policy.dependency_circles import MAX_NODES, circle
 from watcher.store.dependencies import Results
@@ -36,10 +36,13 @@ class Elsewhere:
         self._begun: dict[str, set[str]] = {}
         self._read: dict[str, tuple[_Stamp, tuple[str, ...]]] = {}
         self._asked: set[str] = set()
+        #: Since the last `refresh` the machine was too short of something (descriptors) to see everything.
+        self.is_blind = False
 
     def refresh(self) -> None:
         """Forget what was listed, and what was read of files that nobody has asked for since the last call."""
         self._workers = None
+        self.is_blind = False
         self._begun.clear()
         self._read = {node: self._read[node] for node in self._asked if node in self._read}
         self._asked = set()
@@ -47,11 +50,13 @@ class Elsewhere:
     def workers(self) -> list[str]:
         """The workers that have an inbox."""
         if self._workers is None:
-            self._workers = [name for name in _names(self._tasks) if no_links.is_folder(self._tasks / name)]
+            self._workers = [
+                name for name in self._names(self._tasks) if self._see(no_links.is_folder, self._tasks / name)
+            ]
         return self._workers
 
     def is_in_inbox(self, worker: str, stem: str) -> bool:
-        return no_links.is_there(self._tasks / worker / f"{stem}.json")
+        return self._see(no_links.is_there, self._tasks / worker / f"{stem}.json")
 
     def is_known(self, dependency: str) -> bool:
         """Whether a task of that name waits or runs at its worker (at any worker, for a plain id)."""
@@ -64,8 +69,8 @@ class Elsewhere:
         owner, _, stem = dependency.rpartition("/")
         for worker in [owner] if owner else self.workers():
             archive = self._results / worker / ARCHIVE
-            if no_links.is_there(self._triggers / worker / f"{stem}.json") or any(
-                name.startswith(f"{stem}~") for name in _names(archive)
+            if self._see(no_links.is_there, self._triggers / worker / f"{stem}.json") or any(
+                name.startswith(f"{stem}~") for name in self._names(archive)
             ):
                 return True
         return False
@@ -109,14 +114,21 @@ class Elsewhere:
         found = self._begun.get(worker)
         if found is None:
             inbox = self._tasks / worker
-            places = [inbox / RETRY, inbox / HELD, *(inbox / CLAIMS / name for name in _names(inbox / CLAIMS))]
-            histories = (History.of(name) for place in places for name in _names(place))
+            places = [inbox / RETRY, inbox / HELD, *(inbox / CLAIMS / name for name in self._names(inbox / CLAIMS))]
+            histories = (History.of(name) for place in places for name in self._names(place))
             found = self._begun[worker] = {history.stem for history in histories if history is not None}
         return found
 
+    def _names(self, path: Path) -> list[str]:
+        try:
+            return no_links.names_in(path)
+        except OSError as error:
+            self.is_blind = self.is_blind or tells_nothing(error)
+            return []
 
-def _names(path: Path) -> list[str]:
-    try:
-        return no_links.names_in(path)
-    except OSError:
-        return []
+    def _see(self, ask: Callable[[Path], bool], path: Path) -> bool:
+        try:
+            return ask(path)
+        except OSError:
+            self.is_blind = True
+            return False

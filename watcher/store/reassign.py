@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from watcher.clock import Clock
+from watcher.errors import tells_nothing
 from watcher.formats import strict_json
 from watcher.formats.receipt_and_notice import Notice
 from watcher.formats.task import TASK_FILE_NAME
@@ -61,7 +62,7 @@ class Reassigner:
         for worker, substitute in self._substitutes.items():
             seconds = dead_for(worker)
             is_dead = seconds is not None and seconds >= self._after
-            is_unfinished = no_links.is_folder(self._tasks / worker / HELD)
+            is_unfinished = _is_folder(self._tasks / worker / HELD)
             if worker in workers and (is_unfinished or is_dead):
                 self._move_all(worker, substitute, is_dead, news)
         return news
@@ -213,8 +214,18 @@ def _folders_in(place: Path) -> list[Path]:
     return [place / name for name in sorted(_names(place)) if not name.startswith(".")]
 
 
+def _is_folder(place: Path) -> bool:
+    """The next check asks again where this one cannot see."""
+    with contextlib.suppress(OSError):
+        return no_links.is_folder(place)
+    return False
+
+
 def _names(place: Path) -> list[str]:
+    """Raises OSError when it cannot be seen what is there: then nothing may be moved or published."""
     try:
         return no_links.names_in(place)
-    except OSError:
+    except OSError as error:
+        if tells_nothing(error):
+            raise
         return []

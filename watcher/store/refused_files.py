@@ -161,7 +161,9 @@ class Endings:
             letter = strict_json.loads(self._places.dlq.read(f"{task.task_id}.json", _MAX_STORED_BYTES))
         except FileNotFoundError:
             return None
-        except (OSError, strict_json.NotStrictJson):
+        except (OSError, strict_json.NotStrictJson) as error:
+            if isinstance(error, OSError) and error.errno not in NO_FILE:
+                raise  # it may hold the result of this very task, which must not run again
             return None
         if not isinstance(letter, dict) or letter.get("dlq_task_sha256") != task.sha256:
             return None

@@ -23,7 +23,7 @@ from watcher.store.changes import back_from_hand
 from watcher.store.folders import History, WorkerFolders
 from watcher.store.worker_locks import take_lock
 from watcher.system import processes
-from watcher.system.files import Folder, move_new
+from watcher.system.files import NO_FILE, Folder, move_new
 from watcher.telemetry.events import Emit, LeftoversKilled, TaskNotUnderstood, TaskRescued
 
 _INCARNATION = re.compile(r"[0-9a-f]{32}")
@@ -135,7 +135,11 @@ def _is_settled(places: WorkerFolders, folder: Folder, name: str, history: Histo
     try:
         stored = parse_result(places.results.read(f"{history.stem}.json", _MAX_STORED_BYTES))
         task = parse_task(folder.read(name, _MAX_STORED_BYTES), history.stem, places.worker)
-    except (OSError, ValueError, InvalidTask):
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, InvalidTask) as error:
+        if isinstance(error, OSError) and error.errno not in NO_FILE:
+            raise  # it may be the result of this very task, which must not run again
         return False
     if stored.get("task_sha256") == task.sha256:
         return True

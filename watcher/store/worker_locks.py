@@ -104,7 +104,7 @@ class Incarnation:
         return self._claims.path / f"{self.id}.busy"
 
     def check(self) -> None:
-        """Raises LockLost when a lock file is no longer the one that is held."""
+        """Raises LockLost when a lock file is no longer the one that is held, OSError when that cannot be seen now."""
         if not self._claims.is_current():
             text = f"the folder {self._claims.path} was deleted or replaced; stopping before somebody takes the tasks"
             raise LockLost(text)

@@ -10,7 +10,6 @@ Assumes flock on the file system of the tasks. Raises WorkerTrouble when the mac
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import re
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from watcher.clock import parse_rfc3339
-from watcher.errors import WorkerTrouble
+from watcher.errors import SHORTAGES, WorkerTrouble
 from watcher.formats import heartbeat, strict_json
 from watcher.formats.fields import FieldError
 from watcher.formats.task import WORKER_PATTERN
@@ -43,8 +42,6 @@ READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MAX_BEAT_BYTES = 16 << 20
 #: A beat older than this many intervals is worth a word.
 _SILENT_INTERVALS = 3
-#: No single file is at fault for these, and what was counted so far would be wrong.
-_SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -308,7 +305,7 @@ def moment(value: object) -> float | None:
 
 def refuse_shortage(action: str, error: OSError) -> None:
     """Raise WorkerTrouble when an error says nothing about the file it happened on."""
-    if error.errno in _SHORTAGES:
+    if error.errno in SHORTAGES:
         raise WorkerTrouble(action, error) from error
 
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
+from watcher.errors import tells_nothing
 from watcher.system import no_links
 
 _RENAME_NOREPLACE: Final = 1
@@ -62,10 +63,15 @@ class Folder:
             self.fd = -1
 
     def is_current(self) -> bool:
-        """Whether the path still leads to the folder that is held open (it may be deleted, replaced, unmounted)."""
+        """Whether the path still leads to the folder that is held open (it may be deleted, replaced, unmounted).
+
+        Raises OSError when that cannot be seen: a process without descriptors has lost no folder.
+        """
         try:
             there, here = no_links.look_at(self.path), os.fstat(self.fd)
-        except OSError:
+        except OSError as error:
+            if tells_nothing(error):
+                raise
             return False
         return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 

@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from watcher.errors import tells_nothing
+
 #: What a reader takes for "no such folder": it is missing, a file, or a link.
 NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
@@ -79,6 +81,9 @@ def open_folder(path: str | Path, *, create: bool = False, mode: int = 0o777) ->
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, mode, dir_fd=above)
         return _opened(name, _FOLDER | os.O_NOFOLLOW, 0, above, path)
+    except OSError as error:
+        error.filename = os.fspath(path)  # the bare name would be looked for below the current folder
+        raise
     finally:
         os.close(above)
 
@@ -90,11 +95,17 @@ def make_folder(path: str | Path) -> None:
 
 @contextlib.contextmanager
 def folder_of(path: str | Path) -> Iterator[tuple[int, str]]:
-    """The folder that holds `path`, as a descriptor, and the name in it: for one call that takes `dir_fd`."""
+    """The folder that holds `path`, as a descriptor, and the name in it: for one call that takes `dir_fd`.
+
+    An OSError of that call names the whole path.
+    """
     parent, name = os.path.split(path)
     fd = open_file(parent or ".", _PLACE | os.O_DIRECTORY)
     try:
         yield fd, name
+    except OSError as error:
+        error.filename = os.fspath(path)
+        raise
     finally:
         os.close(fd)
 
@@ -131,19 +142,31 @@ def look_at(path: str | Path) -> os.stat_result:
 
 
 def is_there(path: str | Path) -> bool:
-    """Whether something has this name, be it a link."""
+    """Whether something has this name, be it a link. Raises OSError when that cannot be seen (no descriptors, EIO)."""
     try:
         look_at(path)
-    except OSError:
+    except OSError as error:
+        if tells_nothing(error):
+            raise
         return False
     return True
 
 
+def is_gone(path: str | Path) -> bool:
+    """Whether surely nothing has this name; False when that cannot be seen."""
+    try:
+        return not is_there(path)
+    except OSError:
+        return False
+
+
 def is_folder(path: str | Path) -> bool:
-    """Whether a folder is there; a link to one is none."""
+    """Whether a folder is there; a link to one is none. Raises OSError when that cannot be seen."""
     try:
         return stat.S_ISDIR(look_at(path).st_mode)
-    except OSError:
+    except OSError as error:
+        if tells_nothing(error):
+            raise
         return False
 
 

@@ -256,8 +256,13 @@ class Worker:
 
     def _begin_scan(self) -> None:
         """Compare folders and index, a slice a turn; check that we are still who we think we are."""
-        self._parts.incarnation.check()
         self._scan_spent = 0.0
+        try:
+            self._parts.incarnation.check()
+        except OSError as error:  # not to be seen now, which is no reason to give up tasks that run
+            self._tell_scan_trouble(_words_of(error))
+            self._scan_due = self._clock.monotonic() + self._interval()
+            return
         self._scan_due = float("inf")  # until it has ended, unless something is lost meanwhile
         self._scanning = iter(self._parts.spool.scan())
 
@@ -338,8 +343,9 @@ class Worker:
         new = False
         for worker in self._parts.spool.watched_results():
             path = self._options.results_root / worker
-            if not self._waker.is_watching(worker) and no_links.is_folder(path):
-                new = self._waker.watch(worker, path) or new
+            with contextlib.suppress(OSError):  # no descriptors: the next scan comes by again
+                if not self._waker.is_watching(worker) and no_links.is_folder(path):
+                    new = self._waker.watch(worker, path) or new
         if new:
             self._scan_due = 0.0
 

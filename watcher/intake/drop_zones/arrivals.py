@@ -23,6 +23,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from watcher.clock import Clock
+from watcher.errors import tells_nothing
 from watcher.intake.drop_zones.zone_file import Zone
 from watcher.store.task_reader import has_writer
 from watcher.system import no_links
@@ -131,9 +132,10 @@ class Arrivals:
         path = os.path.join(folder, name)
         try:
             info = no_links.look_at(path)
-        except OSError:
-            self.drop(path)
-            self._on_gone(path)
+        except OSError as error:
+            if not tells_nothing(error):  # else the next scan sees what there is
+                self.drop(path)
+                self._on_gone(path)
             return
         if stat.S_ISDIR(info.st_mode):
             for _ in self._walk(Path(path), set()):
@@ -206,7 +208,7 @@ class Arrivals:
             self._waker.unwatch(folder)
             del self._watched[folder]
         for path in [p for files in (self._unsettled, self.settled) for p in files]:
-            if not no_links.is_there(path):
+            if no_links.is_gone(path):
                 self.drop(path)
         yield
 
@@ -284,7 +286,11 @@ class Arrivals:
         if rest > 0:
             arrival.again_at = now + rest
             return
-        writing = is_being_written(arrival.path)
+        try:
+            writing = is_being_written(arrival.path)
+        except OSError:
+            arrival.again_at = now + arrival.pause
+            return
         if writing is None:
             rest = arrival.since + max(arrival.zone.settle, self._settle_seconds) - now
             if rest > 0:
@@ -314,10 +320,13 @@ class Arrivals:
 
 def is_being_written(path: str) -> bool | None:
     """Whether some process has the file open for writing; None when that cannot be told, False for what is no file
-    or cannot be opened: whoever takes it says what is wrong with it."""
+    or cannot be opened: whoever takes it says what is wrong with it. Raises OSError when the machine is too short of
+    something to look."""
     try:
         fd = no_links.open_file(path, _OPEN)
-    except OSError:
+    except OSError as error:
+        if tells_nothing(error):
+            raise
         return False
     try:
         # Several names: the link may be the moment between `ln` and `rm` of a careful writer.

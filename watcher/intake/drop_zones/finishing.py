@@ -71,7 +71,7 @@ def refuse(
     except FileNotFoundError:
         return None
     except OSError as error:
-        if not no_links.is_there(path):
+        if no_links.is_gone(path):
             return None  # a folder on the way was exchanged for a link: the file is somewhere else now
         told = {"event": "zones.trouble", "zone": zone, "file": path}
         log.warning("%s stays where it is: %s: %s", path, error.filename, error.strerror, extra=told)

@@ -207,7 +207,7 @@ class DropZones:
                 await self._waker.flag.wait()
 
     def _after_scan(self, began: float) -> None:
-        for path in [path for path in self._queue if not no_links.is_there(path)]:
+        for path in [path for path in self._queue if no_links.is_gone(path)]:
             self._leave_queue(path)
         self._collect_quietly()
         now = self._clock.monotonic()
@@ -234,7 +234,13 @@ class DropZones:
         wanted = {zone.slug: zone for zone in self._file.zones}
         slugs = dict.fromkeys((*wanted, *slugs_with_records(self._options.state)))
         for memory in self._locks.take(slugs, self._in_trouble):
-            for record in adopt(memory, wanted.get(memory.slug), self._endings):
+            try:
+                records = adopt(memory, wanted.get(memory.slug), self._endings)
+            except OSError as error:
+                self._in_trouble(f"take over zone {memory.slug}: {error}")
+                self._locks.leave(memory.slug)  # a later scan takes it again
+                continue
+            for record in records:
                 self._begin(record, memory)
                 self._seen += 1
         in_use = {under_way.memory.slug for under_way in self._open.values()}

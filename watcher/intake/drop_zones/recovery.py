@@ -3,7 +3,8 @@
 A record whose task has left a trace, anywhere, goes on as it is. One that was never submitted is submitted now if its
 file is as it was, else dropped: then the file lies where it was dropped, or somebody took it away. A held file
 without a record (the state folder was lost) is followed by its id, which is its folder's name, or put back where it
-can be found again. Raises nothing: what cannot be mended now is told and stays as it is.
+can be found again. What cannot be mended now is told and stays as it is.
+Raises OSError when it cannot be seen what is there; nothing is forgotten then.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import logging
 from pathlib import Path
 
+from watcher.errors import tells_nothing
 from watcher.intake.drop_zones.file_memory import OPEN, Record, ZoneMemory
 from watcher.intake.drop_zones.file_to_task import give_back, leave_house
 from watcher.intake.drop_zones.outcomes import TaskEndings
@@ -55,7 +57,9 @@ def _is_as_it_was(record: Record) -> bool:
         return no_links.is_there(record.place)
     try:
         info = no_links.look_at(record.path)
-    except OSError:
+    except OSError as error:
+        if tells_nothing(error):
+            raise
         return False
     return (info.st_ino, info.st_size, info.st_mtime_ns) == (record.inode, record.size, record.mtime_ns)
 

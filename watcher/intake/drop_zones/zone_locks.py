@@ -39,7 +39,10 @@ class ZoneLocks:
 
     def leave_all_but(self, slugs: Collection[str]) -> None:
         for slug in [slug for slug in self._memories if slug not in slugs]:
-            self._memories.pop(slug).close()
+            self.leave(slug)
+
+    def leave(self, slug: str) -> None:
+        self._memories.pop(slug).close()
 
     def forget_file(self, path: str) -> None:
         """A name went from some zone: what comes under it is new."""
@@ -51,7 +54,7 @@ class ZoneLocks:
         """Forget the files that are there no longer."""
         for memory in self._memories.values():
             with contextlib.suppress(OSError):  # it only stays a little larger
-                memory.prune(lambda path: not no_links.is_there(path))
+                memory.prune(no_links.is_gone)
 
     def _take(self, slug: str, trouble: Callable[[str], None]) -> ZoneMemory | None:
         try:
