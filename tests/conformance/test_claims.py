@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.conftest import Office
-from watcher.errors import NameTaken
+from watcher.errors import NameTaken, WorkerTrouble
 from watcher.policy.claim_order import doubted
 from watcher.policy.give_back_limit import GiveBackCounts
+from watcher.system.files import Folder
 from watcher.telemetry.events import (
     FileIgnored,
     OutcomeDiscarded,
@@ -537,3 +539,44 @@ def test_task_that_was_held_in_the_same_tick_as_the_last_look_is_counted(office:
     (held / "a.json").write_text('{"description": "x"}')
     os.utime(held, ns=(stamp, stamp))
     assert desk.spool.held() == 1
+
+
+@pytest.mark.parametrize("what", ["results", "dlq"])
+def test_outcome_that_cannot_be_read_for_want_of_descriptors_is_no_reason_to_run_again(
+    office: Office, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    dead = office.desk()
+    dead.drop("a")
+    dead.scan()
+    [claim] = dead.claim()
+    settlement = dead.settlement(claim)
+    if what == "results":
+        (dead.root / "results" / "marie" / "a.json").write_bytes(settlement.result or b"")
+    else:
+        letter = {
+            "dlq_reason": "x",
+            "dlq_task_sha256": claim.task.sha256,
+            "dlq_result": json.loads(settlement.result or b""),
+        }
+        (dead.root / "dlq" / "marie" / "a.json").write_text(json.dumps(letter))
+    office.fire(dead)
+    dead.die()
+    desk = office.desk()
+    read = Folder.read
+
+    def short(folder: Folder, name: str, limit: int) -> bytes:
+        if folder.path.parent.name == what:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), name)
+        return read(folder, name, limit)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Folder, "read", short)
+        with pytest.raises((OSError, WorkerTrouble)):
+            desk.spool.rescue()
+            desk.clock.pass_seconds(1)
+            desk.scan()
+            assert desk.claim() == []
+    desk.spool.rescue()
+    desk.clock.pass_seconds(1)
+    desk.scan()
+    assert desk.claim() == [] and desk.result("a") is not None

@@ -91,25 +91,36 @@ class Folder:
 
     def names(self) -> list[str]:
         """All names, in no order."""
-        return os.listdir(self.fd)
+        try:
+            return os.listdir(self.fd)
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
 
     def write_new(self, name: str, data: bytes, *, durable: bool = False) -> None:
         """Create a file that must not exist and write it; unless `durable`, it needs a flush to be safe."""
         try:
             _write(self.fd, name, _CREATE, data, durable)
         except OSError as error:
-            error.filename = str(self.path / name)  # a name below a descriptor tells nobody which folder it was
+            self._name(error, name)
             raise
 
     def read(self, name: str, limit: int) -> bytes:
         """At most `limit` bytes of a regular file; never follows a link, never blocks on a FIFO."""
-        return read_regular(name, limit, self.fd)
+        try:
+            return read_regular(name, limit, self.fd)
+        except OSError as error:
+            self._name(error, name)
+            raise
 
     def has(self, name: str) -> bool:
         try:
             os.stat(name, dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
             return False
+        except OSError as error:
+            self._name(error, name)
+            raise
         return True
 
     def is_folder(self, name: str) -> bool:
@@ -130,7 +141,14 @@ class Folder:
             os.unlink(name, dir_fd=self.fd)
         except FileNotFoundError:
             return False
+        except OSError as error:
+            self._name(error, name)
+            raise
         return True
+
+    def _name(self, error: OSError, name: str) -> None:
+        """A name below a descriptor tells nobody which folder it was."""
+        error.filename = str(self.path / name)
 
     def _refuse_foreign(self) -> None:
         """Root's folders are as good as ours. A network file system may show our own under another number, so the
@@ -238,6 +256,9 @@ def move(source: Folder, name: str, target: Folder, new_name: str) -> bool:
         if source.has(name):
             raise  # the target folder is gone
         return False
+    except OSError as error:
+        error.filename, error.filename2 = str(source.path / name), str(target.path / new_name)
+        raise
     return True
 
 
