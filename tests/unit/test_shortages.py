@@ -17,7 +17,7 @@ from tests.collecting import Site, site
 from tests.doubles import HandClock
 from watcher.errors import WorkerTrouble, tells_nothing
 from watcher.intake.drop_zones.arrivals import Arrivals, is_being_written
-from watcher.store.listener_lock import Seat
+from watcher.store.listener_lock import ListenerLock
 from watcher.store.other_workers import Elsewhere
 from watcher.store.reassign import Reassigner
 from watcher.store.worker_locks import Incarnation
@@ -64,7 +64,7 @@ def test_what_cannot_be_seen_is_neither_there_nor_gone(tmp_path: Path) -> None:
 def test_process_without_descriptors_has_not_lost_its_locks(tmp_path: Path) -> None:
     incarnation, seat = (
         Incarnation(tmp_path / "marie", "marie", None),
-        Seat(tmp_path / "told", state=tmp_path / "state"),
+        ListenerLock(tmp_path / "told", state=tmp_path / "state"),
     )
     for held in (incarnation, seat):
         with no_descriptors(), pytest.raises(OSError) as caught:

@@ -51,7 +51,7 @@ class ListenerService:
     def run(self, once: bool) -> int:
         """Listen until told to stop; returns the exit code."""
         config = self.config
-        lock = ListenerLock(config.folders.triggers / NOTICES, config.state_dir)
+        lock = ListenerLock(config.folders.triggers / NOTICES, state=config.state_dir)
         ledger = None
         try:
             silent_before = self.clock.wall() - config.trigger_retention if config.trigger_retention else 0.0

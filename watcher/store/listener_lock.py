@@ -11,13 +11,17 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from watcher.errors import LockLost, NameTaken, SettingError, tells_nothing
 from watcher.store.worker_locks import Lock, take_lock
 from watcher.system import no_links
 from watcher.system.files import Folder, read_regular, write_all
+
+if TYPE_CHECKING:
+    from watcher.store.state_locks import StateLock
 
 LOCK_NAME = ".listener.lock"
 _MAX_NOTES_BYTES = 1 << 16
@@ -26,13 +30,15 @@ _ASKING_SECONDS = 0.3
 
 
 class ListenerLock:
-    """Held from the start until `close`."""
+    """Held from the start until `close`. `state` is STATE_DIR; `folders` may be written to by others."""
 
-    def __init__(self, *folders: Path) -> None:
-        self._held: list[tuple[Path, Lock]] = []
+    def __init__(self, *folders: Path, state: Path | None = None) -> None:
+        self._held: list[tuple[Path, Lock | StateLock]] = []
         try:
             for folder in folders:
-                self._take(folder)
+                self._take(folder, _take_beside_others)
+            if state is not None:
+                self._take(state, _take_in_state)
         except BaseException:
             self.close()
             raise
@@ -55,14 +61,10 @@ class ListenerLock:
         while self._held:
             self._held.pop()[1].release()
 
-    def _take(self, folder: Path) -> None:
+    def _take(self, folder: Path, take: Callable[[Path], Lock | StateLock | None]) -> None:
         path = folder / LOCK_NAME
         try:
-            there = Folder(folder)
-            try:
-                lock = take_lock(there, LOCK_NAME, _ASKING_SECONDS)
-            finally:
-                there.close()
+            lock = take(folder)
         except OSError as error:
             raise SettingError(f"cannot lock {path}: {error.strerror or error}; the folder must be writable") from error
         if lock is None:
@@ -76,6 +78,20 @@ class ListenerLock:
         # The lock file itself holds the notes: whoever may ask for the lock may read who has it.
         os.ftruncate(lock.fd, 0)
         write_all(lock.fd, json.dumps(about).encode() + b"\n")
+
+
+def _take_beside_others(folder: Path) -> Lock | None:
+    there = Folder(folder)
+    try:
+        return take_lock(there, LOCK_NAME, _ASKING_SECONDS)
+    finally:
+        there.close()
+
+
+def _take_in_state(folder: Path) -> StateLock | None:
+    from watcher.store.state_locks import take_state_lock  # filelock is for the listener, not for who reads its notes
+
+    return take_state_lock(folder / LOCK_NAME, _ASKING_SECONDS)
 
 
 def notes(folder: Path) -> dict[str, Any]:

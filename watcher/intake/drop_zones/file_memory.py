@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from watcher.store.worker_locks import Lock, take_lock
+from watcher.store.state_locks import StateLock, take_state_lock
 from watcher.system.files import Folder, replace, write_all
 
 _HANDLED = "handled.jsonl"
@@ -72,7 +72,7 @@ class Record:
 class ZoneMemory:
     """The memory of one zone, locked. Make it with `take`."""
 
-    def __init__(self, root: Path, slug: str, lock: Lock) -> None:
+    def __init__(self, root: Path, slug: str, lock: StateLock) -> None:
         self._lock = lock
         self.slug = slug
         self._folder = Folder(root / slug)
@@ -85,11 +85,7 @@ class ZoneMemory:
     @classmethod
     def take(cls, root: Path, slug: str) -> ZoneMemory | None:
         """The memory, or None while another process serves this zone."""
-        folder = Folder(root)
-        try:
-            lock = take_lock(folder, f"{slug}.lock")
-        finally:
-            folder.close()
+        lock = take_state_lock(root / f"{slug}.lock")
         if lock is None:
             return None
         try:
