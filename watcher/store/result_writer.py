@@ -204,6 +204,7 @@ def _keep_original(places: WorkerFolders, settlement: Settlement) -> None:
         if error.errno != errno.EXDEV:
             raise
         _copy_across(places.mine, settlement.handle, places.originals, target)
+        os.fsync(places.originals.fd)
         places.mine.remove(settlement.handle)
 
 

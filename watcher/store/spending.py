@@ -242,12 +242,15 @@ class Spending:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = os.open(f"spend-{day}.jsonl", flags, 0o666, dir_fd=self._folder.fd)
         try:
-            if os.fstat(fd).st_nlink > 1:
+            found = os.fstat(fd)
+            if found.st_nlink > 1:
                 raise OSError(errno.EMLINK, "it has a second name (a hard link) and is not written to; remove it")
             # The first newline ends a line that somebody could not finish; empty lines say nothing.
             write_all(fd, b"\n" + json.dumps(line).encode() + b"\n")
             if self.has_limits:
                 os.fdatasync(fd)
+                if found.st_size == 0:  # the day's first line: its file must not be lost either
+                    os.fsync(self._folder.fd)
         finally:
             os.close(fd)
 
