@@ -28,7 +28,7 @@ from watcher.system import no_links
 from watcher.system.files import read_up_to
 
 _INCARNATION = re.compile(r"[0-9a-f]{32}")
-_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _PORTION = 200
 
 

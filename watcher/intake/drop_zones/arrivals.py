@@ -36,7 +36,7 @@ _LOOK_AGAIN_SECONDS = (0.05, 2.0)
 #: What editors, browsers and copying programs leave for a moment; taken only by a pattern with that very ending.
 _FLEETING_ENDS = ("~", ".swp", ".swx", ".tmp", ".part", ".partial", ".crdownload", ".filepart")
 _MAX_DEPTH = 64
-_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _LONG_OPEN_SECONDS = 60.0
 _STEPS = 200
 

@@ -42,7 +42,7 @@ HASHED_BYTES = 16 << 20
 LATE_SECONDS = 10.0
 #: Tasks in a row during which their own file changed: after so many the agent edits it, and would be paid for ever.
 MAX_CHAIN = 5
-_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Not(Enum):
