@@ -10,8 +10,7 @@ import pytest
 from watcher.policy.after_attempt import Ending, Failure
 from watcher.runner.acp.faults import fault_of
 from watcher.runner.acp.turn import Heard, Turn
-from watcher.runner.providers.built_in import built_in
-from watcher.runner.providers.failure_rules import ACP
+from watcher.runner.providers.built_in import acp_rules, built_in
 from watcher.runner.providers.failure_words import Printed
 from watcher.runner.providers.judging import judge
 from watcher.runner.providers.output_events import Reading
@@ -42,7 +41,7 @@ def turn(*updates: Update, prompt: str = "do it", numbers: bool = False, **resul
 
 
 def judged(reading: Reading) -> Ending:
-    provider = replace(built_in({"acp": ("agent",)})["acp"], rules=ACP, needs_answer=True)
+    provider = replace(built_in({"acp": ("agent",)})["acp"], rules=acp_rules(), needs_answer=True)
     return judge(provider, 0, reading, Printed, 1_800_000_000.0)
 
 

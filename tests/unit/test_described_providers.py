@@ -11,13 +11,14 @@ import pytest
 from watcher.errors import SettingError
 from watcher.policy.after_attempt import Ending, Failure
 from watcher.runner.printed_text import events
-from watcher.runner.providers.built_in import BUILT_IN
+from watcher.runner.providers.built_in import BUILT_IN, acp_rules
 from watcher.runner.providers.failure_words import Printed
 from watcher.runner.providers.judging import judge
 from watcher.runner.providers.provider import Provider, environment_for
 from watcher.runner.providers.user_providers import all_providers, read_file
 
 DOCS = Path(__file__).parents[2] / "docs" / "providers.md"
+FILES = Path(__file__).parents[2] / "watcher" / "runner" / "providers"
 MINE = """
 [providers.mine]
 command = ["mine", "run", "two words"]
@@ -198,6 +199,23 @@ def test_table_of_a_built_in_name_changes_it_and_its_setting_still_wins(tmp_path
             "failures[0].pattern: is no regular expression",
         ),
         (
+            '[providers.x]\ncommand = "x"\npatterns.a = "b"\n[[providers.x.failures]]\nclass = "auth"\nreason = "a"\n'
+            'pattern = "^{{c}}"',
+            "failures[0].pattern: {{c}} is no pattern that is known here",
+        ),
+        (
+            '[providers.x]\ncommand = "x"\n[[providers.x.failures]]\nclass = "auth"\nreason = "a"\n'
+            'pattern = "{{claude.limits}}"',
+            "failures[0].pattern: {{claude.limits}} is no pattern that is known here",
+        ),
+        (
+            '[providers.x]\ncommand = "x"\n[[providers.x.failures]]\nclass = "auth"\nreason = "a"\npattern = "b"\n'
+            'where = ["stdout"]',
+            "failures[0].where: member 0 must be one of event, answer, start, last, stderr",
+        ),
+        ('[providers.x]\ncommand = "x"\narguments = [{ unless = ["a"] }]', "arguments[0].words: is missing"),
+        ('[providers.x]\ncommand = "x"\ncures = { "A" = "b" }', "cures: member A must match"),
+        (
             '[providers.x]\ncommand = "x"\n[[providers.x.failures]]\nclass = "bad"\nreason = "a"\npattern = "x"',
             "failures[0].class: must be one of transient, permanent, auth, limit",
         ),
@@ -208,6 +226,72 @@ def test_mistake_is_told_with_file_table_and_key(text: str, said: str, tmp_path:
         made(tmp_path, text)
     assert str(error.value).startswith(f"PROVIDERS_FILE={tmp_path / 'providers.toml'}: ")
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("file", sorted(FILES.glob("*.toml")), ids=lambda file: file.stem)
+def test_built_in_provider_is_a_file_that_anybody_could_write(file: Path) -> None:
+    assert file.stem in {*BUILT_IN, "acp"}
+    (made,) = read_file(file).values()  # this tries every pattern; those of the built-in record are not tried at start
+    known = acp_rules() if file.stem == "acp" else BUILT_IN[file.stem].rules
+    assert made.rules[: len(known)] == known
+    for rule in known:
+        assert rule.pattern is None or "{{" not in rule.pattern
+
+
+def test_names_ranges_and_cures_of_a_file_are_put_into_its_rules(tmp_path: Path) -> None:
+    text = """
+[providers.x]
+command = "x"
+cures.too_slow = "wait for {provider}"
+patterns.who = "cat|dog"
+patterns.says = ["^{{who}} says ", "^it says "]
+failures = [
+  { class = "limit", reason = "usage_limit", pattern = ["{{says}}no", "{{claude.limit}}"] },
+  { class = "transient", reason = "too_slow", signs = ["status:7-9"] },
+  { class = "auth", reason = "billing", exit_codes = [3], where = ["last"], pattern = "a" },
+]
+"""
+    limit, slow, billing = made(tmp_path, text)["x"].rules
+    assert limit.pattern is not None
+    for line in ("dog says no", "x\nit says no", "Claude usage limit reached|1763700000"):
+        assert re.search(limit.pattern, line), line
+    assert not re.search(limit.pattern, "a dog says no")
+    assert slow.signs >= {"status:7", "status:8", "status:9"} and "status:10" not in slow.signs
+    assert (slow.cure, limit.cure) == ("wait for {provider}", "")
+    assert billing.cure.startswith("add credit") and billing.where == ("last",)
+
+
+def test_braces_of_a_file_that_names_no_patterns_are_as_they_stand(tmp_path: Path) -> None:
+    failure = '[[providers.x.failures]]\nclass = "auth"\nreason = "a"\npattern = "no {{name}}"'
+    (rule,) = made(tmp_path, f'[providers.x]\ncommand = "x"\n{failure}')["x"].rules
+    assert rule.pattern is not None and re.search(rule.pattern, "no {{name}}")
+
+
+def test_command_line_of_a_described_provider_gets_its_arguments(tmp_path: Path) -> None:
+    text = """
+[providers.x]
+command = "x --quiet"
+output = "stream-json"
+reader = "codex"
+arguments = [
+  { words = ["run"], unless = ["--quiet"] },
+  { words = ["--as", "{output}"] },
+  { words = ["--all"], only_for = "text" },
+]
+output_flags = ["--as"]
+output_words = { plain = "text", lines = "stream-json" }
+"""
+    assert made(tmp_path, text)["x"].argv() == (("x", "--quiet", "--as", "lines"), "stream-json")
+    plain = made(tmp_path, text.replace("--quiet", "--as plain"))["x"]
+    assert plain.argv() == (("x", "--as", "plain", "run", "--all"), "text")
+
+
+def test_documentation_names_every_key(tmp_path: Path) -> None:
+    with pytest.raises(SettingError) as error:
+        made(tmp_path, '[providers.x]\ncommand = "x"\noutptu = "json"')
+    keys = str(error.value).rpartition("the keys are ")[2].split(", ")
+    described = DOCS.read_text()
+    assert [key for key in keys if f"`{key}`" not in described] == []
 
 
 def test_default_provider_that_nobody_described_is_refused_with_the_known_ones(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from watcher.runner.attempt_files import kept_text, output_of
 from watcher.runner.cwd import checked_cwd
 from watcher.runner.orphan_guard_client import Guarding
 from watcher.runner.printed_text import harmless
-from watcher.runner.providers.failure_rules import ACP
+from watcher.runner.providers.built_in import acp_rules
 from watcher.runner.providers.failure_words import Printed
 from watcher.runner.providers.judging import judge
 from watcher.runner.providers.provider import Provider, environment_for
@@ -285,7 +285,7 @@ class AcpRunner(Unseen):
             )
         reading = fault_of(answer) if isinstance(answer, RpcError) else answer.reading
         reading.message = harmless(reading.message)
-        judged = replace(provider, rules=(*provider.rules, *ACP), needs_answer=True)
+        judged = replace(provider, rules=(*provider.rules, *acp_rules()), needs_answer=True)
         ending = judge(judged, 0, reading, Printed, self._clock.wall())
         if ending.failure is None and isinstance(answer, Turn) and answer.remark:
             ending.detail = f"{provider.name}: {harmless(answer.remark)[:600]}"

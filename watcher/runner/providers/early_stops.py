@@ -36,11 +36,6 @@ _UNFINISHED = frozenset(
         "budget_exhausted", "malformed_function_call", "unexpected_tool_call", "no_image", "too_many_tool_calls",
     }
 )  # fmt: skip
-CURES: dict[Half, str] = {
-    "truncated": "ask for less in one answer, or raise the longest answer in the agent's settings",
-    "refused": "say the task in other words, or name another model",
-    "unfinished": "let the task wait for what it starts, or end it, before it answers",
-}
 
 
 def half_of(word: str) -> Half | None:

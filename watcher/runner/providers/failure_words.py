@@ -57,12 +57,13 @@ class Words:
 def find_words(provider: Provider, rule: Rule, printed: Printed, reading: Reading | None) -> Words | None:
     """The words of `rule`, in the first of its places where they are; None: nowhere. The rule has a pattern."""
     assert rule.pattern is not None
+    pattern = re.compile(rule.pattern)  # only now: most rules are never needed, and `re` keeps those that are
     if not rule.where:
         text = printed.everything(reading)
-        match = rule.pattern.search(text)
+        match = pattern.search(text)
         return None if match is None else _words(match, text)
     for place in rule.where:
-        found = _in_place(place, rule, rule.pattern, printed, reading)
+        found = _in_place(place, rule, pattern, printed, reading)
         if found is not None and _is_of_its_command(provider, found.match):
             return found
     return None

@@ -23,7 +23,8 @@ from collections.abc import Callable, Sequence
 
 from watcher.policy.after_attempt import Ending, Evidence, Failure
 from watcher.runner.printed_text import harmless
-from watcher.runner.providers.early_stops import CURES, half_of, is_known
+from watcher.runner.providers.cures import CURES
+from watcher.runner.providers.early_stops import half_of, is_known
 from watcher.runner.providers.failure_words import Printed, Words, find_words
 from watcher.runner.providers.output_events import Reading
 from watcher.runner.providers.provider import Provider, Rule
@@ -37,9 +38,6 @@ _COMMON_EXIT_CODE = 1
 _LONGEST_LIMIT_SECONDS = 40 * 86_400.0
 _NAMES_OF_SIGNALS = {number.value: number.name for number in signal.Signals}
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
-_DENIED = "allow them in the command or in the agent's settings, or set denials_are_fine for the provider"
-#: The cure of a description that the agent's program took for a command of its own.
-NOT_RUN = "begin the description with another word: a first word with a slash is a command of the agent's program"
 #: States of an MCP server in which its tools are not there.
 _MCP_WITHOUT_TOOLS = ("failed", "needs-auth", "disconnected")
 
@@ -89,7 +87,7 @@ def _lacking(provider: Provider, reading: Reading | None, stdout_bytes: int) -> 
     if reading is not None and reading.denied and not provider.denials_are_fine:
         tools = ", ".join(dict.fromkeys(reading.denied))
         what = f"it was not allowed to use {tools}, so the work may not be done"
-        return Ending(Failure.PERMANENT, "denied", _detail(provider, what, _DENIED))
+        return Ending(Failure.PERMANENT, "denied", _detail(provider, what, CURES["denied"]))
     half = None if reading is None else _half(provider, reading)
     if half is not None or not provider.needs_answer:
         return half
@@ -104,7 +102,7 @@ def _lacking(provider: Provider, reading: Reading | None, stdout_bytes: int) -> 
 def _half(provider: Provider, reading: Reading) -> Ending | None:
     """What stopped early, or never began, although its final event tells no error."""
     if reading.asked_nobody:
-        return Ending(Failure.PERMANENT, "not_run", _detail(provider, "it asked no model", NOT_RUN))
+        return Ending(Failure.PERMANENT, "not_run", _detail(provider, "it asked no model", CURES["not_run"]))
     for where, word in reading.ends.items():
         half = half_of(word)
         if half is not None:

@@ -1,7 +1,7 @@
 """Define what a provider is, as data: command line, prompt, reading of its output, environment.
 
-The records of the CLIs that people use are in `built_in`; those that people describe themselves come from
-`user_providers`; what an attempt came to is decided by `judging`, from a record's rules.
+The record of each CLI that people use is a TOML file beside this one, read by `built_in`; those that people describe
+themselves come from `user_providers`; what an attempt came to is decided by `judging`, from a record's rules.
 
 Nothing here starts anything. What makes every task of a provider fail alike is AUTH, also when the login is fine: a
 command that is missing, or that refuses to run as root. Its action (hold the provider, count no attempt) is the right
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from watcher.policy.after_attempt import Ending, Failure
+from watcher.runner.providers.cures import CURES
 from watcher.runner.providers.output_events import Reader
 
 Prompt = Literal["stdin", "argument", "file"]
@@ -40,8 +41,6 @@ COMMON_ENVIRONMENT = (
 )  # fmt: skip
 #: A provider whose command is missing is held for this long, then one task goes first to see.
 LOOK_AGAIN_SECONDS = 60.0
-#: The cure of a CLI that refuses to run as root.
-REFUSES_ROOT = "run the worker as another user or, in a container made for it, set IS_SANDBOX=1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ class Rule:
     cure: str = ""
     signs: frozenset[str] = frozenset()
     exit_codes: frozenset[int] = frozenset()
-    pattern: re.Pattern[str] | None = None
+    pattern: str | None = None
     where: tuple[Where, ...] = ()
 
 
@@ -86,7 +85,7 @@ class Provider:
     `claude` one waits for its only task when `waits_with` are added to its words; `reads_at_start` are files that it
     reads before (in its folder and those above, or `~/`): when one has changed, it is not used. `looks` are words that
     make the program tell its version or its login and end at once. `tells` are those of `cost` and `tokens` that its
-    machine-readable output always tells.
+    machine-readable output always tells. `patterns` are those that other providers may name.
     """
 
     name: str
@@ -118,6 +117,7 @@ class Provider:
     reads_at_start: tuple[str, ...] = ()
     looks: Mapping[Literal["version", "login"], tuple[str, ...]] = field(default_factory=dict)
     tells: frozenset[str] = frozenset()
+    patterns: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def argv(self) -> tuple[tuple[str, ...], OutputFormat]:
         """The command with all it needs but model and prompt, and how its output is to be read.
@@ -198,7 +198,7 @@ def root_problem(
         return None
     if any(environment.get(name) == "1" for name in provider.refuses_root_without) or not _is_the_program(program):
         return None
-    return Ending(Failure.AUTH, "refuses_root", f"{provider.name}: will not run as root; {REFUSES_ROOT}")
+    return Ending(Failure.AUTH, "refuses_root", f"{provider.name}: will not run as root; {CURES['refuses_root']}")
 
 
 def missing_problem(provider: Provider, path: str, now: float) -> Ending:
