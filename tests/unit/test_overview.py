@@ -153,7 +153,7 @@ def test_each_result_is_read_once_however_often_one_looks(world: World, monkeypa
         reads.append(head)
         return status_in_head(head)
 
-    monkeypatch.setattr("watcher.store.overview.status_in_head", count)
+    monkeypatch.setattr("watcher.store.results.status_in_head", count)
     lookout = OverviewReader(world.folders, world.clock)
     for number in range(5):
         world.result(f"marie/t{number}", "completed")

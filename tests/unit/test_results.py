@@ -151,6 +151,9 @@ def test_pause_grows_with_what_a_look_costs(
     [
         "results/marie/x.json",
         "tasks/marie/.retry/x~1-0-1800000000000.json",
+        "tasks/marie/.held/x.json",
+        "tasks/marie/.held/x~1-0-0.json",
+        "tasks/marie/.reassign/anga/x.json",
         f"tasks/marie/.claims/{'a' * 32}/x~1-0.json",
     ],
 )

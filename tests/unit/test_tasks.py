@@ -46,6 +46,7 @@ PLACES = [
     ("tasks/marie/.held/x.json", {"description": "x"}, "held", "held"),
     ("tasks/marie/.held/x~1-0-0.json", {"description": "x"}, "held", "held"),
     ("tasks/marie/.retry/x~1-0-0.json", {"description": "x"}, "retrying", "retrying"),
+    ("tasks/marie/.reassign/anga/x.json", {"description": "x"}, "changing", "waiting"),
     ("tasks/marie/.claims/LIVING/x~1-0.json", {"description": "x"}, "running", "running"),
     (f"tasks/marie/.claims/{'a' * 32}/x~1-0.json", {"description": "x"}, "orphaned", "waiting"),
     ("results/marie/x.json", {"task_id": "x", "worker": "marie", "status": "completed"}, "ended", "completed"),

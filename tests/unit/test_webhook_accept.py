@@ -131,7 +131,7 @@ async def work_again(accepter: Accepter) -> None:
         ("tasks", "a.json", "{task}"),
         ("tasks", ".retry/a~1-0-1763768000123.json", "{task}"),
         ("tasks", ".claims/0123456789abcdef0123456789abcdef/a~1-0.json", "{task}"),
-        ("dlq", "a.json", '{{"task_id": "a", "dlq_task_sha256": "{sha}"}}'),
+        ("dlq", "a.json", '{{"task_id": "a", "dlq_reason": "failed", "dlq_task_sha256": "{sha}"}}'),
     ],
 )
 def test_without_the_database_the_folders_tell_a_copy_wherever_it_is(

@@ -21,6 +21,7 @@ from watcher.formats import strict_json
 from watcher.formats.task import Task, parse_task, refuse_to_unset, task_from_fields
 from watcher.policy.dependency_circles import words_of
 from watcher.store.folders import History, WorkerFolders
+from watcher.store.task_places import WAITING, task_files
 from watcher.store.task_reader import TaskBytes, read_task_file
 from watcher.system.files import Folder, fsync_file, move, move_new
 
@@ -57,14 +58,10 @@ class InHand:
 
 def find_waiting(places: WorkerFolders, task_id: str) -> WaitingFile | None:
     """Where the task waits now; None when it runs, has ended or never was."""
-    plain = f"{task_id}.json"
-    if places.inbox.has(plain):
-        return WaitingFile(places.inbox, plain, History(task_id), is_held=False)
-    for folder in (places.retry, places.held):
-        for name in folder.names():
-            history = History.of(name) if "~" in name or name == plain else None
-            if history is not None and history.stem == task_id:
-                return WaitingFile(folder, name, history, folder is places.held)
+    folders = {"inbox": places.inbox, "retry": places.retry, "held": places.held}
+    for found in task_files(places.inbox.path, task_id, WAITING):
+        kind = found.place.kind
+        return WaitingFile(folders[kind], found.name, found.history, is_held=kind == "held")
     return None
 
 

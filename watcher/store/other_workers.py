@@ -14,7 +14,8 @@ from watcher.errors import InvalidTask, tells_nothing
 from watcher.formats.task import Task, parse_task
 from watcher.policy.dependency_circles import MAX_NODES, circle
 from watcher.store.dependencies import Results
-from watcher.store.folders import ARCHIVE, CLAIMS, HELD, RETRY, History
+from watcher.store.folders import ARCHIVE
+from watcher.store.task_places import PLACE_KINDS, ids_in
 from watcher.system import no_links
 from watcher.system.files import read_regular
 
@@ -110,13 +111,11 @@ class Elsewhere:
         return f"{owner}/{stem}" if owner in found else f"{found[0]}/{stem}" if len(found) == 1 else None
 
     def _not_in_inbox(self, worker: str) -> set[str]:
-        """The ids of tasks that wait for a retry, are held or run."""
+        """The ids of tasks that wait for a retry, are held, run, or are given to another worker."""
         found = self._begun.get(worker)
         if found is None:
-            inbox = self._tasks / worker
-            places = [inbox / RETRY, inbox / HELD, *(inbox / CLAIMS / name for name in self._names(inbox / CLAIMS))]
-            histories = (History.of(name) for place in places for name in self._names(place))
-            found = self._begun[worker] = {history.stem for history in histories if history is not None}
+            kinds = [kind for kind in PLACE_KINDS if kind != "inbox"]
+            found = self._begun[worker] = ids_in(self._tasks / worker, kinds, self._names)
         return found
 
     def _names(self, path: Path) -> list[str]:

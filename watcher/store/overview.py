@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from watcher.clock import Clock, SystemClock, rfc3339
-from watcher.formats.result import HEAD_BYTES, status_in_head
 from watcher.formats.task import TASK_FILE_NAME, WORKER_PATTERN, why_no_task_name
 from watcher.store import workers as presence
-from watcher.store.folders import HELD, RETRY, History
+from watcher.store.folders import History
+from watcher.store.results import read_status
+from watcher.store.task_places import WAITING, TaskPlace, places
 from watcher.store.workers import Beat, Claims, Json, Process, State
 from watcher.system import no_links
 
@@ -146,9 +147,7 @@ class OverviewReader:
         processes = presence.processes(worker, beats, claims, now)
         active = _running(claims, beats, processes, now)
         running += active
-        new = self._arrived(inbox, TASK_FILE_NAME.fullmatch)
-        retrying = self._arrived(inbox / RETRY, presence.has_history)
-        held = self._arrived(inbox / HELD, lambda name: History.of(name) is not None)
+        new, retrying, held = (self._arrived(place) for place in places(inbox, WAITING))
         oldest = min((*new.values(), *retrying.values(), *held.values()), default=None)
         statuses = self._statuses.setdefault(worker, _Facts(_read_status))
         statuses.refresh(self._folders.results / worker, TASK_FILE_NAME.fullmatch, self._problems)
@@ -180,10 +179,10 @@ class OverviewReader:
         """A hidden one may be just about to be renamed, and counting asks no file how old it is."""
         return not name.startswith(".") and why_no_task_name(name) is not None
 
-    def _arrived(self, place: Path, wanted: Callable[[str], object]) -> _Facts[float]:
+    def _arrived(self, place: TaskPlace) -> _Facts[float]:
         """When each waiting task came. A rename keeps that time, so a retried task keeps its age."""
-        facts = self._arrivals.setdefault(place, _Facts(_read_mtime))
-        facts.refresh(place, wanted, self._problems)
+        facts = self._arrivals.setdefault(place.path, _Facts(_read_mtime))
+        facts.refresh(place.path, place.history, self._problems)
         return facts
 
     def _told(self) -> tuple[str, ...]:
@@ -244,11 +243,7 @@ class _Facts(Generic[T]):
 
 
 def _read_status(fd: int, name: str) -> str | None:
-    file = os.open(name, presence.READ, dir_fd=fd)
-    try:
-        status = status_in_head(os.read(file, HEAD_BYTES))
-    finally:
-        os.close(file)
+    status = read_status(name, fd)
     return None if status is None else sys.intern(status)  # one string for all, not one for each
 
 

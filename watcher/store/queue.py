@@ -31,6 +31,7 @@ from watcher.store.queue_interface import Claim, Claimed, Settlement
 from watcher.store.refused_files import NOT_UNDERSTOOD, Endings, RefusedFile
 from watcher.store.rescue import rescue
 from watcher.store.result_writer import Settler
+from watcher.store.task_places import has_task, task_files
 from watcher.store.task_reader import FileState, TaskBytes, file_state, read_task_file
 from watcher.system.files import Folder, move, move_new, replace
 from watcher.telemetry.events import Emit, Event, TaskFieldsUnknown, TaskReferencesUnknown, TaskReleased
@@ -275,7 +276,8 @@ class DirectorySpool:
         return "waits" if inhand.find_waiting(self._places, task_id) is not None else "unknown"
 
     def _is_with_others(self, task_id: str) -> bool:
-        return any(self._is_claimed_by(other, task_id) for other in self._places.other_incarnations())
+        claims = task_files(self._places.inbox.path, task_id, ("claims",))
+        return any(found.place.owner != self._places.incarnation for found in claims)
 
     def _held_names(self) -> list[str]:
         """What `.held` has, listed again only when something came or went."""
@@ -397,7 +399,7 @@ class DirectorySpool:
         """Whether a task of this id is running or waits with a history: the new file must wait for its outcome."""
         if stem in self._active:
             return True
-        if any(held == f"{stem}.json" or held.startswith(f"{stem}~") for held in self._held_names()):
+        if has_task(self._held_names(), stem):
             return True
         returned = self._lookout.returned(stem)
         if returned is not None and returned != name and self._places.retry.has(returned):
@@ -405,12 +407,11 @@ class DirectorySpool:
         others = self._other_incarnations()
         if not others:
             return False
-        prefix = f"{stem}~"
         return (
-            any(self._is_claimed_by(other, stem) for other in others)
-            or any(n.startswith(prefix) and n != name for n in self._places.retry.names())
+            any(has_task(self._places.claims_of(other), stem) for other in others)
+            or has_task((other for other in self._places.retry.names() if other != name), stem)
             # Once more: it may have gone from `.retry` into a claim between the two looks.
-            or any(self._is_claimed_by(other, stem) for other in others)
+            or any(has_task(self._places.claims_of(other), stem) for other in others)
         )
 
     def _other_incarnations(self) -> list[str]:
@@ -423,13 +424,6 @@ class DirectorySpool:
     def _lasting(self, stamp_ns: int) -> int:
         """The stamp of a folder, or -1 for one that is so young that it may stay the same through the next change."""
         return stamp_ns if abs(self._clock.wall() * 1e9 - stamp_ns) > _TICK_NS else -1
-
-    def _is_claimed_by(self, incarnation: str, stem: str) -> bool:
-        for name in self._places.claims_of(incarnation):
-            history = History.of(name) if "~" in name else None
-            if history is not None and history.stem == stem:
-                return True
-        return False
 
     def _end_next(self, out: Claimed) -> None:
         name, (folder, why) = next(iter(self._lookout.endings.items()))

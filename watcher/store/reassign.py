@@ -27,15 +27,14 @@ from watcher.formats import strict_json
 from watcher.formats.receipt_and_notice import Notice
 from watcher.formats.task import TASK_FILE_NAME
 from watcher.store import workers as presence
-from watcher.store.folders import CLAIMS, RETRY, History
-from watcher.store.folders import HELD as HELD_TASKS
+from watcher.store.folders import CLAIMS
 from watcher.store.notice_publisher import Findings
 from watcher.store.submitting import put
+from watcher.store.task_places import REASSIGN, ids_in
 from watcher.system import no_links
 from watcher.system.files import Folder, move
 from watcher.telemetry.events import Emit, HintFailed, TasksReassigned
 
-HELD = ".reassign"
 _NAME_LOCK = "name.lock"
 _BUSY = ".busy"
 _MAX_BYTES = 64 << 20
@@ -62,7 +61,7 @@ class Reassigner:
         for worker, substitute in self._substitutes.items():
             seconds = dead_for(worker)
             is_dead = seconds is not None and seconds >= self._after
-            is_unfinished = _is_folder(self._tasks / worker / HELD)
+            is_unfinished = _is_folder(self._tasks / worker / REASSIGN)
             if worker in workers and (is_unfinished or is_dead):
                 self._move_all(worker, substitute, is_dead, news)
         return news
@@ -103,8 +102,8 @@ class Reassigner:
         names = [name for name in inbox.names() if TASK_FILE_NAME.fullmatch(name)]
         if not names:
             return
-        taken = _ids_of(self._tasks / substitute) | _result_ids(self._results / substitute)
-        held = Folder(inbox.path / HELD / substitute)
+        taken = _taken_ids(self._tasks / substitute, self._results / substitute)
+        held = Folder(inbox.path / REASSIGN / substitute)
         try:
             for name in names:
                 if name[:-5] not in taken:
@@ -115,14 +114,13 @@ class Reassigner:
 
     def _finish(self, worker: str, moved: list[str]) -> None:
         """Publish everything that is held, then remove it; `moved` gets what has arrived."""
-        for place in _folders_in(self._tasks / worker / HELD):
+        for place in _folders_in(self._tasks / worker / REASSIGN):
             held, target = Folder(place, create=False), Folder(self._tasks / place.name)
             try:
                 names = [name for name in held.names() if TASK_FILE_NAME.fullmatch(name)]
                 together = {name[:-5] for name in names}
                 for name in names:
-                    taken = name[:-5] in _ids_of(target.path) | _result_ids(self._results / place.name)
-                    if not taken:
+                    if name[:-5] not in _taken_ids(target.path, self._results / place.name):
                         self._publish(held, name, target, worker, together)
                     held.remove(name)
                     moved.append(name[:-5])
@@ -132,7 +130,7 @@ class Reassigner:
             with contextlib.suppress(OSError):
                 no_links.remove_folder(place)
         with contextlib.suppress(OSError):
-            no_links.remove_folder(self._tasks / worker / HELD)
+            no_links.remove_folder(self._tasks / worker / REASSIGN)
 
     def _publish(self, held: Folder, name: str, target: Folder, worker: str, together: set[str]) -> None:
         raw = held.read(name, _MAX_BYTES)
@@ -197,17 +195,9 @@ def _runs_something(inbox: Path) -> bool:
     return any(presence.is_locked(claims / name) is not False for name in _names(claims) if name.endswith(_BUSY))
 
 
-def _ids_of(inbox: Path) -> set[str]:
-    """Every task that is on its way for this worker."""
-    found = {name[:-5] for name in _names(inbox) if TASK_FILE_NAME.fullmatch(name)}
-    claims = [inbox / CLAIMS / name for name in _names(inbox / CLAIMS) if "." not in name]
-    for place in (inbox / RETRY, inbox / HELD_TASKS, *claims):
-        found.update(h.stem for h in map(History.of, _names(place)) if h is not None)
-    return found
-
-
-def _result_ids(place: Path) -> set[str]:
-    return {name[:-5] for name in _names(place) if TASK_FILE_NAME.fullmatch(name)}
+def _taken_ids(inbox: Path, results: Path) -> set[str]:
+    """The ids of all tasks that this worker has or had."""
+    return ids_in(inbox, list_names=_names) | {n[:-5] for n in _names(results) if TASK_FILE_NAME.fullmatch(n)}
 
 
 def _folders_in(place: Path) -> list[Path]:

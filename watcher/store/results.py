@@ -1,9 +1,10 @@
-"""Wait for the ends of submitted tasks without a worker's help: ask the folders again and again.
+"""Read how tasks ended, from results and dead letters, and wait for it without a worker's help.
 
 Folders are listed, never asked for one name: over a network file system a name that was missed once stays missing for
 half a minute, while a listing is fresh. Pauses grow while nothing happens, and with what a listing costs.
-A task has ended when its result is there, or a dead letter without one (a file that never became a task). Writes
-nothing. Raises OSError when a folder cannot be listed.
+A task has ended when its result is there, or a dead letter that holds none (a file that never became a task). Such a
+letter comes alone; one that holds a result comes a moment before that result. Writes nothing. Raises OSError when a
+folder cannot be listed.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from watcher.errors import WatcherError
-from watcher.formats import strict_json
+from watcher.formats import dead_letter
 from watcher.formats.result import HEAD_BYTES, Status, parse_result, status_in_head
+from watcher.store.task_places import PLACE_KINDS, task_files
 from watcher.system import no_links
-from watcher.system.files import Folder
+from watcher.system.files import read_regular
 
 if TYPE_CHECKING:
     from watcher.settings.folders import Folders
@@ -30,8 +32,20 @@ if TYPE_CHECKING:
 PAUSE_SECONDS = (0.05, 0.25)
 _SHARE = 0.1
 _MAX_STORED_BYTES = 1 << 28
+#: Never follow a link, never block on a FIFO.
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 #: The name of a dead letter, and in it the id of its task; a second one of the same id has a number.
 LETTER_NAME = re.compile(r"(.+?)(?:~\d+)?\.json")
+
+
+class ResultFolders(Protocol):
+    """The folders of all workers that tell how tasks ended."""
+
+    @property
+    def results(self) -> Path: ...
+
+    @property
+    def dlq(self) -> Path: ...
 
 
 class AlreadyKnown(WatcherError):
@@ -53,12 +67,58 @@ class Ended:
 
     def read(self) -> dict[str, Any]:
         """The whole result or dead letter. Raises OSError or ValueError when it is gone or was replaced."""
-        folder = Folder(self.path.parent, create=False)
-        try:
-            raw = folder.read(self.path.name, _MAX_STORED_BYTES)
-        finally:
-            folder.close()
-        return _object(raw) if self.status == "refused" else parse_result(raw)
+        return read_letter(self.path) if self.status == "refused" else read_result(self.path)
+
+
+def read_status(path: str | Path, folder_fd: int | None = None) -> Status | None:
+    """The status that the head of a result file tells, None when it tells none. `path` may be a name in an open folder.
+
+    Follows no link and waits for no FIFO: a folder of results may be written to by others. Raises OSError.
+    """
+    fd = no_links.open_file(path, _READ) if folder_fd is None else os.open(path, _READ, dir_fd=folder_fd)
+    try:
+        return status_in_head(os.read(fd, HEAD_BYTES))
+    finally:
+        os.close(fd)
+
+
+def stored_status(path: Path) -> Status | None:
+    """The status of a result file; None when it is gone, cannot be read now, or does not tell one."""
+    with contextlib.suppress(OSError):
+        return read_status(path)
+    return None
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A whole result. Raises OSError, and ValueError for a file that is none."""
+    return parse_result(read_regular(path, _MAX_STORED_BYTES))
+
+
+def read_letter(path: Path) -> dict[str, Any]:
+    """A whole dead letter. Raises OSError, and ValueError for a file that is none."""
+    return dead_letter.parse(read_regular(path, _MAX_STORED_BYTES))
+
+
+def ended_of(
+    folders: ResultFolders, worker: str, ids: Collection[str], letters_seen: set[str] | None = None
+) -> Iterator[Ended]:
+    """Which of these tasks have ended. A dead letter in `letters_seen` does not count; one that is read joins it."""
+    rest = set(ids)
+    for name in no_links.names_in(folders.results / worker):
+        if name[:-5] in rest and (status := stored_status(folders.results / worker / name)) is not None:
+            rest.discard(name[:-5])
+            yield Ended(name[:-5], worker, status, folders.results / worker / name)
+    for name in sorted(no_links.names_in(folders.dlq / worker)) if rest else ():
+        matched = LETTER_NAME.fullmatch(name)
+        if matched is None or matched[1] not in rest or (letters_seen is not None and name in letters_seen):
+            continue
+        if letters_seen is not None:
+            letters_seen.add(name)
+        ended = Ended(matched[1], worker, "refused", folders.dlq / worker / name)
+        with contextlib.suppress(OSError, ValueError):
+            if ended.read().get("dlq_result") is None:
+                rest.discard(ended.task_id)
+                yield ended
 
 
 class Awaited:
@@ -67,40 +127,16 @@ class Awaited:
     submitted some time ago."""
 
     def __init__(self, folders: Folders, worker: str, ids: Iterable[str], *, old_letters_count: bool = False) -> None:
-        self._results = folders.results / worker
-        self._letters = folders.dlq / worker
-        self._before = set() if old_letters_count else set(_names(self._letters))
+        self._folders = folders
+        self._before = set() if old_letters_count else set(no_links.names_in(folders.dlq / worker))
         self.worker = worker
         self.open = set(ids)
 
     def look(self) -> list[Ended]:
         """What has ended since the last look, in no order."""
-        found = [self._result(name[:-5]) for name in _names(self._results) if name[:-5] in self.open]
-        ended = [outcome for outcome in found if outcome is not None]
+        ended = list(ended_of(self._folders, self.worker, self.open, self._before))
         self.open.difference_update(outcome.task_id for outcome in ended)
-        if self.open:
-            ended += self._refused()
         return ended
-
-    def _result(self, task_id: str) -> Ended | None:
-        path = self._results / f"{task_id}.json"
-        status = stored_status(path)
-        return None if status is None else Ended(task_id, self.worker, status, path)
-
-    def _refused(self) -> list[Ended]:
-        """Dead letters that hold no result; one that does comes a moment before that result is there."""
-        out = []
-        for name in sorted(_names(self._letters)):
-            matched = LETTER_NAME.fullmatch(name)
-            if name in self._before or matched is None or matched[1] not in self.open:
-                continue
-            outcome = Ended(matched[1], self.worker, "refused", self._letters / name)
-            self._before.add(name)
-            with contextlib.suppress(OSError, ValueError):
-                if outcome.read().get("dlq_result") is None:
-                    out.append(outcome)
-                    self.open.discard(outcome.task_id)
-        return out
 
 
 class Pace:
@@ -163,42 +199,10 @@ def refuse_known(folders: Folders, worker: str, task_id: str) -> None:
     Without this the worker would drop the new file as a copy or dead-letter it, and the submitter would read the
     result of another task.
     """
-    if f"{task_id}.json" in _names(folders.results / worker):
+    if f"{task_id}.json" in no_links.names_in(folders.results / worker):
         path = folders.results / worker / f"{task_id}.json"
         raise AlreadyKnown(f"task {task_id!r} of {worker} has ended already; read {path}, or choose another id")
-    inbox = folders.tasks / worker
-    claims = [inbox / ".claims" / name for name in _names(inbox / ".claims") if "." not in name]
-    for place in (inbox / ".retry", inbox / ".held", *claims):
-        if any(name == f"{task_id}.json" or name.startswith(f"{task_id}~") for name in _names(place)):
-            raise AlreadyKnown(f"task {task_id!r} of {worker} is on its way; wait for its result or choose another id")
-
-
-def _names(place: Path) -> list[str]:
-    try:
-        return no_links.names_in(place)
-    except FileNotFoundError:
-        return []
-
-
-def _object(raw: bytes) -> dict[str, Any]:
-    value = strict_json.loads(raw)
-    if not isinstance(value, dict):
-        raise strict_json.NotStrictJson("a dead letter is one JSON object")
-    return value
-
-
-def stored_status(path: Path) -> Status | None:
-    """The status of a result file; None when it is gone, cannot be read now, or does not tell one.
-
-    Follows no link and waits for no FIFO: a folder of results may be written to by others.
-    """
-    try:
-        fd = no_links.open_file(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        return status_in_head(os.read(fd, HEAD_BYTES))
-    except OSError:  # a folder, a FIFO that somebody has open
-        return None
-    finally:
-        os.close(fd)
+    # What waits in the inbox itself is left to the put, which replaces nothing.
+    kinds = [kind for kind in PLACE_KINDS if kind != "inbox"]
+    if any(task_files(folders.tasks / worker, task_id, kinds)):
+        raise AlreadyKnown(f"task {task_id!r} of {worker} is on its way; wait for its result or choose another id")

@@ -28,6 +28,7 @@ from watcher.store import workers
 from watcher.store.changes import find_waiting, put_back
 from watcher.store.folders import ARCHIVE, History, WorkerFolders
 from watcher.store.submitting import put
+from watcher.store.task_places import task_files
 from watcher.store.tool_claim_folder import ToolClaimFolder
 from watcher.system import no_links
 from watcher.system.files import Folder, move_new, read_regular
@@ -207,18 +208,11 @@ def _refuse_if_on_its_way(places: WorkerFolders, task_id: str) -> None:
     until = time.monotonic() + _SETTLING_SECONDS
     while True:
         waits = find_waiting(places, task_id) is not None
-        if not waits and not _is_claimed(places, task_id):
+        if not waits and not any(task_files(places.inbox.path, task_id, ("claims",))):
             return
         if waits or not places.results.has(f"{task_id}.json") or time.monotonic() > until:
             raise CannotRunAgain(f"{places.worker}/{task_id} is on its way already: it waits, is held or runs")
         time.sleep(0.02)
-
-
-def _is_claimed(places: WorkerFolders, task_id: str) -> bool:
-    for other in places.other_incarnations():
-        if any(h is not None and h.stem == task_id for h in map(History.of, places.claims_of(other))):
-            return True
-    return False
 
 
 # --- the steps

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from watcher.errors import InvalidTask, WatcherError
 from watcher.formats import dead_letter, result
-from watcher.formats.task import ID_PATTERN, TASK_FILE_NAME, WORKER_PATTERN, Task, parse_task, why_no_task_name
+from watcher.formats.task import ID_PATTERN, WORKER_PATTERN, Task, parse_task, why_no_task_name
 from watcher.store import workers as presence
 from watcher.store.dependencies import Results, look
-from watcher.store.folders import ARCHIVE, HELD, RETRY, History
+from watcher.store.folders import ARCHIVE, History
+from watcher.store.task_places import TaskFile, task_files
 from watcher.system import no_links
 from watcher.system.files import read_regular, read_up_to
 
@@ -161,11 +162,12 @@ def on_their_way(folders: Folders, worker: str, only: str | None = None) -> Iter
     """The tasks of one worker that wait, are held or run; with `only`, those of this id."""
     inbox = folders.tasks / worker
     results = Results(folders.results, worker)
-    for path, history in _files(inbox, only):
-        task, detail, arrived = _read(path, history.stem, worker)
-        state, due, missing = _state(task, history, path, results)
+    for file in task_files(inbox, only, ("inbox", "retry", "held", "reassign")):
+        history = file.history
+        task, detail, arrived = _read(file.path, history.stem, worker)
+        state, due, missing = _state(task, file, results)
         yield Sighting(
-            worker, history.stem, state, path, history.attempts, history.deaths, due, arrived, missing=missing,
+            worker, history.stem, state, file.path, history.attempts, history.deaths, due, arrived, missing=missing,
             detail=detail, task=task,
         )  # fmt: skip
     yield from _claimed(inbox, worker, only)
@@ -207,20 +209,6 @@ def _ignored(inbox: Path, worker: str) -> Iterator[Sighting]:
             yield Sighting(worker, name, state, inbox / name, arrived_at=info.st_mtime, detail=why)
 
 
-def _files(inbox: Path, only: str | None) -> Iterator[tuple[Path, History]]:
-    for place in (inbox, inbox / RETRY, inbox / HELD):
-        if place is inbox and only is not None:  # asked for one id: no need to list thousands
-            names = [f"{only}.json"] if os.path.lexists(inbox / f"{only}.json") else []
-        else:
-            names = sorted(_names(place))
-        for name in names:
-            if place is inbox and not TASK_FILE_NAME.fullmatch(name):
-                continue
-            history = History.of(name)
-            if history is not None and only in (None, history.stem):
-                yield place / name, history
-
-
 def _claimed(inbox: Path, worker: str, only: str | None) -> Iterator[Sighting]:
     for claims in presence.read_claims(inbox, []):
         for name in claims.names:
@@ -237,15 +225,16 @@ def _claimed(inbox: Path, worker: str, only: str | None) -> Iterator[Sighting]:
             )  # fmt: skip
 
 
-def _state(
-    task: Task | None, history: History, path: Path, results: Results
-) -> tuple[State, float | None, tuple[str, ...]]:
-    if path.parent.name == HELD:
+def _state(task: Task | None, file: TaskFile, results: Results) -> tuple[State, float | None, tuple[str, ...]]:
+    history, kind = file.history, file.place.kind
+    if kind == "held":
         return "held", None, ()
+    if kind == "reassign":
+        return "changing", None, ()
     if task is None:
         return "unreadable", None, ()
     now = time.time()
-    if path.parent.name == RETRY and (history.attempts or history.due > now):
+    if kind == "retry" and (history.attempts or history.due > now):
         return "retrying", history.due, ()
     if task.dependencies and not history.attempts:
         missing, broken = look(results, task.dependencies)

@@ -1,7 +1,7 @@
 """Own what the listener knows of unfinished tasks: each that waits, waits for a retry, or is claimed.
 
-The folders are listed in the direction in which tasks move, and again at the end of a claim's way, so that a task
-that moves meanwhile is rather seen twice than not at all. A file is read once for each inode, time of modification
+The folders are listed in the direction in which tasks move, and some of them again (`task_places`), so that a task that
+moves meanwhile is rather seen twice than not at all. A file is read once for each inode, time of modification
 and size: renames keep all three, and a file system soon gives the inode of a task that has ended to a new one.
 Ages run on the listener's own monotonic clock from the first look, with what the file system says before that.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -22,12 +21,11 @@ from watcher.clock import Clock
 from watcher.formats import strict_json
 from watcher.formats import task as task_format
 from watcher.formats.fields import FieldError
-from watcher.formats.task import TASK_FILE_NAME
-from watcher.store.folders import CLAIMS, HELD, RETRY, History
+from watcher.store.folders import History
+from watcher.store.task_places import GONE_BACK, PLACE_KINDS, TaskPlace, places
 from watcher.system import no_links
 from watcher.system.files import read_up_to
 
-_INCARNATION = re.compile(r"[0-9a-f]{32}")
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _PORTION = 200
 
@@ -85,21 +83,23 @@ class WaitingTasks:
         since: dict[tuple[str, str, str], float] = {}
         for worker in workers:
             inbox = self._root / worker
-            for place, incarnation in _places(inbox):
-                for number, entry in enumerate(_list(place)):
+            for place in places(inbox, (*PLACE_KINDS, *GONE_BACK), _names):
+                incarnation = place.owner if place.kind == "claims" else None
+                for number, (entry, history) in enumerate(_list(place)):
                     if number % _PORTION == _PORTION - 1:
                         yield
                     name, inode = entry.name, entry.inode()
-                    history = History.of(name)
                     known = facts.get((worker, inode)) or self._facts.get((worker, inode))
                     if known is None or not _is_still(known, entry):
-                        known = self._read(place / name, inode)
-                    if history is None or known is None:
+                        known = self._read(place.path / name, inode)
+                    if known is None:
                         continue
                     facts[(worker, inode)] = known
-                    key = (worker, history.stem, f"{incarnation or place.name}/{name}")
-                    since[key] = self._since.get(key) or self._first_seen(place / name, history, known, incarnation)
-                    is_held = place.name == HELD
+                    key = (worker, history.stem, f"{place.owner or place.kind}/{name}")
+                    since[key] = self._since.get(key) or self._first_seen(
+                        place.path / name, history, known, incarnation
+                    )
+                    is_held = place.kind == "held"
                     task = OnItsWay(worker, history.stem, incarnation, history.attempts, known, since[key], is_held)
                     sight.tasks[(worker, history.stem)] = task
             yield
@@ -153,20 +153,6 @@ class WaitingTasks:
         )
 
 
-def _places(inbox: Path) -> Iterator[tuple[Path, str | None]]:
-    """Where tasks of this worker are, in the direction in which they move; claims last and, for those that go back
-    to `.retry`, that once more; `.held` before and after the inbox, because tasks move both ways between the two."""
-    yield inbox / HELD, None
-    yield inbox, None
-    yield inbox / RETRY, None
-    yield inbox / HELD, None
-    with contextlib.suppress(OSError):
-        for name in no_links.names_in(inbox / CLAIMS):
-            if _INCARNATION.fullmatch(name):
-                yield inbox / CLAIMS / name, name
-    yield inbox / RETRY, None
-
-
 def _is_still(known: TaskFacts, entry: os.DirEntry[str]) -> bool:
     """Whether the file is the one that was read, unchanged. One that has moved on since the listing is."""
     try:
@@ -176,15 +162,16 @@ def _is_still(known: TaskFacts, entry: os.DirEntry[str]) -> bool:
     return (info.st_ino, info.st_mtime, info.st_size) == (known.inode, known.arrived_at, known.size)
 
 
-def _list(place: Path) -> Iterator[os.DirEntry[str]]:
-    is_hidden = place.name in (RETRY, HELD) or place.parent.name == CLAIMS
-    with contextlib.suppress(OSError), no_links.entries_in(place) as entries:
-        yield from [
-            e
-            for e in entries
-            if (is_hidden and "~" in e.name and not e.name.endswith("!.json"))
-            or (place.parent.name != CLAIMS and place.name != RETRY and TASK_FILE_NAME.fullmatch(e.name))
-        ]
+def _list(place: TaskPlace) -> Iterator[tuple[os.DirEntry[str], History]]:
+    with contextlib.suppress(OSError), no_links.entries_in(place.path) as entries:
+        # Listed at once, and the folder kept open while the entries are asked for their state.
+        yield from [(entry, history) for entry in entries if (history := place.history(entry.name)) is not None]
+
+
+def _names(path: Path) -> list[str]:
+    with contextlib.suppress(OSError):
+        return no_links.names_in(path)
+    return []
 
 
 def _checked(value: dict[str, Any], name: str) -> Any:

@@ -9,33 +9,23 @@ Raises OSError when a folder that is there cannot be listed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from watcher.formats import strict_json
-from watcher.store.folders import CLAIMS, HELD, RETRY
-from watcher.store.results import LETTER_NAME, stored_status
+from watcher.store.results import Ended, ResultFolders, ended_of, stored_status
+from watcher.store.task_places import GONE_BACK, PLACE_KINDS, ids_in
 from watcher.system import no_links
-from watcher.system.files import Folder
 
 #: Full looks in a row without a trace until a task counts as taken away.
 LOOKS_WITHOUT_TRACE = 3
-_MAX_STORED_BYTES = 1 << 28
 
 
-class ResultFolders(Protocol):
+class TaskFolders(ResultFolders, Protocol):
     """The folders that are asked."""
 
     @property
     def tasks(self) -> Path: ...
-
-    @property
-    def results(self) -> Path: ...
-
-    @property
-    def dlq(self) -> Path: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,25 +45,22 @@ class TaskEnding:
 class TaskEndings:
     """Follows tasks by id. `open` is theirs: id -> worker."""
 
-    def __init__(self, places: ResultFolders) -> None:
+    def __init__(self, places: TaskFolders) -> None:
         self._places = places
         self._misses: dict[str, int] = {}
 
     def named(self, worker: str, name: str) -> TaskEnding | None:
         """The ending that an event's file tells, if it is one."""
-        return self._result(worker, name.removesuffix(".json"))
+        path = self._places.results / worker / f"{name.removesuffix('.json')}.json"
+        status = stored_status(path)
+        return None if status is None else _told(Ended(path.stem, worker, status, path))
 
     def look(self, awaited: dict[str, str]) -> dict[str, TaskEnding]:
         """The endings of all tasks that have ended."""
         found: dict[str, TaskEnding] = {}
         for worker in set(awaited.values()):
             ids = {task_id for task_id, of in awaited.items() if of == worker}
-            for name in _names(self._places.results / worker):
-                if name[:-5] in ids and (ending := self._result(worker, name[:-5])) is not None:
-                    found[name[:-5]] = ending
-            ids.difference_update(found)
-            if ids:
-                found.update(self._refused(worker, ids))
+            found.update({ended.task_id: _told(ended) for ended in ended_of(self._places, worker, ids)})
         return found
 
     def lost(self, awaited: dict[str, str]) -> tuple[dict[str, TaskEnding], dict[str, str]]:
@@ -105,71 +92,29 @@ class TaskEndings:
         return self._elsewhere(task_id, worker)
 
     def _elsewhere(self, task_id: str, worker: str) -> str | None:
-        for other in {*_names(self._places.tasks), *_names(self._places.results)} - {worker}:
+        for other in {*no_links.names_in(self._places.tasks), *no_links.names_in(self._places.results)} - {worker}:
             if not other.startswith(".") and self._has_trace(other, task_id):
                 return other
         return None
 
     def _has_trace(self, worker: str, task_id: str) -> bool:
-        # In the order in which a task moves, so that it is met somewhere.
+        # In the order in which a task moves, so that it is met somewhere. A result without a status is a trace too.
         return (
             task_id in self._present(worker)
-            or f"{task_id}.json" in _names(self._places.results / worker)
-            or bool(self._refused(worker, {task_id}))
+            or f"{task_id}.json" in no_links.names_in(self._places.results / worker)
+            or any(ended_of(self._places, worker, [task_id]))
         )
 
     def _present(self, worker: str) -> set[str]:
         """The ids of all tasks that wait or run there."""
-        inbox = self._places.tasks / worker
-        found = {name[:-5] for name in _names(inbox) if name.endswith(".json")}
-        # Claims, retries, claims again: a task that goes from one to the other meanwhile is met once at least.
-        for place in (CLAIMS, RETRY, HELD, CLAIMS, ".reassign"):
-            folder = inbox / place
-            is_flat = place in (RETRY, HELD)
-            lists = [folder] if is_flat else [folder / name for name in _names(folder) if "." not in name]
-            for one in lists:
-                found.update(_id_of(name) for name in _names(one))
-        found.update(name[:-5] for name in _names(inbox) if name.endswith(".json"))
-        return found
-
-    def _result(self, worker: str, task_id: str) -> TaskEnding | None:
-        path = self._places.results / worker / f"{task_id}.json"
-        status = stored_status(path)
-        if status is None:
-            return None
-        value = {} if status == "completed" else _object(path)
-        return TaskEnding(status, value.get("reason"), value.get("detail"), str(path))
-
-    def _refused(self, worker: str, ids: Iterable[str]) -> dict[str, TaskEnding]:
-        """Dead letters that hold no result; one that does comes a moment before that result is there."""
-        found: dict[str, TaskEnding] = {}
-        for name in sorted(_names(self._places.dlq / worker)):
-            matched = LETTER_NAME.fullmatch(name)
-            if matched is None or matched[1] not in ids:
-                continue
-            path = self._places.dlq / worker / name
-            value = _object(path)
-            if value.get("dlq_reason") is not None and value.get("dlq_result") is None:
-                found[matched[1]] = TaskEnding("refused", value["dlq_reason"], value.get("dlq_detail"), str(path))
-        return found
+        # What goes from one place to another meanwhile is met once at least.
+        return ids_in(self._places.tasks / worker, (*PLACE_KINDS, *GONE_BACK, "inbox"))
 
 
-def _id_of(name: str) -> str:
-    return name.partition("~")[0].removesuffix(".json")
-
-
-def _names(folder: Path) -> list[str]:
-    return no_links.names_in(folder)
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """A stored record; nothing when it is gone or cannot be read."""
+def _told(ended: Ended) -> TaskEnding:
+    """The ending with its reason; without one when its file is gone or cannot be read any more."""
+    fields: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
-        folder = Folder(path.parent, create=False)
-        try:
-            value = strict_json.loads(folder.read(path.name, _MAX_STORED_BYTES))
-        finally:
-            folder.close()
-        if isinstance(value, dict):
-            return value
-    return {}
+        fields = {} if ended.is_completed else ended.read()
+    prefix = "dlq_" if ended.status == "refused" else ""
+    return TaskEnding(ended.status, fields.get(f"{prefix}reason"), fields.get(f"{prefix}detail"), str(ended.path))

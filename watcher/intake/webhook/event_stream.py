@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -21,10 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from watcher.clock import Clock, rfc3339
-from watcher.formats.result import HEAD_BYTES, status_in_head
 from watcher.formats.task import TASK_FILE_NAME
 from watcher.intake.webhook import lookup as lookup
-from watcher.store.workers import READ
+from watcher.store.results import stored_status
 from watcher.system import no_links
 from watcher.system.inotify import Waker
 
@@ -216,21 +214,11 @@ class TaskNews:
             self.tell("task.started", worker, task_id)
             return
         if place == "results":
-            self.tell("task.settled", worker, task_id, status=self._status(worker, name))
+            self.tell("task.settled", worker, task_id, status=stored_status(self._places[place] / worker / name))
         else:
             self.tell("task.dead_lettered", worker, task_id)
         for woken in self._waiting.get(task_id, ()):
             woken.set()
-
-    def _status(self, worker: str, name: str) -> str | None:
-        try:
-            fd = no_links.open_file(self._places["results"] / worker / name, READ)
-        except OSError:
-            return None  # removed meanwhile
-        try:
-            return status_in_head(os.read(fd, HEAD_BYTES))
-        finally:
-            os.close(fd)
 
 
 def _listed(folder: Path) -> dict[str, int]:

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from watcher.formats import strict_json
-from watcher.formats.result import HEAD_BYTES, parse_result, status_in_head
 from watcher.formats.task import WORKER_PATTERN
+from watcher.store.results import read_letter, read_result, read_status
 from watcher.store.tasks import on_their_way
 from watcher.store.workers import READ
 from watcher.system import no_links
@@ -80,13 +79,14 @@ def find_all(folders: Folders, workers: Iterable[str], task_id: str) -> list[Fou
 def stored_sha256(found: Found) -> str | None:
     """The SHA-256 of the task's bytes as they were submitted; None when nothing tells it (any more)."""
     try:
-        raw = read_file(found.path)
         if not found.has_ended:
-            return hashlib.sha256(raw).hexdigest()
-        fields = strict_json.loads(raw) if found.state == "refused" else parse_result(raw)
+            return hashlib.sha256(read_file(found.path)).hexdigest()
+        if found.state == "refused":
+            value = read_letter(found.path).get("dlq_task_sha256")
+        else:
+            value = read_result(found.path).get("task_sha256")
     except (OSError, ValueError):
         return None
-    value = fields.get("dlq_task_sha256" if found.state == "refused" else "task_sha256")
     return value if isinstance(value, str) else None
 
 
@@ -109,24 +109,11 @@ def _look(folders: Folders, worker: str, task_id: str) -> Found | None:
 def _result(folders: Folders, worker: str, task_id: str) -> Found | None:
     path = folders.results / worker / f"{task_id}.json"
     try:
-        fd = no_links.open_file(path, READ)
+        return Found(worker, task_id, read_status(path) or "failed", path)
     except FileNotFoundError:
         return None
-    try:
-        status = status_in_head(os.read(fd, HEAD_BYTES))
-    finally:
-        os.close(fd)
-    return Found(worker, task_id, status or "failed", path)
 
 
 def _letter(folders: Folders, worker: str, task_id: str) -> Found | None:
     path = folders.dlq / worker / f"{task_id}.json"
-    return Found(worker, task_id, "refused", path) if _is_there(path) else None
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        no_links.look_at(path)
-    except FileNotFoundError:
-        return False
-    return True
+    return Found(worker, task_id, "refused", path) if no_links.is_there(path) else None
