@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 
 import pytest
 
@@ -392,4 +393,26 @@ def test_children_lead_sessions_of_their_own(site: Site) -> None:
     up = Up(site, "marie")
     pid = up.beats("marie")
     assert os.getsid(pid) == pid and parent_of(pid) == up.pid
+    assert up.stop() == 0
+
+
+def _term_by_one_that_has_ended(pid: int) -> None:
+    """The worker is stopped meanwhile, so that it surely cannot see who it was."""
+    os.kill(pid, signal.SIGSTOP)
+    subprocess.run(["/bin/sh", "-c", f"kill -TERM {pid}"], check=True)
+    os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("fence", ["none", "in force"])
+def test_signal_of_nobody_knows_whom_is_believed_only_where_no_task_can_send_one(site: Site, fence: str) -> None:
+    up = Up(site, "marie", AGENT_SUDO="yes" if fence == "none" else "no")
+    first = up.beats("marie")
+    if site.beat()["fence"] != "in force" and fence != "none":
+        pytest.skip("this kernel has no fence")
+    _term_by_one_that_has_ended(first)
+    if fence == "none":
+        second = up.beats("marie", other_than=first)
+        assert "sender could not be seen" in up.says("child.restarting")["message"]
+        os.kill(second, signal.SIGTERM)  # by somebody who lives: this test
+    up.says("child.left")
     assert up.stop() == 0

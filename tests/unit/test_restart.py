@@ -61,6 +61,18 @@ def test_process_that_somebody_asked_to_end_is_left_alone_and_has_not_failed() -
     assert (decision.verdict, decision.delay_seconds) == (RestartVerdict.LEAVE, None)
 
 
+def test_process_that_a_signal_of_nobody_knows_whom_ended_is_started_again_and_not_for_ever() -> None:
+    restarts = record()
+    for _ in range(10):
+        restarts.began()
+        restarts.is_well(True, 0.0)
+        assert restarts.ended(0, 1000.0, by_anybody=True).verdict is RestartVerdict.RESTART
+    assert restarts.ended(0, 0.0, by_anybody=True).verdict is RestartVerdict.LEAVE
+    restarts.forget()
+    assert restarts.ended(0, 0.0, by_anybody=True).verdict is RestartVerdict.RESTART
+    assert restarts.ended(0, 0.0).verdict is RestartVerdict.LEAVE
+
+
 @pytest.mark.parametrize("code", [3, 5])
 def test_what_waiting_cures_is_tried_for_ever_and_is_no_crash(code: int) -> None:
     restarts = record(limit=2)

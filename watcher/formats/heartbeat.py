@@ -16,6 +16,9 @@ HeartbeatStatus = Literal["healthy", "degraded", "paused", "held", "draining", "
 STATUSES: tuple[HeartbeatStatus, ...] = ("healthy", "degraded", "paused", "held", "draining", "stopped")
 BREAKER_STATES = ("closed", "open", "half_open")
 
+#: How the `reason` ends of a worker that a signal stopped whose sender nobody saw, where a task can send one.
+UNSEEN_SENDER = ", sent by a process that could not be seen"
+
 _COUNT = Number(0, 1e15, integer=True)
 
 _ACTIVE: dict[str, Kind] = {

@@ -59,6 +59,7 @@ class Restarts:
     crashes: int = 0
     waits: int = 0
     well_since: float | None = None
+    unasked: int = 0
 
     def began(self) -> None:
         """It was started: nothing is known of its health yet."""
@@ -76,13 +77,21 @@ class Restarts:
 
     def forget(self) -> None:
         """A person asked for a fresh start."""
-        self.crashes = self.waits = 0
+        self.crashes = self.waits = self.unasked = 0
         self.well_since = None
 
-    def ended(self, code: int, now: float) -> Decision:
-        """It has ended by itself with this exit code (negative: the signal that killed it)."""
+    def ended(self, code: int, now: float, *, by_anybody: bool = False) -> Decision:
+        """It has ended by itself with this exit code (negative: the signal that killed it).
+
+        `by_anybody`: a signal stopped it whose sender nobody saw, where a task can send one. It is started again so
+        often at most, however well it was in between: such a task may come back each time.
+        """
         self.is_well(self.well_since is not None, now)
         self.well_since = None
+        if code == EXIT_DRAINED and by_anybody and self.unasked < self.rules.limit:
+            self.unasked += 1
+            reason = "a signal stopped it whose sender could not be seen; to stop it for good: watcher drain"
+            return Decision(RestartVerdict.RESTART, reason, self.rules.delay(self.unasked))
         if code == EXIT_DRAINED:
             return Decision(RestartVerdict.LEAVE, "it was asked to end by somebody else")
         if code == EXIT_SETTING:

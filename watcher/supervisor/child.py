@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from watcher.clock import Clock
+from watcher.formats.heartbeat import UNSEEN_SENDER
 from watcher.policy.restart import EXIT_DRAINED, EXIT_NAME_TAKEN, EXIT_SHORTAGE, Restarts, RestartVerdict, words_of
 from watcher.supervisor.adopted_children import AdoptedChild, find
 from watcher.supervisor.child_health import ChildHealth, Condition
@@ -235,12 +236,13 @@ class SupervisedChild:
             self.has_failed = code not in (EXIT_DRAINED, -15)
             self._emit(ChildEnded(self.name, child.pid, self.reason))
         else:
-            self._plan(code, "")
+            self.health.look(child.pid, self._clock.monotonic())
+            self._plan(code, "", by_anybody=str(self.health.fields.get("reason")).endswith(UNSEEN_SENDER))
         self.on_change()
 
-    def _plan(self, code: int, detail: str) -> None:
+    def _plan(self, code: int, detail: str, *, by_anybody: bool = False) -> None:
         now = self._clock.monotonic()
-        decision = self.restarts.ended(code, now)
+        decision = self.restarts.ended(code, now, by_anybody=by_anybody)
         self.reason = detail or decision.reason
         if code == EXIT_NAME_TAKEN and self.finds_adopted():
             return

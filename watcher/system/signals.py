@@ -38,17 +38,23 @@ _NOW = _present("SIGQUIT", "SIGABRT")
 _STOPPING = _present("SIGTSTP", "SIGTTIN", "SIGTTOU")
 _MEANINGLESS = _present("SIGUSR1", "SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGSTKFLT") | _STOPPING
 _TAKEN = _DRAINING | _NOW | _MEANINGLESS | {signal.SIGHUP}
+#: The sender has ended by now: it may have been anybody.
+_UNSEEN = -1
 #: More steps up than any family has.
 _GENERATIONS = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Reactions:
-    """What a program does; all are called on its loop. `stop`: drain, and the second time now."""
+    """What a program does; all are called on its loop. `stop`: drain, and the second time now.
+
+    `unseen` is added to the name of a signal whose sender could not be seen.
+    """
 
     stop: Callable[[str], None]
     stop_now: Callable[[str], None]
     reload: Callable[[], None] | None = None
+    unseen: str = ""
 
 
 class Signals:
@@ -81,7 +87,7 @@ class Signals:
         """
         self._reactions, self._passed_over = reactions, passed_over
         for number in _TAKEN:  # a thread that starts a command has them unblocked for a moment, and may get one
-            loop.add_signal_handler(number, self._act, number, 0)
+            loop.add_signal_handler(number, self._act, number, _UNSEEN)
         with self._lock:
             self._loop = loop
             early, self._early = self._early, []
@@ -92,7 +98,7 @@ class Signals:
         while True:
             found = signal.sigwaitinfo(_TAKEN)
             # Looked at here and not on the loop: a sender such as pkill ends in a moment.
-            sender = found.si_pid if found.si_pid > 0 and is_of_an_attempt(found.si_pid) else 0
+            sender = _sender(found.si_pid)
             with self._lock:
                 if self._loop is not None:
                     with contextlib.suppress(RuntimeError):  # that loop is closed
@@ -101,10 +107,10 @@ class Signals:
                 self._early.append((found.si_signo, sender))
 
     def _act(self, number: int, sender: int) -> None:
-        """Loop thread. `sender`: the process of an attempt that sent it, or 0."""
+        """Loop thread. `sender`: the process of an attempt that sent it, _UNSEEN, or 0 for anybody else."""
         assert self._reactions is not None  # set by attach, which makes this known to the loop
         name = _name(number)
-        if sender:
+        if sender > 0:
             self._passed_over(name, f"process {sender} sent it, which an agent has started")
         elif number in _MEANINGLESS:
             what = "stopped, it could not end its tasks in time; use `watcher pause`" if number in _STOPPING else ""
@@ -113,7 +119,8 @@ class Signals:
             self._hang_up(self._reactions)
         else:
             self._is_stopping = True
-            (self._reactions.stop_now if number in _NOW else self._reactions.stop)(name)
+            reason = name + (self._reactions.unseen if sender == _UNSEEN else "")
+            (self._reactions.stop_now if number in _NOW else self._reactions.stop)(reason)
 
     def _hang_up(self, reactions: Reactions) -> None:
         is_closed = self._had_terminal and not _has_terminal()
@@ -122,6 +129,15 @@ class Signals:
         elif not self._ignores_hang_up and not self._is_stopping:  # a shell and the kernel both send one: still a drain
             self._is_stopping = True
             reactions.stop("SIGHUP")
+
+
+def _sender(pid: int) -> int:
+    """As `_act` wants it. The kernel and processes of other pid namespaces, which no attempt is in, have no number."""
+    if pid <= 0 or pid == os.getpid() or not procfs.IS_THERE:
+        return 0
+    if is_of_an_attempt(pid):
+        return pid
+    return _UNSEEN if procfs.facts_of(pid) is None else 0
 
 
 def is_of_an_attempt(pid: int) -> bool:

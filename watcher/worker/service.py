@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from watcher import __version__
 from watcher.clock import Clock, SystemClock
 from watcher.errors import LockLost, SettingError, WorkerTrouble, is_trouble
+from watcher.formats.heartbeat import UNSEEN_SENDER
 from watcher.formats.task import WORKER_PATTERN
 from watcher.policy.budget_limits import all_unbound
 from watcher.policy.restart import Losses
@@ -29,7 +30,7 @@ from watcher.store.queue import DirectorySpool
 from watcher.store.spending import Spending
 from watcher.store.task_reader import ignore_lease_breaks
 from watcher.store.worker_locks import Incarnation
-from watcher.system.process_fence import fence
+from watcher.system.process_fence import IN_FORCE, fence
 from watcher.system.processes import become_subreaper
 from watcher.system.signals import Reactions, signals
 from watcher.telemetry.events import Bus, Event, TaskSettled, passed_over
@@ -136,7 +137,8 @@ class WorkerService:
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
         reload = None if self.zones is None else self.zones.reload
-        signals.attach(loop, Reactions(self._stop, self._stop_now, reload), passed_over(self.bus.emit))
+        unseen = UNSEEN_SENDER if fence.state() != IN_FORCE else ""
+        signals.attach(loop, Reactions(self._stop, self._stop_now, reload, unseen), passed_over(self.bus.emit))
         with _starting(self.name):
             instance = self.config.watcher_instance or None
             incarnation = Incarnation(self.config.folders.tasks / self.name, self.name, instance)
