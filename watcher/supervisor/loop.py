@@ -18,7 +18,9 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from watcher import __version__
 from watcher.clock import Clock
+from watcher.settings.worker import WatcherConfig
 from watcher.supervisor.adopted_children import AdoptedChild
 from watcher.supervisor.child import SupervisedChild
 from watcher.supervisor.instances import WorkerInstances
@@ -45,15 +47,22 @@ _KILL_NOW_AT = 3
 
 
 @dataclass(frozen=True, slots=True)
-class SupervisorOptions:
-    """Seconds. `start_timeout`: how long a roll waits for the first beat of a new process."""
+class Wanted:
+    """What the command line asks for, beside the settings. Seconds.
 
-    look_interval: float
-    report_interval: float
+    `least` instances of each worker at first, at most `most`; None: each is one process without an instance.
+    `start_timeout`: how long a roll waits for the first beat of a new process. `flags` are for every process, too.
+    """
+
+    workers: tuple[str, ...]
+    with_listener: bool
+    least: int
+    most: int | None
+    grow_after: float
+    shrink_after: float
     start_timeout: float
-    shutdown_grace: float
-    kill_grace: float
-    about: str
+    report_every: float
+    flags: tuple[str, ...] = ()
 
 
 class Supervisor:
@@ -61,14 +70,17 @@ class Supervisor:
 
     def __init__(
         self,
-        options: SupervisorOptions,
+        wanted: Wanted,
+        config: WatcherConfig,
         workers: Sequence[WorkerInstances],
         listener: SupervisedChild | None,
         machine: Machine,
         clock: Clock,
         emit: Emit,
     ) -> None:
-        self._options = options
+        self._wanted = wanted
+        self._config = config
+        self._look_interval = min(1.0, max(0.1, config.heartbeat_interval / 2))
         self._workers = workers
         self._listener = listener
         self._machine = machine
@@ -88,8 +100,9 @@ class Supervisor:
         signals.attach(
             asyncio.get_running_loop(), Reactions(self.stop, self._stop_now, self.roll), passed_over(self._emit)
         )
-        self._emit(SupervisorStarted(os.getpid(), self._options.about))
-        self._report_due = self._clock.monotonic() + self._options.report_interval
+        who = f"{', '.join(self._wanted.workers)} below {self._config.watcher_root}"
+        self._emit(SupervisorStarted(os.getpid(), f"version {__version__}, {who}"))
+        self._report_due = self._clock.monotonic() + self._wanted.report_every
         self._adopt()
         for child in self._all():
             if child.adopted is None:
@@ -162,7 +175,7 @@ class Supervisor:
         elif self._roll is None:
             self._scale(now)
         if now >= self._report_due:
-            self._report_due = now + self._options.report_interval
+            self._report_due = now + self._wanted.report_every
             self._report()
 
     def _scale(self, now: float) -> None:
@@ -191,7 +204,7 @@ class Supervisor:
     def _pause(self) -> float:
         now = self._clock.monotonic()
         dues = [child.start_at - now for child in self._all() if child.start_at is not None]
-        return max(0.01, min([self._options.look_interval, self._report_due - now, *dues]))
+        return max(0.01, min([self._look_interval, self._report_due - now, *dues]))
 
     def _all(self) -> list[SupervisedChild]:
         """Those that should run: the workers, then the listener."""
@@ -237,24 +250,24 @@ class Supervisor:
             return "asked to stop"
         if not child.is_up:
             child.start()
-        deadline = self._clock.monotonic() + self._options.start_timeout
+        deadline = self._clock.monotonic() + self._wanted.start_timeout
         while not child.look().is_alive:
             if self._signals:
                 return "asked to stop"
             if not child.is_up:
                 return f"{child.name} does not come up ({child.reason})"
             if self._clock.monotonic() > deadline:
-                return f"{child.name} has not beaten within {self._options.start_timeout:g} s"
-            await asyncio.sleep(min(0.1, self._options.look_interval))
+                return f"{child.name} has not beaten within {self._wanted.start_timeout:g} s"
+            await asyncio.sleep(min(0.1, self._look_interval))
         return None
 
     async def _relieve(self, child: SupervisedChild) -> None:
         """Have the process that outlived its supervisor end; the turn after that starts ours, if we do not."""
         assert child.adopted is not None  # asked by the caller
-        child.adopted.end(self._clock.monotonic(), self._options.shutdown_grace, self._grace())
+        child.adopted.end(self._clock.monotonic(), self._config.shutdown_grace, self._grace())
         while child.adopted is not None and not child.adopted.has_ended() and not self._signals:
             child.adopted.push(self._clock.monotonic())
-            await asyncio.sleep(self._options.look_interval)
+            await asyncio.sleep(self._look_interval)
 
     # --- the end
 
@@ -276,9 +289,9 @@ class Supervisor:
                 child.finds_adopted()  # it was just about to find its name taken
             self._ask(child)
         for adopted in self._adopted():
-            adopted.end(self._clock.monotonic(), self._options.shutdown_grace, self._grace())
+            adopted.end(self._clock.monotonic(), self._config.shutdown_grace, self._grace())
         while any(child.is_up for child in children) or self._adopted():
-            await self._nap(self._options.look_interval)
+            await self._nap(self._look_interval)
             self._sweep()
             for adopted in self._adopted():
                 adopted.push(self._clock.monotonic())
@@ -288,11 +301,11 @@ class Supervisor:
         if not child.is_ending:
             child.end(self._grace())
         if child.charge.takes_its_time:
-            child.hurry_in(self._options.shutdown_grace, self._short_grace())
+            child.hurry_in(self._config.shutdown_grace, self._short_grace())
 
     def _grace(self) -> float:
         """What a worker needs for its own grace, its commands' and one more try to store what it has."""
-        return 2 * self._options.shutdown_grace + self._options.kill_grace + _MARGIN_SECONDS
+        return 2 * self._config.shutdown_grace + self._config.kill_grace + _MARGIN_SECONDS
 
     def _short_grace(self) -> float:
-        return self._options.kill_grace + _MARGIN_SECONDS
+        return self._config.kill_grace + _MARGIN_SECONDS

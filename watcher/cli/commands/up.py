@@ -14,39 +14,18 @@ machine refused something at the start.
 from __future__ import annotations
 
 import argparse
-import asyncio
-import importlib.util
 import re
-import sys
 from collections.abc import Callable
 
-from watcher import __version__
 from watcher.cli import entry_files
-from watcher.clock import SystemClock
 from watcher.errors import SettingError
 from watcher.formats.task import WORKER_PATTERN
-from watcher.policy.restart import RestartRules, Restarts
-from watcher.policy.scaling import Scaler, ScalingRules
-from watcher.settings.layers import Layers, process_environment, read_layers
-from watcher.settings.listener import OrchestratorConfig
-from watcher.settings.supervisor import SupervisorConfig
-from watcher.settings.worker import WatcherConfig
-from watcher.supervisor.adopted_children import SUPERVISED, own_name
-from watcher.supervisor.child import Charge, SupervisedChild
-from watcher.supervisor.child_log import Say, make_say
-from watcher.supervisor.instances import WorkerInstances
-from watcher.supervisor.loop import Supervisor, SupervisorOptions
-from watcher.system.machine_load import Machine
-from watcher.system.processes import become_subreaper
+from watcher.settings.layers import read_layers
+from watcher.supervisor.loop import Wanted
+from watcher.supervisor.service import LISTENER, SupervisorService
 from watcher.system.signals import signals
-from watcher.telemetry.events import Bus
-from watcher.telemetry.logs import EventLog, configure_logging
 
-#: How the listener is called in the log; its own lines say so too.
-_LISTENER = "orchestrator"
 _MOST_INSTANCES = 1000
-#: An instance that may be drained at any time finishes what it runs: see WorkerInstances.
-_OWN_GRACE_SECONDS = 86_400
 _FLAGS = {
     "log_level": "LOG_LEVEL",
     "log_format": "LOG_FORMAT",
@@ -56,7 +35,8 @@ _FLAGS = {
     "max_cpu": "MAX_CPU_PERCENT",
     "max_memory": "MAX_MEMORY_PERCENT",
 }
-_PASSED_ON = {"log_level": "--log-level", "log_format": "--log-format"}
+#: The flags that every process gets too.
+_PASSED_ON = ("log_level", "log_format")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,115 +61,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    def body() -> int:
+        layers = read_layers(entry_files.given(options, _FLAGS))
+        return SupervisorService(_wanted(options), layers).run()
+
     signals.block()
-    return entry_files.run("watcher up", lambda: asyncio.run(_Assembly(options).supervisor().run()))
+    return entry_files.run("watcher up", body)
 
 
-class _Assembly:
-    """Settings in, parts chosen."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
-        given = {name: getattr(options, flag) for flag, name in _FLAGS.items() if getattr(options, flag) is not None}
-        layers: Layers = read_layers(given)
-        self.config = WatcherConfig(layers)
-        self.rules = SupervisorConfig(layers)
-        self.state = OrchestratorConfig(layers).state_dir
-        self.least, self.most = _bounds(options)
-        self.clock = SystemClock()
-        self.bus = Bus()
-        _check_names(options.workers)
-
-    def supervisor(self) -> Supervisor:
-        """Everything, ready to run; nothing is started yet."""
-        config, options = self.config, self.options
-        become_subreaper()
-        self.bus.join(EventLog(configure_logging(config.log_level, config.log_format, "supervisor")))
-        say = make_say(config.log_format == "json")
-        workers = [self._instances(worker, index, say) for index, worker in enumerate(options.workers)]
-        listener = self._child(self._listener(), say) if options.listener else None
-        return Supervisor(
-            SupervisorOptions(
-                look_interval=min(1.0, max(0.1, config.heartbeat_interval / 2)),
-                report_interval=options.report_every,
-                start_timeout=options.start_timeout,
-                shutdown_grace=config.shutdown_grace,
-                kill_grace=config.kill_grace,
-                about=f"version {__version__}, {', '.join(options.workers)} below {config.watcher_root}",
-            ),
-            workers,
-            listener,
-            Machine(),
-            self.clock,
-            self.bus.emit,
-        )
-
-    def _instances(self, worker: str, index: int, say: Say) -> WorkerInstances:
-        is_scaled = self.most is not None and self.most > self.least
-        scaler = None
-        if self.most is not None and is_scaled:
-            scaler = Scaler(
-                ScalingRules(
-                    self.least,
-                    self.most,
-                    self.config.max_concurrent_tasks,
-                    self.rules.max_cpu_percent,
-                    self.rules.max_memory_percent,
-                    self.options.grow_after,
-                    self.options.shrink_after,
-                )
-            )
-
-        def make(number: int) -> SupervisedChild:
-            return self._child(self._worker(worker, index, number, is_scaled), say)
-
-        return WorkerInstances(worker, self.config.folders.heartbeats, self.least, make, scaler, self.bus.emit)
-
-    def _child(self, charge: Charge, say: Say) -> SupervisedChild:
-        rules = RestartRules(
-            first_delay_seconds=self.rules.restart_delay,
-            limit=self.rules.max_restarts,
-            reset_after_seconds=self.rules.restart_reset_after,
-        )
-        return SupervisedChild(charge, Restarts(rules), say, self.clock, self.bus.emit)
-
-    def _worker(self, worker: str, index: int, number: int, is_scaled: bool) -> Charge:
-        instance = str(number) if self.most is not None else self.config.watcher_instance
-        name = f"{worker}@{instance}" if instance else worker
-        environment = {**process_environment(), SUPERVISED: own_name()}
-        if is_scaled:
-            environment["SHUTDOWN_GRACE"] = str(_OWN_GRACE_SECONDS)
-        argv = [*_program("worker_watcher"), worker, *(["--instance", instance] if instance else [])]
-        argv += self._passed_on() + self._port(index * (self.most or 1) + number - 1)
-        return Charge(name, tuple(argv), environment, self.config.folders.heartbeats / f"{name}.json", is_scaled)
-
-    def _listener(self) -> Charge:
-        argv = [*_program("orchestrator_listener"), *self._passed_on()]
-        argv += self._port(len(self.options.workers) * (self.most or 1))
-        environment = {**process_environment(), SUPERVISED: own_name()}
-        return Charge(_LISTENER, tuple(argv), environment, self.state / "listener.json")
-
-    def _passed_on(self) -> list[str]:
-        pairs = ((flag, getattr(self.options, option)) for option, flag in _PASSED_ON.items())
-        return [word for flag, value in pairs if value is not None for word in (flag, value)]
-
-    def _port(self, offset: int) -> list[str]:
-        """A port that somebody set is the first one's; the others get those above it. An unset one moves by itself."""
-        wanted = self.config.metrics
-        if not wanted.enable_metrics or not wanted.port_was_set or wanted.metrics_port == 0:
-            return []
-        port = wanted.metrics_port + offset
-        if port > 65_535:
-            raise SettingError(f"METRICS_PORT={wanted.metrics_port}: too high for one port each; set a lower one, or 0")
-        return ["--metrics-port", str(port)]
-
-
-def _program(module: str) -> list[str]:
-    """The entry file that belongs to this very code, whatever the current folder holds."""
-    found = importlib.util.find_spec(module)
-    if found is None or found.origin is None:
-        raise SettingError(f"{module} is not installed beside this package; install the whole suite")
-    return [sys.executable, found.origin]
+def _wanted(options: argparse.Namespace) -> Wanted:
+    _check_names(options.workers)
+    least, most = _bounds(options)
+    passed_on = entry_files.given(options, {flag: f"--{flag.replace('_', '-')}" for flag in _PASSED_ON})
+    return Wanted(
+        workers=tuple(options.workers),
+        with_listener=options.listener,
+        least=least,
+        most=most,
+        grow_after=options.grow_after,
+        shrink_after=options.shrink_after,
+        start_timeout=options.start_timeout,
+        report_every=options.report_every,
+        flags=tuple(word for pair in passed_on.items() for word in pair),
+    )
 
 
 def _bounds(options: argparse.Namespace) -> tuple[int, int | None]:
@@ -212,7 +106,7 @@ def _check_names(workers: list[str]) -> None:
     for worker in workers:
         if re.fullmatch(WORKER_PATTERN, worker) is None:
             raise SettingError(f"worker name {worker!r}: letters, digits, dot, dash, underscore")
-        if worker == _LISTENER:
+        if worker == LISTENER:
             raise SettingError(f"worker name {worker!r}: its receipts would lie among the notices; take another name")
     if len(set(workers)) < len(workers):
         raise SettingError("a worker is named twice; --count 2 runs two instances of it")
