@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from tests.configs import worker_config
 from tests.doubles import HandClock, Memory
+from watcher.settings.worker import WatcherConfig
 from watcher.worker.provider_gates import Gates
 
 MADE: list[Gates] = []
@@ -30,9 +33,14 @@ def memory() -> Memory:
     return Memory()
 
 
+def gate_config(control: Path, **values: object) -> WatcherConfig:
+    """Threshold 2, 60 seconds."""
+    return worker_config(control, **{"control_dir": control, "circuit_breaker_threshold": 2, **values})
+
+
 def gates(control: Path, clock: HandClock, memory: Memory | None = None, worker: str = "marie") -> Gates:
     """The gates of one process: threshold 2, 60 seconds."""
-    out = Gates(control, worker, "owner", 2, 60.0, clock, memory or Memory())
+    out = Gates(gate_config(control), Mock(worker=worker, id="owner"), clock, memory or Memory())
     MADE.append(out)
     return out
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from tests.configs import made
 from tests.doubles import HandClock, Memory
 from watcher.formats.result import Result
+from watcher.settings.worker_groups import QueueSettings
 from watcher.store.folders import WorkerFolders
-from watcher.store.queue import DirectorySpool, SpoolOptions
+from watcher.store.queue import DirectorySpool
 from watcher.store.queue_interface import Claim, Settlement
 from watcher.store.worker_locks import Incarnation
 from watcher.telemetry.events import TaskSettled
@@ -29,7 +31,7 @@ class Desk:
     root: Path
     worker: str
     clock: HandClock
-    options: SpoolOptions
+    config: QueueSettings
     instance: str | None = None
     memory: Memory = field(default_factory=Memory)
 
@@ -39,7 +41,7 @@ class Desk:
             self.root / "tasks", self.root / "triggers", self.root / "results", self.root / "dlq",
             self.worker, self.incarnation.id,
         )  # fmt: skip
-        self.spool = DirectorySpool(self.places, self.options, self.clock, self.memory)
+        self.spool = DirectorySpool(self.places, self.config, self.clock, self.memory)
 
     @property
     def inbox(self) -> Path:
@@ -137,8 +139,8 @@ class Office:
         self.desks: list[Desk] = []
 
     def desk(self, worker: str = "marie", instance: str | None = None, **options: Any) -> Desk:
-        settings = SpoolOptions(**{"default_provider": "command", **options})
-        desk = Desk(self.root, worker, self.clock, settings, instance)
+        config = made(QueueSettings, **{"provider": "command", **options})
+        desk = Desk(self.root, worker, self.clock, config, instance)
         self.desks.append(desk)
         return desk
 

@@ -137,14 +137,14 @@ def test_retry_waits_for_its_time_and_counts_across_a_restart(office: Office) ->
 
 
 def test_clock_that_jumped_back_delays_a_retry_by_the_longest_delay_at_most(office: Office) -> None:
-    desk = office.desk(longest_delay_seconds=10.0)
+    desk = office.desk(max_retry_delay=10.0, retry_jitter=0.0)
     desk.drop("a")
     desk.scan()
     [claim] = desk.claim()
     desk.spool.retry_in(claim, 4)
     office.fire(desk)
     desk.close()
-    desk = office.desk(longest_delay_seconds=10.0)
+    desk = office.desk(max_retry_delay=10.0, retry_jitter=0.0)
     desk.clock.now_wall -= 3600
     desk.scan()
     assert desk.claim() == []

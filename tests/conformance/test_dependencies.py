@@ -177,7 +177,7 @@ def test_task_that_needs_itself_is_a_cycle(office: Office) -> None:
 
 
 def test_dependency_that_nobody_submits_is_given_up_after_its_time(office: Office) -> None:
-    desk = office.desk(dependency_timeout_seconds=60.0)
+    desk = office.desk(dependency_timeout=60.0)
     desk.drop("a", dependencies=["ghost"])
     desk.scan()
     desk.clock.pass_seconds(59)
@@ -191,7 +191,7 @@ def test_dependency_that_nobody_submits_is_given_up_after_its_time(office: Offic
 
 
 def test_dependency_that_waits_somewhere_is_waited_for_without_end(office: Office) -> None:
-    desk, other = office.desk(dependency_timeout_seconds=60.0), office.desk("anga")
+    desk, other = office.desk(dependency_timeout=60.0), office.desk("anga")
     desk.drop("a", dependencies=["slow"])
     other.drop("slow")
     desk.scan()
@@ -293,7 +293,7 @@ def test_more_dependencies_than_are_remembered_at_once_are_all_waited_for(
 
 
 def test_result_that_was_removed_is_not_called_a_task_that_nobody_submitted(office: Office) -> None:
-    desk = office.desk(dependency_timeout_seconds=60.0)
+    desk = office.desk(dependency_timeout=60.0)
     desk.drop("a")
     desk.scan()
     [claim] = desk.claim()

@@ -13,18 +13,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from tests.configs import worker_config
 from tests.conformance.conftest import Desk, Office
 from tests.doubles import HandClock, Memory
 from watcher.policy.after_attempt import Ending, Failure
 from watcher.policy.claim_order import FIFO_MODES, FifoMode
 from watcher.policy.give_back_limit import FACTS_BELIEVED, GIVEN_BACK_TOO_OFTEN
-from watcher.policy.retry import RetryDelays
 from watcher.runner.runner_interface import Attempt, Live, Outcome, Output
 from watcher.telemetry.events import TaskSettled
-from watcher.worker.executor import Executor, ExecutorOptions
+from watcher.worker.executor import Executor
+from watcher.worker.parts import WorkerParts
 from watcher.worker.provider_gates import OWN_REASONS, Gates
 
 Told = Callable[[float], Ending]
@@ -133,11 +135,13 @@ class Loop:
 
     def __post_init__(self) -> None:
         desk = self.desk
-        self.gates = Gates(desk.root / "control", desk.worker, desk.incarnation.id, 5, 60.0, desk.clock, self.memory)
-        options = ExecutorOptions(
-            desk.worker, desk.incarnation.id, self.slots, 0, 600.0, self.max_retries, RetryDelays(jitter=0), 60.0, 0
-        )
-        self.executor = Executor(desk.spool, self.runner, self.gates, options, desk.clock, self.memory)
+        config = worker_config(
+            desk.root, max_concurrent_tasks=self.slots, queue_size=0, max_retries=self.max_retries, retry_jitter=0.0,
+            min_free_bytes=0,
+        )  # fmt: skip
+        self.gates = Gates(config, desk.incarnation, desk.clock, self.memory)
+        parts = WorkerParts(desk.incarnation, desk.spool, self.runner, self.gates, Mock())
+        self.executor = Executor(config, parts, desk.clock, self.memory)
         self.executor.start(asyncio.get_running_loop(), lambda: None)
 
     async def turn(self) -> None:

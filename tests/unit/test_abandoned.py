@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.configs import made
 from tests.doubles import HandClock, Memory
 from tests.waiting import wait_for
 from watcher.clock import NeverAhead
+from watcher.settings.worker_groups import QueueSettings
 from watcher.store.abandoned_files import ABANDONED_SECONDS, remove_abandoned
 from watcher.store.folders import WorkerFolders
-from watcher.store.inbox_index import SpoolOptions
 from watcher.store.queue import DirectorySpool
 from watcher.system.files import Folder
 
@@ -99,7 +100,7 @@ def test_clock_that_jumps_makes_no_file_old(tmp_path: Path) -> None:
 
 def test_worker_looks_for_them_again_and_again(tmp_path: Path) -> None:
     worker, clock = places(tmp_path), HandClock(time.time() + LATER)
-    spool = DirectorySpool(worker, SpoolOptions("command"), clock, Memory())
+    spool = DirectorySpool(worker, made(QueueSettings, provider="command"), clock, Memory())
     for seconds in (0.0, 601.0):
         (worker.inbox.path / ".submit-0123456789abcdef.tmp").write_text("secret")
         clock.pass_seconds(seconds)

@@ -8,19 +8,21 @@ import queue
 import threading
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from tests.configs import worker_config
 from tests.doubles import HandClock, Memory
 from watcher.errors import WorkerTrouble
 from watcher.formats.task import Task
 from watcher.policy.after_attempt import Ending, Failure
-from watcher.policy.retry import RetryDelays
 from watcher.runner.runner_interface import Attempt, Live, Outcome, Output
 from watcher.store.holds import hold_provider, lift_hold
 from watcher.store.queue_interface import Claim, Claimed, Settlement
 from watcher.telemetry.events import Event, TaskSettled, TroubleBegan, TroubleEnded
-from watcher.worker.executor import Executor, ExecutorOptions
+from watcher.worker.executor import Executor
+from watcher.worker.parts import WorkerParts
 from watcher.worker.provider_gates import Gates
 
 
@@ -129,9 +131,11 @@ class Bench:
 
     def __init__(self, control: Path, spool: StubSpool) -> None:
         self.spool, self.runner, self.clock, self.memory = spool, StubRunner(), HandClock(), Memory()
-        self.gates = gates = Gates(control, "marie", "i", 5, 60.0, self.clock, self.memory)
-        options = ExecutorOptions("marie", "i", 2, 0, 600.0, 3, RetryDelays(), 60.0, 1)
-        self.executor = Executor(spool, self.runner, gates, options, self.clock, self.memory)
+        config = worker_config(control, control_dir=control, max_concurrent_tasks=2, queue_size=0, min_free_bytes=1)
+        owner = Mock(worker="marie", id="i")
+        self.gates = gates = Gates(config, owner, self.clock, self.memory)
+        parts = WorkerParts(owner, spool, self.runner, gates, Mock())
+        self.executor = Executor(config, parts, self.clock, self.memory)
 
     def running(self) -> list[str]:
         return [running.claim.task.task_id for running in self.executor.running()]

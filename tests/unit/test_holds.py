@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from tests.doubles import HandClock, Memory
+from tests.gating import gate_config
 from watcher.errors import SettingError
 from watcher.store.holds import StoredHold, hold_provider, key_of, lift_hold, list_holds, safe_account, split_name
 from watcher.worker.provider_gates import Gates
@@ -61,7 +63,7 @@ def test_odd_files_are_not_listed(tmp_path: Path) -> None:
 def test_gate_takes_a_hold_by_hand_as_one_that_waits_for_a_word(tmp_path: Path) -> None:
     clock, memory = HandClock(), Memory()
     hold_provider(tmp_path, "claude", now=clock.wall())
-    gates = Gates(tmp_path, "marie", "owner", 2, 60.0, clock, memory)
+    gates = Gates(gate_config(tmp_path), Mock(worker="marie", id="owner"), clock, memory)
     clock.pass_seconds(1e6)
     assert gates.closed_to() == ({"claude"}, False) and gates.due_in(0) is None
     lift_hold(tmp_path, "claude")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from tests.doubles import HandClock, Memory
-from tests.gating import MADE, allowed, cleared, clock, limit
+from tests.gating import MADE, allowed, cleared, clock, gate_config, limit
 from watcher.store.holds import lift_hold
 from watcher.worker.provider_gates import Gates
 
@@ -28,10 +29,18 @@ def may_probe(found: Gates) -> bool:
     return "claude" not in excluded and "claude" not in found.refused_permits(excluded, ready)
 
 
-def crew(tmp_path: Path, clock: HandClock, *names: str, **more: Any) -> list[Gates]:
+def crew(
+    tmp_path: Path,
+    clock: HandClock,
+    *names: str,
+    jitter: Callable[[float], float] = lambda seconds: 0.0,
+    **values: object,
+) -> list[Gates]:
     out = []
     for name in names:
-        MADE.append(Gates(tmp_path, name, f"owner-{name}", 9, 60.0, clock, Memory(), **more))
+        owner = Mock(worker=name, id=f"owner-{name}")
+        config = gate_config(tmp_path, circuit_breaker_threshold=9, **values)
+        MADE.append(Gates(config, owner, clock, Memory(), jitter))
         out.append(MADE[-1])
     return out
 
@@ -119,7 +128,7 @@ def test_end_that_is_over_already_is_none_for_the_other_workers_too(tmp_path: Pa
 
 
 def test_probe_of_a_killed_worker_is_taken_over_after_its_lease(tmp_path: Path, clock: HandClock) -> None:
-    dead, heir, third = crew(tmp_path, clock, "a", "b", "c", lease_seconds=30.0)
+    dead, heir, third = crew(tmp_path, clock, "a", "b", "c", heartbeat_interval=10.0)
     limit(dead, clock)
     clock.pass_seconds(100)
     assert may_probe(dead) and not may_probe(heir) and not may_probe(third)
@@ -182,9 +191,9 @@ def test_ramp_ends_when_somebody_lifts_it(tmp_path: Path, clock: HandClock) -> N
 
 
 def test_accounts_are_held_each_for_itself(tmp_path: Path, clock: HandClock) -> None:
-    (one,) = crew(tmp_path, clock, "a", account="x@y")
-    (other,) = crew(tmp_path, clock, "b", account="z")
-    (same,) = crew(tmp_path, clock, "c", account="x@y")
+    (one,) = crew(tmp_path, clock, "a", provider_account="x@y")
+    (other,) = crew(tmp_path, clock, "b", provider_account="z")
+    (same,) = crew(tmp_path, clock, "c", provider_account="x@y")
     limit(one, clock)
     for each in (other, same):
         each.refresh()

@@ -8,11 +8,12 @@ from unittest.mock import Mock
 
 import pytest
 
+from tests.configs import worker_config
 from tests.doubles import HandClock, Memory
 from watcher.clock import SystemClock
 from watcher.errors import LockLost
 from watcher.policy.breaker import BreakerState
-from watcher.worker.loop import Worker, WorkerOptions
+from watcher.worker.loop import Worker
 
 
 class DeafExecutor:
@@ -59,27 +60,28 @@ def test_attempt_that_is_just_being_started_is_told_to_end_until_it_hears(
     tmp_path: Path, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("watcher.worker.loop._OBEY_SECONDS", 0.01)
-    options = WorkerOptions("marie", tmp_path, tmp_path, "claude", 5.0, 0.2, 0.01, 60.0, "")
-    parts = Mock(spending=None)
+    config = worker_config(tmp_path, heartbeat_interval=0.01, shutdown_grace=60.0)
+    (tmp_path / "control" / "holds").mkdir(parents=True)
+    parts, control = Mock(spending=None, unbound={}), Mock(paused=None)
     parts.runner.unwatched.return_value = parts.spool.scan.return_value = parts.spool.watched_results.return_value = []
-    parts.runner.problem.return_value = parts.runner.remark.return_value = parts.control.paused = None
-    parts.control.next_due_in.return_value = parts.spool.next_due_in.return_value = None
+    parts.runner.problem.return_value = parts.runner.remark.return_value = None
+    control.next_due_in.return_value = parts.spool.next_due_in.return_value = None
     parts.gates.holds.return_value = {}
     parts.gates.worst_state.return_value = BreakerState.CLOSED
     parts.spool.oldest_arrival.return_value = None
     parts.spool.waiting.return_value = parts.spool.held.return_value = parts.runner.sweep.return_value = 0
     parts.spool.providers_wanted.return_value = set()
-    parts.control.path, parts.incarnation.id = tmp_path, "f" * 32
+    control.path, parts.incarnation.id, parts.incarnation.worker = tmp_path, "f" * 32, "marie"
 
     async def serve() -> DeafExecutor:
-        parts.executor = executor = DeafExecutor()
-        worker = Worker(options, parts, SystemClock(), Memory())
+        executor = DeafExecutor()
+        worker = Worker(config, parts, executor, control, SystemClock(), Memory())
         if why == "two signals":
             worker.stop("SIGTERM")
             worker.stop("SIGTERM")
         else:
             worker._scan_due = float("inf")
-            parts.executor.fill = Mock(side_effect=[LockLost("") if why == "lost lock" else KeyError(), *[None] * 9])
+            executor.fill = Mock(side_effect=[LockLost("") if why == "lost lock" else KeyError(), *[None] * 9])
         async with asyncio.timeout(20):
             try:
                 await worker.run()
@@ -92,13 +94,14 @@ def test_attempt_that_is_just_being_started_is_told_to_end_until_it_hears(
 
 def test_worker_that_drains_for_an_hour_is_alive_as_long_as_it_beats() -> None:
     """It scans no more; who killed it for that would cost the tasks it waits for."""
-    options = WorkerOptions("marie", Path("results"), Path("inbox"), "claude", 5.0, 0.2, 10.0, 3600.0, "")
-    parts, clock = Mock(), HandClock()
+    config = worker_config(Path("root"))
+    parts, executor, clock = Mock(), Mock(), HandClock()
+    parts.incarnation.worker = "marie"
     parts.runner.sweep.return_value = 0
     parts.spool.oldest_arrival.return_value = None
     parts.spool.waiting.return_value = parts.spool.held.return_value = 0
-    parts.executor.running.return_value = []
-    worker = Worker(options, parts, clock, Memory())
+    executor.running.return_value = []
+    worker = Worker(config, parts, executor, Mock(), clock, Memory())
     assert worker.is_alive()[0]
     clock.pass_seconds(600)
     assert not worker.is_alive()[0]
@@ -109,9 +112,11 @@ def test_worker_that_drains_for_an_hour_is_alive_as_long_as_it_beats() -> None:
 
 
 def test_worker_that_drains_says_so_to_a_probe_however_long_ago_it_has_scanned() -> None:
-    options = WorkerOptions("marie", Path("results"), Path("inbox"), "claude", 5.0, 0.2, 10.0, 3600.0, "")
+    config = worker_config(Path("root"))
     clock = HandClock()
-    worker = Worker(options, Mock(), clock, Memory())
+    parts = Mock()
+    parts.incarnation.worker = "marie"
+    worker = Worker(config, parts, Mock(), Mock(), clock, Memory())
     worker.drain("somebody asked")
     clock.pass_seconds(600)
     assert worker.is_ready() == (False, "draining")

@@ -72,16 +72,26 @@ class ServiceSettings(FolderSettings):
         )
 
 
-class TeamSettings(ServiceSettings):
-    """What a worker and the listener share beyond that: the listener judges a worker by the worker's own times."""
+class SettlingSettings(LayeredConfig):
+    """How long a file may be none of ours until it is judged: whoever reads files of others has this."""
 
-    state_dir: Path = Field(description="folder of the listener's database and of what the drop zones remember")
     settle_seconds: float = Field(
         2.0, ge=0, le=600, description="seconds without change before a broken file is refused"
     )
+
+
+class KillSettings(LayeredConfig):
+    """How a command is ended."""
+
+    kill_grace: float = Field(5.0, ge=0, le=600, description="seconds between TERM and KILL for a command")
+
+
+class TeamSettings(ServiceSettings, SettlingSettings, KillSettings):
+    """What a worker and the listener share beyond that: the listener judges a worker by the worker's own times."""
+
+    state_dir: Path = Field(description="folder of the listener's database and of what the drop zones remember")
     heartbeat_interval: float = Field(10.0, ge=0.1, le=3600, description="seconds between two heartbeats")
     task_timeout: float = Field(600.0, ge=0.1, le=task.MAX_TIMEOUT_SECONDS, description="seconds one attempt may take")
-    kill_grace: float = Field(5.0, ge=0, le=600, description="seconds between TERM and KILL for a command")
 
 
 class TakingSettings(LayeredConfig):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, cast, get_args
@@ -14,15 +13,13 @@ from watcher.formats.fields import Text
 from watcher.policy.budget_limits import BudgetLimits
 from watcher.settings.config_base import LayeredConfig, Loaded, load
 from watcher.settings.layers import SETTINGS, Layers, read_layers
-from watcher.settings.shared_groups import TakingSettings, TeamSettings
+from watcher.settings.shared_groups import TeamSettings
 from watcher.settings.value_types import (
     ACCOUNT,
     DAY,
     INSTANCE,
-    MAX_BYTES,
     TOKEN,
     Command,
-    FifoMode,
     MaybeCommand,
     Prompt,
     address_template,
@@ -31,12 +28,11 @@ from watcher.settings.value_types import (
     matches,
     own_name,
     some_file,
-    split_folders,
-    split_variables,
 )
+from watcher.settings.worker_groups import QueueSettings, RunnerSettings
 
 
-class WatcherConfig(TeamSettings, TakingSettings):
+class WatcherConfig(TeamSettings, QueueSettings, RunnerSettings):
     """Every setting of a worker, valid. The attribute is the setting's name in lower case.
 
     `WatcherConfig()` reads the layers itself, without flags; `WatcherConfig(layers)` takes what was read
@@ -47,12 +43,6 @@ class WatcherConfig(TeamSettings, TakingSettings):
     names: ClassVar[tuple[str, ...]] = SETTINGS
 
     max_concurrent_tasks: int = Field(3, ge=1, le=1000, description="tasks that run at once")
-
-    max_retries: int = Field(3, ge=0, le=100, description="attempts after the first one of a task")
-    retry_backoff: float = Field(2.0, ge=1, le=100, description="factor between one retry delay and the next")
-    initial_retry_delay: float = Field(1.0, ge=0, le=DAY, description="seconds before the first retry")
-    max_retry_delay: float = Field(300.0, ge=0, le=DAY, description="seconds before a retry, at most")
-    retry_jitter: float = Field(0.1, ge=0, le=1, description="random share of a retry delay added, at most")
 
     circuit_breaker_threshold: int = Field(5, ge=1, le=10_000, description="failures in a row that stop a provider")
     circuit_breaker_timeout: float = Field(
@@ -67,13 +57,6 @@ class WatcherConfig(TeamSettings, TakingSettings):
     )
     max_tokens_per_task: int = Field(
         0, ge=0, le=10**12, description="tokens that all attempts of a task may use, where the provider tells; 0: any"
-    )
-    stall_timeout: float = Field(
-        0.0, ge=0, le=DAY, description="seconds without output after which an attempt is ended and retried; 0: never"
-    )
-
-    provider: Annotated[str, matches(cast(Text, task.FIELDS["provider"]))] = Field(
-        "claude", description="provider of a task that names none"
     )
     model: Annotated[str, matches(cast(Text, task.FIELDS["model"]), optional=True)] = Field(
         "", description="model of a task that names none; empty leaves it to the provider"
@@ -94,25 +77,12 @@ class WatcherConfig(TeamSettings, TakingSettings):
     agent_prompt: Annotated[Prompt, fold(get_args(Prompt))] = Field(
         "stdin", description="how the provider command gets its prompt: stdin, argument or file"
     )
-    agent_env: Annotated[tuple[str, ...], BeforeValidator(split_variables)] = Field(
-        (), description="more variables that commands may see: names or globs, commas between"
-    )
     agent_sudo: bool = Field(
         False, description="let agents use sudo and other setuid programs; then they can also signal this worker"
-    )
-    allowed_cwd: Annotated[tuple[Path, ...], BeforeValidator(split_folders)] = Field(
-        (), description=f"folders that a task's cwd must lie in, {os.pathsep!r} between; empty allows all"
     )
     acp_command: MaybeCommand = Field(
         (), description="command of the provider acp: an agent that speaks the Agent Client Protocol"
     )
-    acp_auth_method: str = Field(
-        "", max_length=200, description="way in which the agent of ACP_COMMAND logs in when it wants that, as api-key"
-    )
-    warm_agents: int = Field(
-        0, ge=0, le=100, description="processes of claude started ahead, each for one task; 0: each task starts its own"
-    )
-
     handler_command: MaybeCommand = Field(
         (), description="command of the provider handler: a program that is kept running and answers many tasks"
     )
@@ -135,35 +105,11 @@ class WatcherConfig(TeamSettings, TakingSettings):
         1 << 30, ge=0, le=1 << 50, description="resident bytes above which a handler is replaced; 0: never"
     )
 
-    fifo_mode: Annotated[FifoMode, fold(get_args(FifoMode))] = Field(
-        "per_agent", description="order of tasks: relaxed, per_agent (in order within an agent_id) or strict"
-    )
     queue_size: int = Field(
         100, ge=0, le=100_000, description="short tasks claimed ahead of those that run, at most; 0: none"
     )
-    max_output_bytes: int = Field(
-        1 << 20, ge=64, le=MAX_BYTES, description="bytes of stdout, and of stderr, kept in a result"
-    )
-    max_prompt_bytes: int = Field(
-        8 << 20, ge=64, le=MAX_BYTES, description="bytes of a prompt with the texts of its dependencies filled in"
-    )
-    max_attempt_output_bytes: int = Field(
-        256 << 20,
-        ge=64,
-        le=1 << 50,
-        description="bytes that one attempt may print, stdout and stderr together; beyond them it is ended",
-    )
-    dependency_timeout: float = Field(
-        3600.0, ge=0, le=31 * DAY, description="seconds to wait for a dependency that nobody submitted"
-    )
-    max_worker_deaths: int = Field(
-        3, ge=1, le=100, description="workers that may die on one task until it is a dead letter"
-    )
     max_given_back: int = Field(
         3, ge=1, le=100, description="times a task may blame its account or the machine wrongly until it has failed"
-    )
-    min_free_bytes: int = Field(
-        16 << 20, ge=0, le=1 << 50, description="bytes free on the disk below which nothing is claimed"
     )
     watcher_instance: Annotated[str, BeforeValidator(own_name), matches(INSTANCE, optional=True)] = Field(
         "",

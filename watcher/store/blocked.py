@@ -11,7 +11,7 @@ new tasks at once, in portions, and only a few steps are taken when one comes in
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from watcher.clock import Clock
 from watcher.errors import InvalidTask
@@ -21,6 +21,9 @@ from watcher.store.dependencies import Needs, Results, look
 from watcher.store.folders import History, WorkerFolders
 from watcher.store.other_workers import Elsewhere
 
+if TYPE_CHECKING:
+    from watcher.settings.worker_groups import QueueSettings
+
 #: So many dependencies of all blocked tasks are remembered at once, some 100 MB. Beyond it a task is remembered by a
 #: few of its own, and looked at again when those have their results.
 MAX_WAITED_FOR = 500_000
@@ -29,24 +32,16 @@ _FEW = 16
 _FIRST_STEPS = 50
 
 
-class _BlockedOptions(Protocol):
-    @property
-    def dependency_timeout_seconds(self) -> float: ...
-
-    @property
-    def max_task_bytes(self) -> int: ...
-
-
 class Blocked:
     """The blocked tasks of one worker, found by their file's name or by what they wait for."""
 
-    def __init__(self, places: WorkerFolders, results: Results, options: _BlockedOptions, clock: Clock) -> None:
+    def __init__(self, places: WorkerFolders, results: Results, config: QueueSettings, clock: Clock) -> None:
         self._worker = places.worker
         self._results = results
         self._elsewhere = Elsewhere(
-            places.tasks_root, places.results_root, places.triggers.path.parent, options.max_task_bytes
+            places.tasks_root, places.results_root, places.triggers.path.parent, config.max_task_bytes
         )
-        self._options = options
+        self._config = config
         self._clock = clock
         self._needs: dict[str, Needs] = {}
         self._by_stem: dict[str, str] = {}
@@ -83,7 +78,7 @@ class Blocked:
         if not missing:
             return None
         since = old.since if old is not None else self._clock.monotonic()
-        if self._clock.monotonic() - since >= self._options.dependency_timeout_seconds:
+        if self._clock.monotonic() - since >= self._config.dependency_timeout:
             unknown = sorted(d for d in missing if not self._elsewhere.is_known(d))
             if unknown and not (self._elsewhere.is_blind or self._results.is_blind):
                 return InvalidTask("dependency_missing", self._words_of_unknown(unknown))
@@ -134,7 +129,7 @@ class Blocked:
         """Which blocked tasks have changed by what the folders say now, or have waited too long; None now and then."""
         now = self._clock.monotonic()
         for number, (name, needs) in enumerate(list(self._needs.items())):
-            if now - needs.since >= self._options.dependency_timeout_seconds:
+            if now - needs.since >= self._config.dependency_timeout:
                 yield name
             elif number % 1000 == 999:
                 yield None

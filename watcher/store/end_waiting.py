@@ -26,10 +26,10 @@ _MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class _ToolOptions:
+class _ToolSettings:
     max_worker_deaths: int = 3
     max_task_bytes: int = _MAX_BYTES
-    default_provider: str = ""
+    provider: str = ""
 
 
 def cancel_waiting(folders: Folders, worker: str, task_id: str, detail: str) -> bool:
@@ -38,7 +38,7 @@ def cancel_waiting(folders: Folders, worker: str, task_id: str, detail: str) -> 
         taken = inhand.take_in_hand(places, task_id, _MAX_BYTES)
         if taken is None:
             return False
-        ending = Endings(places, _ToolOptions(), SystemClock()).cancelled(taken.task, taken.came_from.history, detail)
+        ending = Endings(places, _ToolSettings(), SystemClock()).cancelled(taken.task, taken.came_from.history, detail)
         _, error = Settler(places).settle([ending.with_handle(taken.handle, None)])
         if error is not None:
             inhand.put_back(places, taken.handle)

@@ -14,11 +14,12 @@ import sys
 import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from watcher.clock import Clock
 from watcher.errors import InvalidTask, WorkerTrouble
 from watcher.formats.task import TASK_FILE_NAME, Task, parse_task, why_no_task_name
-from watcher.policy.claim_order import FifoMode, Lineup, Waiting
+from watcher.policy.claim_order import Lineup, Waiting
 from watcher.store.blocked import Blocked
 from watcher.store.dependencies import Results
 from watcher.store.folders import History, WorkerFolders
@@ -26,6 +27,9 @@ from watcher.store.refused_files import NOT_UNDERSTOOD
 from watcher.store.task_reader import FileState, TaskBytes, read_task_file
 from watcher.system.files import Folder
 from watcher.telemetry.events import Emit, FileIgnored, FolderLost, TaskNotUnderstood
+
+if TYPE_CHECKING:
+    from watcher.settings.worker_groups import QueueSettings
 
 #: How long a complete file whose writer keeps it open, unchanged, is left alone.
 WRITER_PATIENCE_SECONDS = 30.0
@@ -38,20 +42,6 @@ _STUCK_SECONDS = 30.0
 _TRIES = 3
 #: Looking at files may take so long at once; what is left has its turn after whatever else the loop has to do.
 SLICE_SECONDS = 0.03
-
-
-@dataclass(frozen=True, slots=True)
-class SpoolOptions:
-    """What the engine needs to know of the settings. Seconds and bytes."""
-
-    default_provider: str
-    fifo_mode: FifoMode = "per_agent"
-    max_task_bytes: int = 1 << 20
-    max_prompt_bytes: int = 8 << 20
-    settle_seconds: float = 2.0
-    dependency_timeout_seconds: float = 3600.0
-    max_worker_deaths: int = 3
-    longest_delay_seconds: float = 330.0
 
 
 @dataclass(slots=True)
@@ -70,15 +60,16 @@ class Index:
     `lineup` holds those that may be taken, `endings` the files that will never be: name -> folder and why.
     """
 
-    def __init__(self, places: WorkerFolders, options: SpoolOptions, clock: Clock, emit: Emit) -> None:
+    def __init__(self, places: WorkerFolders, config: QueueSettings, clock: Clock, emit: Emit) -> None:
         self._places = places
-        self._options = options
+        self._config = config
         self._clock = clock
         self._emit = emit
-        self.lineup = Lineup(options.fifo_mode)
+        self._longest_delay = config.retry_delays.longest()
+        self.lineup = Lineup(config.fifo_mode)
         self.results = Results(places.results_root, places.worker)
         self.endings: dict[str, tuple[Folder, InvalidTask]] = {}
-        self._blocked = Blocked(places, self.results, options, clock)
+        self._blocked = Blocked(places, self.results, config, clock)
         self._unsettled: dict[str, _Unsettled] = {}
         # Of these the files that this user may not take, and why.
         self._stuck: dict[str, str] = {}
@@ -295,7 +286,7 @@ class Index:
             return
         folder = self.folder_of(name)
         try:
-            found = read_task_file(folder, name, self._options.max_task_bytes, ask_for_writers=False)
+            found = read_task_file(folder, name, self._config.max_task_bytes, ask_for_writers=False)
         except WorkerTrouble:
             if name in self._unsettled:
                 self.look_again_later(name)
@@ -323,7 +314,7 @@ class Index:
             name,
             task.priority,
             max(found.arrived_at, task.not_before or 0.0),
-            sys.intern(task.provider or self._options.default_provider),
+            sys.intern(task.provider or self._config.provider),
             self.lineup.lane_of(task.agent_id),
             self._due(history, task),
             is_doubted=history.given is not None,
@@ -344,14 +335,14 @@ class Index:
         A stored retry time beyond the longest delay is a clock that jumped: it is cut.
         """
         wall = self._clock.wall()
-        retry = min(history.due - wall, self._options.longest_delay_seconds)
+        retry = min(history.due - wall, self._longest_delay)
         wait = max(retry, (task.not_before or 0.0) - wall)
         return self._clock.monotonic() + wait if wait > 0 else 0.0
 
     def _perhaps_half_written(self, folder: Folder, name: str, error: InvalidTask) -> None:
         """No task as it is now; whether somebody still writes it decides."""
         with contextlib.suppress(WorkerTrouble):
-            again = read_task_file(folder, name, self._options.max_task_bytes)
+            again = read_task_file(folder, name, self._config.max_task_bytes)
             if isinstance(again, TaskBytes):
                 self.not_yet(name, again.state, error, settling=True, being_written=again.being_written)
             else:
@@ -365,7 +356,7 @@ class Index:
         entry = self._unsettled.get(name)
         if entry is None or entry.state != state:
             entry = self._unsettled[name] = _Unsettled(state, now, now, _LOOK_AGAIN_SECONDS[0])
-        if not settling or (now - entry.since >= self._options.settle_seconds and not being_written):
+        if not settling or (now - entry.since >= self._config.settle_seconds and not being_written):
             del self._unsettled[name]
             self.lineup.discard(name, self._clock.monotonic())
             self.endings[name] = (self.folder_of(name), error)
@@ -388,7 +379,7 @@ class Index:
 
     def _pause(self, entry: _Unsettled, now: float) -> None:
         # With a short SETTLE_SECONDS the next look must not come much later than the verdict is due.
-        entry.again_at = now + min(entry.pause, max(self._options.settle_seconds, 0.02))
+        entry.again_at = now + min(entry.pause, max(self._config.settle_seconds, 0.02))
         entry.pause = min(entry.pause * 2, _LOOK_AGAIN_SECONDS[1])
 
     def look_again_later(self, name: str) -> None:
@@ -439,7 +430,7 @@ class Index:
     def changed_its_mind(self, waiting: Waiting, history: History, task: Task, found: TaskBytes) -> bool:
         """The file was edited since it was lined up: its place, its time or its needs may be others now."""
         lane = self.lineup.lane_of(task.agent_id)
-        provider = task.provider or self._options.default_provider
+        provider = task.provider or self._config.provider
         is_due = (task.not_before or 0.0) <= self._clock.wall()
         same = (task.priority, lane, provider) == (waiting.priority, waiting.lane, waiting.provider)
         if same and is_due and (history.attempts or not task.dependencies or self._blocked.is_met(task)):

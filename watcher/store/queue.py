@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import replace as replaced
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from watcher.clock import Clock, NeverAhead
 from watcher.errors import InvalidTask, WorkerTrouble
@@ -26,7 +26,7 @@ from watcher.policy.claim_order import Waiting
 from watcher.store import changes as inhand
 from watcher.store.dependencies import fill, sources, unfilled
 from watcher.store.folders import History, WorkerFolders, why_stuck
-from watcher.store.inbox_index import SLICE_SECONDS, Index, SpoolOptions
+from watcher.store.inbox_index import SLICE_SECONDS, Index
 from watcher.store.queue_interface import Claim, Claimed, Settlement
 from watcher.store.refused_files import NOT_UNDERSTOOD, Endings, RefusedFile
 from watcher.store.rescue import rescue
@@ -35,6 +35,9 @@ from watcher.store.task_places import has_task, task_files
 from watcher.store.task_reader import FileState, TaskBytes, file_state, read_task_file
 from watcher.system.files import Folder, move, move_new, replace
 from watcher.telemetry.events import Emit, Event, TaskFieldsUnknown, TaskReferencesUnknown, TaskReleased
+
+if TYPE_CHECKING:
+    from watcher.settings.worker_groups import QueueSettings
 
 #: How a task stands that a command was about.
 Standing = Literal["waits", "held", "runs", "runs_elsewhere", "ended", "unknown"]
@@ -50,14 +53,14 @@ _ABANDONED_EVERY_SECONDS = 600.0
 class DirectorySpool:
     """One worker's tasks in plain folders."""
 
-    def __init__(self, places: WorkerFolders, options: SpoolOptions, clock: Clock, emit: Emit) -> None:
+    def __init__(self, places: WorkerFolders, config: QueueSettings, clock: Clock, emit: Emit) -> None:
         self._places = places
-        self._options = options
+        self._config = config
         self._clock = clock
         self._emit = emit
-        self._lookout = Index(places, options, clock, emit)
+        self._lookout = Index(places, config, clock, emit)
         self._lineup = self._lookout.lineup
-        self._endings = Endings(places, options, clock)
+        self._endings = Endings(places, config, clock)
         self._settler = Settler(places)
         self._active: dict[str, str] = {}
         self._turns = 0
@@ -172,7 +175,7 @@ class DirectorySpool:
 
     def prompt(self, claim: Claim) -> str:
         """The description with the texts of its dependencies. Raises InvalidTask, WorkerTrouble."""
-        return fill(claim.task.description, claim.sources, self._options.max_prompt_bytes)
+        return fill(claim.task.description, claim.sources, self._config.max_prompt_bytes)
 
     def settle(self, batch: list[Settlement]) -> tuple[list[Event | None], OSError | None]:
         return self._settler.settle(batch)
@@ -231,7 +234,7 @@ class DirectorySpool:
             return "ended"
         if task_id in self._active:
             return "runs"
-        taken = inhand.take_in_hand(self._places, task_id, self._options.max_task_bytes)
+        taken = inhand.take_in_hand(self._places, task_id, self._config.max_task_bytes)
         if taken is None:
             return "runs_elsewhere" if self._is_with_others(task_id) else "unknown"
         self._lookout.gone(taken.came_from.name, task_id)
@@ -256,7 +259,7 @@ class DirectorySpool:
 
     def edit(self, task_id: str, changes: dict[str, Any]) -> Standing:
         """Give fields of a waiting or held task other values."""
-        name = inhand.edit(self._places, task_id, changes, self._options.max_task_bytes, self._lookout.circle_with)
+        name = inhand.edit(self._places, task_id, changes, self._config.max_task_bytes, self._lookout.circle_with)
         if name is None:
             return self._standing(task_id)
         if self._places.held.has(name):
@@ -295,7 +298,7 @@ class DirectorySpool:
         folder = self._lookout.folder_of(name)
         done = False
         try:
-            found = read_task_file(folder, name, self._options.max_task_bytes)
+            found = read_task_file(folder, name, self._config.max_task_bytes)
             if found is None:
                 return
             if not isinstance(found, TaskBytes):

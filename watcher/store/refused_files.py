@@ -30,7 +30,9 @@ _MAX_MARKED_BYTES = 8 << 20
 NOT_UNDERSTOOD = "not_understood"
 
 
-class _RefusalOptions(Protocol):
+class RefusalSettings(Protocol):
+    """The settings that decide here; a command that ends a task has no worker's config."""
+
     @property
     def max_worker_deaths(self) -> int: ...
 
@@ -38,7 +40,7 @@ class _RefusalOptions(Protocol):
     def max_task_bytes(self) -> int: ...
 
     @property
-    def default_provider(self) -> str: ...
+    def provider(self) -> str: ...
 
 
 @dataclass(slots=True)
@@ -57,9 +59,9 @@ class RefusedFile:
 class Endings:
     """Decides and writes the endings of files that are not run."""
 
-    def __init__(self, places: WorkerFolders, options: _RefusalOptions, clock: Clock) -> None:
+    def __init__(self, places: WorkerFolders, config: RefusalSettings, clock: Clock) -> None:
         self._places = places
-        self._options = options
+        self._config = config
         self._clock = clock
 
     def without_running(self, task: Task, history: History) -> RefusedFile | None:
@@ -70,7 +72,7 @@ class Endings:
             unfinished = self._unfinished(task)
             if unfinished is not None:
                 return unfinished
-        if history.deaths >= self._options.max_worker_deaths:
+        if history.deaths >= self._config.max_worker_deaths:
             text = f"{history.deaths} workers died while they ran it"
             return self._failed(task, history, "worker_died", text)
         return None
@@ -110,7 +112,7 @@ class Endings:
         return self._not_a_task(handle, handle.partition("~")[0].removesuffix("!.json"), why.detail, why.reason)
 
     def _read_again(self, handle: str, stem: str) -> Task | None:
-        found = read_task_file(self._places.mine, handle, self._options.max_task_bytes)
+        found = read_task_file(self._places.mine, handle, self._config.max_task_bytes)
         if not isinstance(found, TaskBytes):
             return None
         try:
@@ -136,7 +138,7 @@ class Endings:
     def _marks(self, handle: str) -> dict[str, Any]:
         """To which batch and agent a file belongs that is no task, if that can be read at all."""
         with contextlib.suppress(OSError):
-            return marks_of(self._places.mine.read(handle, max(self._options.max_task_bytes, _MAX_MARKED_BYTES)))
+            return marks_of(self._places.mine.read(handle, max(self._config.max_task_bytes, _MAX_MARKED_BYTES)))
         return {}
 
     def _same_id(self, task: Task) -> RefusedFile:
@@ -206,7 +208,7 @@ class Endings:
             task_sha256=task.sha256,
             reason=reason,
             detail=detail,
-            provider=task.provider or self._options.default_provider or None,
+            provider=task.provider or self._config.provider or None,
             agent_id=task.agent_id,
             batch_id=task.batch_id,
             metadata=task.metadata,

@@ -13,6 +13,7 @@ import asyncio
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from watcher.clock import Clock
 from watcher.errors import WorkerTrouble
@@ -21,10 +22,8 @@ from watcher.policy.claim_ahead import ClaimingAhead
 from watcher.policy.claim_order import doubted, undoubted
 from watcher.policy.give_back_limit import GaveBack, weigh
 from watcher.policy.output_limit import FULL_BYTES, OUTPUT_TOO_LARGE
-from watcher.policy.retry import RetryDelays
-from watcher.runner.runner_interface import Attempt, Live, Outcome, Runner, without_output
+from watcher.runner.runner_interface import Attempt, Live, Outcome, without_output
 from watcher.store.queue_interface import Claim, Settlement, Spool
-from watcher.store.spending import Spending
 from watcher.telemetry.events import (
     AttemptEnded,
     AttemptStarted,
@@ -38,31 +37,16 @@ from watcher.worker.budgets import Budgets
 from watcher.worker.claim_completer import Completer
 from watcher.worker.give_back_blame import Blame
 from watcher.worker.machine_trouble import Trouble
-from watcher.worker.provider_gates import Gates
+from watcher.worker.parts import WorkerParts
 from watcher.worker.settlement import SettledBy, settlement
 from watcher.worker.slot_threads import LARGEST_BATCH, NOT_BEGUN, Callbacks, Running, SlotThreads
+
+if TYPE_CHECKING:
+    from watcher.settings.worker import WatcherConfig
 
 #: Finished attempts that may wait for the disk before nothing new is started.
 _MAX_UNSTORED = LARGEST_BATCH
 _SPACE_CHECK_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class ExecutorOptions:
-    """What the executor needs to know of the settings. `model` is for tasks that name neither model nor provider."""
-
-    worker: str
-    incarnation: str
-    max_concurrent: int
-    queue_size: int
-    task_timeout_seconds: float
-    max_retries: int
-    delays: RetryDelays
-    probe_seconds: float
-    min_free_bytes: int
-    model: str | None = None
-    max_worker_deaths: int = 3
-    max_given_back: int = 3
 
 
 @dataclass(slots=True)
@@ -82,30 +66,29 @@ class Executor:
 
     def __init__(
         self,
-        spool: Spool,
-        runner: Runner,
-        gates: Gates,
-        options: ExecutorOptions,
+        config: WatcherConfig,
+        parts: WorkerParts,
         clock: Clock,
         emit: Emit,
-        spending: Spending | None = None,
     ) -> None:
-        self._spool = spool
-        self._runner = runner
-        self._gates = gates
-        self._budgets = Budgets(spending)
-        self._options = options
+        self._config = config
+        self._owner = owner = parts.incarnation
+        self._spool: Spool = parts.spool
+        self._runner = parts.runner
+        self._gates = parts.gates
+        self._budgets = Budgets(parts.spending)
+        self._delays = config.retry_delays
         self._clock = clock
         self._emit = emit
         self._books = _Books()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._threads = SlotThreads(spool, runner, options.max_concurrent, clock)
+        self._threads = SlotThreads(parts.spool, parts.runner, config.max_concurrent_tasks, clock)
         self._trouble = Trouble(clock, emit)
-        self._blame = Blame(gates, options.worker, options.probe_seconds)
-        self._out = Completer(spool, self._threads.store, self._budgets, options.delays, self._trouble, emit)
+        self._blame = Blame(parts.gates, owner.worker, config.circuit_breaker_timeout)
+        self._out = Completer(parts.spool, self._threads.store, self._budgets, self._delays, self._trouble, emit)
         self._ahead = ClaimingAhead()
-        self._signature = SettledBy(options.worker, options.incarnation, spool.output_path)
+        self._signature = SettledBy(owner.worker, owner.id, parts.spool.output_path)
         self._marks = itertools.count(1)
         self._is_cut = False
         self._alone_next = False
@@ -272,10 +255,10 @@ class Executor:
             return 0
         if self._trouble.is_on:
             # One task tries whether the machine is well again, also beside one that has run for hours.
-            is_full = len(books.running) >= self._options.max_concurrent
+            is_full = len(books.running) >= self._config.max_concurrent_tasks
             return 0 if self._trouble.is_tried or is_full else 1
-        ahead = min(self._options.queue_size, self._options.max_concurrent) if self._may_claim_ahead() else 0
-        return self._options.max_concurrent + ahead - len(books.running)
+        ahead = min(self._config.queue_size, self._config.max_concurrent_tasks) if self._may_claim_ahead() else 0
+        return self._config.max_concurrent_tasks + ahead - len(books.running)
 
     def _may_claim_ahead(self) -> bool:
         """Only while none fails and no money is counted: what is claimed ahead would still run, and burn, when the
@@ -301,7 +284,7 @@ class Executor:
         return any(self._is_last_chance(running.claim) for running in self._books.running.values())
 
     def _is_last_chance(self, claim: Claim) -> bool:
-        return 0 < self._options.max_worker_deaths - 1 <= claim.deaths
+        return 0 < self._config.max_worker_deaths - 1 <= claim.deaths
 
     def _begin_or_end(self, claim: Claim) -> None:
         """Begin it, unless its attempts have cost what they may: then it is over."""
@@ -316,13 +299,13 @@ class Executor:
         task = claim.task
         attempt = Attempt(
             task_id=task.task_id,
-            worker=self._options.worker,
+            worker=self._owner.worker,
             number=claim.attempt,
-            mark=f"{self._options.incarnation}.{next(self._marks)}",
+            mark=f"{self._owner.id}.{next(self._marks)}",
             prompt=task.description,
             provider=claim.provider,
-            timeout_seconds=task.timeout or self._options.task_timeout_seconds,
-            model=task.model or (self._options.model if task.provider is None else None),
+            timeout_seconds=task.timeout or self._config.task_timeout,
+            model=task.model or (self._config.model if task.provider is None else "") or None,
             cwd=task.cwd,
             agent_id=task.agent_id,
             metadata=task.metadata,
@@ -362,9 +345,7 @@ class Executor:
                 self._books.running.pop(mark, None)
                 self._gates.told_nothing(claim.provider, mark)
             outcome = without_output(Ending(Failure.TRANSIENT, "worker_defect", detail), self._clock.wall())
-            what = decide(
-                outcome.ending, claim.attempt, self._retries(claim), self._options.delays.after(claim.attempt)
-            )
+            what = decide(outcome.ending, claim.attempt, self._retries(claim), self._delays.after(claim.attempt))
             if isinstance(what, Retry):
                 self._out.retry(claim, what)
             elif isinstance(what, Settle):
@@ -373,7 +354,7 @@ class Executor:
             self._store(self._spool.set_aside(claim, detail))
 
     def _retries(self, claim: Claim) -> int:
-        return claim.task.max_retries if claim.task.max_retries is not None else self._options.max_retries
+        return claim.task.max_retries if claim.task.max_retries is not None else self._config.max_retries
 
     def _ended(self, running: Running, outcome: Outcome) -> None:
         """An attempt is over: decide and act."""
@@ -385,7 +366,7 @@ class Executor:
         self._tell(claim, outcome)
         if outcome.ending.failure is not Failure.TROUBLE:
             self._end_trouble()
-        retries, delay = self._retries(claim), self._options.delays.after(claim.attempt)
+        retries, delay = self._retries(claim), self._delays.after(claim.attempt)
         what = self._budgets.within(claim, decide(outcome.ending, claim.attempt, retries, delay))
         self._carry_out(what, running, outcome)
 
@@ -413,7 +394,7 @@ class Executor:
         """Give it back with a note of that, unless it counts after all."""
         given, what = weigh(
             claim.given, gave, attempt=claim.attempt, max_retries=self._retries(claim),
-            delay_seconds=self._options.delays.after(claim.attempt), at_most=self._options.max_given_back,
+            delay_seconds=self._delays.after(claim.attempt), at_most=self._config.max_given_back,
         )  # fmt: skip
         claim = replace(claim, given=given)
         what = None if what is None else self._budgets.within(claim, what)
@@ -536,4 +517,4 @@ class Executor:
         return True
 
     def _check_space(self) -> None:
-        self._spool.check_space(max(self._options.min_free_bytes, FULL_BYTES))
+        self._spool.check_space(max(self._config.min_free_bytes, FULL_BYTES))

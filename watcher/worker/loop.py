@@ -13,14 +13,14 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from watcher.clock import Clock
 from watcher.errors import LockLost, WorkerTrouble
 from watcher.formats.heartbeat import HeartbeatStatus
 from watcher.policy import scan_interval as scanning
+from watcher.store.holds import FOLDER as HOLDS
 from watcher.system import no_links, processes
 from watcher.system.inotify import Waker
 from watcher.system.process_fence import IN_FORCE, fence
@@ -39,7 +39,13 @@ from watcher.telemetry.events import (
     WorkerStopped,
 )
 from watcher.telemetry.heartbeat_writer import Pulse
-from watcher.worker.worker_status import Standing, WorkerParts, pulse
+from watcher.worker.executor import Executor
+from watcher.worker.operator_commands import ControlDesk
+from watcher.worker.parts import WorkerParts
+from watcher.worker.worker_status import Standing, pulse
+
+if TYPE_CHECKING:
+    from watcher.settings.worker import WatcherConfig
 
 #: The keys of our own folders among the watched ones; the others are workers' names, which are neither.
 _INBOX = ""
@@ -56,29 +62,27 @@ _SLICE_SECONDS = 0.03
 _OBEY_SECONDS = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerOptions:
-    """What the loop needs to know of the settings. Seconds."""
-
-    worker: str
-    results_root: Path
-    inbox: Path
-    default_provider: str
-    scan_interval: float
-    poll_interval: float
-    heartbeat_interval: float
-    shutdown_grace: float
-    about: str
-    holds: Path | None = None
-    unbound: Mapping[str, str] = field(default_factory=dict)
-
-
 class Worker:
     """The loop of one worker process."""
 
-    def __init__(self, options: WorkerOptions, parts: WorkerParts, clock: Clock, emit: Emit) -> None:
-        self._options = options
+    def __init__(
+        self,
+        config: WatcherConfig,
+        parts: WorkerParts,
+        executor: Executor,
+        control: ControlDesk,
+        clock: Clock,
+        emit: Emit,
+        about: str = "",
+    ) -> None:
+        """`about` is told when it starts."""
+        self._config = config
         self._parts = parts
+        self._executor = executor
+        self._control = control
+        self._about = about
+        self._inbox = config.task_dir / parts.incarnation.worker
+        self._holds = config.control_dir / HOLDS
         self._clock = clock
         self._emit = emit
         self._waker: Waker | None = None
@@ -107,11 +111,11 @@ class Worker:
         loop = asyncio.get_running_loop()
         self._waker = Waker(loop)
         parts = self._parts
-        parts.executor.start(loop, self._rearm)
-        parts.control.on_drain(self.drain)
+        self._executor.start(loop, self._rearm)
+        self._control.on_drain(self.drain)
         try:
-            self._emit(WorkerStarted(parts.incarnation.id, os.getpid(), self._options.about))
-            for provider, words in self._options.unbound.items():
+            self._emit(WorkerStarted(parts.incarnation.id, os.getpid(), self._about))
+            for provider, words in parts.unbound.items():
                 self._emit(BudgetUnbound(provider, words))
             if fence.state() != IN_FORCE:
                 self._emit(FenceMissing(fence.state()))
@@ -126,15 +130,15 @@ class Worker:
             await self._drain()
         except LockLost:
             # Others may own our claims by now: end what runs, store nothing more, give nothing back.
-            parts.executor.drain()
+            self._executor.drain()
             self._stop_running()
-            await self._settle_down(self._options.shutdown_grace)
+            await self._settle_down(self._config.shutdown_grace)
             raise
         except Exception:
             # A defect of ours: end what runs, so that a fresh process can take over, and let people see it.
-            parts.executor.drain()
+            self._executor.drain()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._options.shutdown_grace):
+                async with asyncio.timeout(self._config.shutdown_grace):
                     await self._end_running()
             raise
         finally:
@@ -197,11 +201,11 @@ class Worker:
         self._parts.spool.tick()
         self._go_on_scanning()
         if self._last_scan != float("-inf"):  # else what is first in line is not known yet
-            self._parts.executor.fill()
+            self._executor.fill()
         now = self._clock.monotonic()
         if now >= self._beat_due:
             self._beat()
-            self._beat_due = now + self._options.heartbeat_interval
+            self._beat_due = now + self._config.heartbeat_interval
 
     async def _wait(self, seconds: float) -> None:
         assert self._waker is not None  # set before the first turn
@@ -243,12 +247,12 @@ class Worker:
             told = True
         elif lost:
             self._scan_due = 0.0  # the one that is under way may have passed it
-        if told or self._parts.control.next_due_in() == 0.0:
+        if told or self._control.next_due_in() == 0.0:
             self._obey()
 
     def _obey(self) -> None:
         """What the control folder says; a change of state is shown at once."""
-        control = self._parts.control
+        control = self._control
         control.look()
         if control.wants_beat:
             control.wants_beat = False
@@ -298,14 +302,14 @@ class Worker:
 
     def _interval(self) -> float:
         has_events = self._waker is not None and self._waker.mode == "events"
-        return scanning.interval(has_events, self._options.scan_interval, self._options.poll_interval)
+        return scanning.interval(has_events, self._config.scan_interval, self._config.poll_interval)
 
     def _pause(self) -> float:
         """Seconds until something is due without an event."""
         now = self._clock.monotonic()
         waits = [self._scan_due - now, self._beat_due - now]
         parts = self._parts
-        dues = (parts.spool.next_due_in(), parts.executor.retry_in(), parts.control.next_due_in(), self._gate_due_in())
+        dues = (parts.spool.next_due_in(), self._executor.retry_in(), self._control.next_due_in(), self._gate_due_in())
         for wait in dues:
             if wait is not None:
                 waits.append(wait)
@@ -319,16 +323,16 @@ class Worker:
 
     def _watch_inbox(self) -> None:
         assert self._waker is not None
-        self._waker.watch(_INBOX, self._options.inbox)
+        self._waker.watch(_INBOX, self._inbox)
         if not self._waker.is_watching(_CONTROL):
-            self._waker.watch(_CONTROL, self._parts.control.path, removals=True)
-        if self._options.holds is not None and not self._waker.is_watching(_HOLDS):
-            self._waker.watch(_HOLDS, self._options.holds, removals=True)
+            self._waker.watch(_CONTROL, self._control.path, removals=True)
+        if not self._waker.is_watching(_HOLDS):
+            self._waker.watch(_HOLDS, self._holds, removals=True)
 
     def _keep_watching(self) -> None:
         """Watch again what was lost, and the results that blocked tasks wait for."""
         assert self._waker is not None
-        is_deaf = self._options.holds is not None and not self._waker.is_watching(_HOLDS)
+        is_deaf = not self._waker.is_watching(_HOLDS)
         if is_deaf or not self._waker.is_watching(_INBOX) or not self._waker.is_watching(_CONTROL):
             self._watch_inbox()
         self._watch_results()
@@ -342,7 +346,7 @@ class Worker:
         assert self._waker is not None
         new = False
         for worker in self._parts.spool.watched_results():
-            path = self._options.results_root / worker
+            path = self._config.result_dir / worker
             with contextlib.suppress(OSError):  # no descriptors: the next scan comes by again
                 if not self._waker.is_watching(worker) and no_links.is_folder(path):
                     new = self._waker.watch(worker, path) or new
@@ -353,7 +357,7 @@ class Worker:
 
     def _check_provider(self) -> None:
         """A command that is missing is said at once; tasks wait instead of burning."""
-        provider = self._options.default_provider
+        provider = self._config.provider
         ending = self._parts.runner.problem(provider)
         gates = self._parts.gates
         hold = gates.holds().get(provider)
@@ -400,39 +404,40 @@ class Worker:
     def _pulse(self, status: HeartbeatStatus | None) -> Pulse:
         self._oldest = self._parts.spool.oldest_arrival()
         standing = Standing(
+            default_provider=self._config.provider,
+            paused=self._control.paused,
             scan_trouble=self._scan_trouble,
             stop_reason=self._stop_reason if self._stops else None,
             wake="polling" if self._waker is None else self._waker.mode,
             wake_problem=None if self._waker is None else self._waker.problem,
             oldest_pending_age_seconds=self.oldest_pending_age(),
-            unbound=self._options.unbound,
         )
-        return pulse(self._parts, self._options.default_provider, standing, status)
+        return pulse(self._parts, self._executor, standing, status)
 
     # --- the end
 
     async def _drain(self) -> None:
-        executor = self._parts.executor
+        executor = self._executor
         executor.drain()
         self._beat_due = 0.0
         self._emit(WorkerDraining(self._stop_reason, executor.active()))
         while self._is_patient and not executor.is_idle():
             await self._settle_down(None)
         if self._stops < 2:
-            await self._settle_down(self._options.shutdown_grace)
+            await self._settle_down(self._config.shutdown_grace)
         self._stop_running()
         # What was told to stop ends within the kill grace of the runner; a disk that is still full may cost outcomes.
         is_troubled = executor.trouble is not None or executor.stuck()
-        await self._settle_down(self._options.shutdown_grace if is_troubled else None)
+        await self._settle_down(self._config.shutdown_grace if is_troubled else None)
 
     def _stop_running(self) -> None:
         """From now on `_settle_down` says it again and again: an attempt that is just being started hears only that."""
         self._is_ending = True
-        self._released = max(self._released, self._parts.executor.stop_running())
+        self._released = max(self._released, self._executor.stop_running())
 
     async def _end_running(self) -> None:
         """End what runs, without anything else that might fail."""
-        executor = self._parts.executor
+        executor = self._executor
         while not executor.is_idle():
             self._stop_running()
             with contextlib.suppress(TimeoutError):
@@ -441,19 +446,19 @@ class Worker:
 
     async def _settle_down(self, seconds: float | None) -> None:
         """Wait until nothing runs and everything is stored, at most so long; beat meanwhile."""
-        executor = self._parts.executor
+        executor = self._executor
         end = None if seconds is None else self._clock.monotonic() + seconds
         stops, is_patient = self._stops, self._is_patient
         while not executor.is_idle() and (stops, is_patient) == (self._stops, self._is_patient):
             self._turned_at = self._clock.monotonic()
             executor.fill()
-            self._parts.control.look()
+            self._control.look()
             if self._is_ending:
                 self._stop_running()
             if self._clock.monotonic() >= self._beat_due:
-                self._beat_due = self._clock.monotonic() + self._options.heartbeat_interval
+                self._beat_due = self._clock.monotonic() + self._config.heartbeat_interval
                 self._beat("draining")
-            waits = [self._options.heartbeat_interval, executor.retry_in(), _OBEY_SECONDS]
+            waits = [self._config.heartbeat_interval, executor.retry_in(), _OBEY_SECONDS]
             waits.append(None if end is None else end - self._clock.monotonic())
             wait = min(w for w in waits if w is not None)
             if end is not None and self._clock.monotonic() >= end:
@@ -464,7 +469,7 @@ class Worker:
 
     def _finish(self) -> None:
         parts = self._parts
-        parts.executor.close()
+        self._executor.close()
         if self._waker is not None:
             self._waker.close()
         killed = parts.runner.sweep()

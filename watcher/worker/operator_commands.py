@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from watcher.clock import Clock
 from watcher.errors import InvalidTask, LockLost, is_trouble
@@ -31,8 +32,6 @@ from watcher.formats.operator_command import (
     parse_command,
 )
 from watcher.store.changes import StillWritten
-from watcher.store.queue import DirectorySpool
-from watcher.store.worker_locks import Incarnation
 from watcher.system.files import Folder, move_new, replace
 from watcher.telemetry.events import (
     CommandDone,
@@ -44,6 +43,10 @@ from watcher.telemetry.events import (
     WorkerResumed,
 )
 from watcher.worker.executor import Executor
+from watcher.worker.parts import WorkerParts
+
+if TYPE_CHECKING:
+    from watcher.settings.worker import WatcherConfig
 
 #: Files of this folder that are no commands.
 _STATES = re.compile(re.escape(PAUSED) + r"|breakers\.json|budget-.*\.json|spend-.*\.jsonl")
@@ -54,15 +57,6 @@ _MAX_BYTES = 2 << 20
 _FOLDER_TROUBLE = "/folder"
 #: Between two looks while a command waits for something: at first, and at most.
 _LOOK_AGAIN_SECONDS = (0.05, 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class ControlOptions:
-    """`settle_seconds`: how long a file may be no command yet, and a task not there yet."""
-
-    worker: str
-    instance: str | None
-    settle_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +86,17 @@ class _Open:
 class ControlDesk:
     """Looks at `control/<worker>/` when it is told to, and obeys."""
 
-    def __init__(
-        self, control: Path, options: ControlOptions, incarnation: Incarnation, spool: DirectorySpool,
-        executor: Executor, clock: Clock, emit: Emit,
-    ) -> None:  # fmt: skip
-        self._folder = Folder(control / options.worker)
-        self._options = options
-        self._incarnation = incarnation
-        self._spool = spool
+    def __init__(self, config: WatcherConfig, parts: WorkerParts, executor: Executor, clock: Clock, emit: Emit) -> None:
+        self._folder = Folder(config.control_dir / parts.incarnation.worker)
+        self._settle_seconds = config.settle_seconds
+        self._incarnation = parts.incarnation
+        self._spool = parts.spool
         self._executor = executor
         self._clock = clock
         self._emit = emit
         self._open: dict[str, _Open] = {}
         self._told: set[str] = set()
-        self._began_ns = incarnation.began_ns()
+        self._began_ns = parts.incarnation.began_ns()
         self._on_drain: Callable[[str], None] = lambda reason: None
         #: Why nothing is started, None when it is not paused.
         self.paused: str | None = None
@@ -212,7 +203,7 @@ class ControlDesk:
     def _wait_for(self, name: str, entry: _Open, what: _Later, now: float) -> None:
         if what.refusal is None:
             entry.since = now  # it may wait for an hour, and then for a moment not be found
-        elif now - entry.since >= self._options.settle_seconds:
+        elif now - entry.since >= self._settle_seconds:
             self._open.pop(name, None)
             self._refuse(name, what.refusal)
             return
@@ -225,7 +216,7 @@ class ControlDesk:
         now = self._clock.monotonic()
         if name in self._told:
             return
-        entry = self._open.setdefault(name, _Open(now, now + self._options.settle_seconds))
+        entry = self._open.setdefault(name, _Open(now, now + self._settle_seconds))
         if now >= entry.again_at:
             del self._open[name]
             self._told.add(name)
@@ -326,7 +317,7 @@ class ControlDesk:
     def _is_for_us(self, command: Command) -> bool:
         if command.incarnation is not None and command.incarnation != self._incarnation.id:
             return False
-        return command.instance is None or command.instance == self._options.instance
+        return command.instance is None or command.instance == self._incarnation.instance
 
     def _is_for_somebody(self, command: Command) -> bool:
         """Whether a living process of this worker may be meant."""

@@ -16,7 +16,7 @@ Loop thread only, but for `may_start`.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from watcher.clock import Clock, rfc3339
 from watcher.formats.breakers import dump_breakers, parse_breakers
@@ -26,8 +26,12 @@ from watcher.policy.provider_gate import Gate, Hold, next_pause
 from watcher.store.hold_cache import KnownHolds, try_to_replace
 from watcher.store.holds import FOLDER, StoredHold, key_of, safe_account, split_name, split_ramp_name
 from watcher.store.probe_permits import Permits
+from watcher.store.worker_locks import Incarnation
 from watcher.system.files import Folder
 from watcher.telemetry.events import BreakerMoved, Emit, ProviderHeld, ProviderResumed
+
+if TYPE_CHECKING:
+    from watcher.settings.worker import WatcherConfig
 
 _BREAKERS = "breakers.json"
 _MAX_BYTES = 1 << 20
@@ -37,40 +41,34 @@ _LONGEST_HOLD_SECONDS = 8 * 24 * 3600.0
 OWN_REASONS = frozenset({"command_missing", "command_not_executable", "refuses_root", "unknown_provider", "unusable"})
 #: A permit that was taken for a task which did not come is not asked for again before this.
 _UNUSED_SECONDS = 1.0
+#: A probe counts until three beats of its worker have failed to come; a busy machine may delay short ones so long.
+_SHORTEST_LEASE_SECONDS = 5.0
 
 
 class Gates:
     """One gate per provider that was ever asked for.
 
-    `account` tells this worker's logins from others'; `lease_seconds` is how long a permit lives untouched, `jitter`
-    what to add to the end of a hold of so many seconds, so that not everybody wakes in the same instant.
+    `jitter` is what to add to the end of a hold of so many seconds, so that not everybody wakes in the same instant.
     """
 
     def __init__(
         self,
-        control: Path,
-        worker: str,
-        owner: str,
-        threshold: int,
-        timeout_seconds: float,
+        config: WatcherConfig,
+        owner: Incarnation,
         clock: Clock,
         emit: Emit,
-        *,
-        account: str = "",
-        lease_seconds: float = 30.0,
         jitter: Callable[[float], float] = lambda seconds: 0.0,
     ) -> None:
-        holds = Folder(control / FOLDER)
-        self._known = KnownHolds(holds, owner, safe_account(account), clock)
-        self._mine = Folder(control / worker)
-        self._owner = owner
-        self._threshold = threshold
-        self._timeout = timeout_seconds
+        holds = Folder(config.control_dir / FOLDER)
+        self._known = KnownHolds(holds, owner.id, safe_account(config.provider_account), clock)
+        self._mine = Folder(config.control_dir / owner.worker)
+        self._owner = owner.id
+        self._config = config
         self._jitter = jitter
         self._clock = clock
         self._emit = emit
         self._gates: dict[str, Gate] = {}
-        self._permits = Permits(holds, owner, lease_seconds, clock)
+        self._permits = Permits(holds, owner.id, max(_SHORTEST_LEASE_SECONDS, 3 * config.heartbeat_interval), clock)
         self._probes: dict[str, tuple[str, str | None]] = {}
         self._in_hand: dict[str, str] = {}
         self._not_before: dict[str, float] = {}
@@ -90,7 +88,9 @@ class Gates:
     def gate(self, provider: str) -> Gate:
         gate = self._gates.get(provider)
         if gate is None:
-            gate = self._gates[provider] = Gate(Breaker(self._threshold, self._timeout))
+            gate = self._gates[provider] = Gate(
+                Breaker(self._config.circuit_breaker_threshold, self._config.circuit_breaker_timeout)
+            )
         return gate
 
     # --- may it start?
@@ -388,7 +388,7 @@ class Gates:
         if stored.waits_for_word:
             return Hold(stored.reason, stored.detail, None, None)
         wall = self._clock.wall()
-        pause = stored.pause_seconds or self._timeout
+        pause = stored.pause_seconds or self._config.circuit_breaker_timeout
         # Without an end it is tried again after its pause, which a clock that was set neither ends nor prolongs.
         left = min(pause, (stored.since or wall) + pause - wall) if stored.until is None else stored.until - wall
         wait = min(max(0.0, left), _LONGEST_HOLD_SECONDS)

@@ -21,11 +21,9 @@ from watcher.formats.heartbeat import UNSEEN_SENDER
 from watcher.formats.task import WORKER_PATTERN
 from watcher.policy.budget_limits import all_unbound
 from watcher.policy.restart import Losses
-from watcher.policy.retry import RetryDelays
 from watcher.runner.providers.user_providers import all_providers
 from watcher.store.folders import WorkerFolders
 from watcher.store.holds import FOLDER as HOLDS
-from watcher.store.inbox_index import SpoolOptions
 from watcher.store.queue import DirectorySpool
 from watcher.store.spending import Spending
 from watcher.store.task_reader import ignore_lease_breaks
@@ -37,21 +35,18 @@ from watcher.telemetry.events import Bus, Event, TaskSettled, passed_over
 from watcher.telemetry.heartbeat_writer import Beats
 from watcher.telemetry.logs import EventLog, configure_logging, lines_dropped
 from watcher.telemetry.metrics_endpoint import start_endpoint
-from watcher.worker.executor import Executor, ExecutorOptions
-from watcher.worker.loop import Worker, WorkerOptions
-from watcher.worker.operator_commands import ControlDesk, ControlOptions
+from watcher.worker.executor import Executor
+from watcher.worker.loop import Worker
+from watcher.worker.operator_commands import ControlDesk
+from watcher.worker.parts import WorkerParts
 from watcher.worker.provider_gates import Gates
 from watcher.worker.runner_choice import Runners
-from watcher.worker.worker_status import WorkerParts
 
 if TYPE_CHECKING:
     from watcher.telemetry.metrics_endpoint import MetricsEndpoint
     from watcher.telemetry.statistics_push import StatisticsPush
     from watcher.telemetry.worker_metrics import WorkerMetrics
     from watcher_config import Loaded, WatcherConfig
-
-#: A probe counts until three beats of its worker have failed to come; a busy machine may delay short ones so long.
-_SHORTEST_LEASE_SECONDS = 5.0
 
 
 class Zones(Protocol):
@@ -175,19 +170,10 @@ class WorkerService:
         return places
 
     def _gates(self, incarnation: Incarnation) -> Gates:
-        config = self.config
-        return Gates(
-            config.folders.control,
-            self.name,
-            incarnation.id,
-            config.circuit_breaker_threshold,
-            config.circuit_breaker_timeout,
-            self.clock,
-            self.bus.emit,
-            account=config.provider_account,
-            lease_seconds=max(_SHORTEST_LEASE_SECONDS, 3 * config.heartbeat_interval),
-            jitter=lambda seconds: random.uniform(0.0, min(30.0, 0.05 * seconds)),  # noqa: S311 - no secret
-        )
+        def jitter(seconds: float) -> float:
+            return random.uniform(0.0, min(30.0, 0.05 * seconds))  # noqa: S311 - no secret
+
+        return Gates(self.config, incarnation, self.clock, self.bus.emit, jitter)
 
     def _spending(self, incarnation: Incarnation) -> Spending:
         config = self.config
@@ -217,24 +203,13 @@ class WorkerService:
     ) -> tuple[Worker, ControlDesk]:
         config = self.config
         runner = Runners(config, self.name, self.providers, self.clock, self.bus).make(places.mine.path, incarnation)
-        delays = RetryDelays(
-            config.initial_retry_delay, config.retry_backoff, config.max_retry_delay, config.retry_jitter
-        )
-        spool = DirectorySpool(places, self._spool_options(delays), self.clock, self.bus.emit)
-        options = self._executor_options(incarnation, delays)
-        executor = Executor(spool, runner, gates, options, self.clock, self.bus.emit, spending)
+        spool = DirectorySpool(places, config, self.clock, self.bus.emit)
+        unbound = all_unbound(self.providers.values(), config.limits)
+        parts = WorkerParts(incarnation, spool, runner, gates, beats, spending, unbound)
+        executor = Executor(config, parts, self.clock, self.bus.emit)
         self.bus.join(beats)
-        control = ControlDesk(
-            config.folders.control,
-            ControlOptions(self.name, config.watcher_instance or None, config.settle_seconds),
-            incarnation,
-            spool,
-            executor,
-            self.clock,
-            self.bus.emit,
-        )
-        parts = WorkerParts(spool, runner, executor, gates, beats, incarnation, control, spending)
-        worker = Worker(self._worker_options(places), parts, self.clock, self.bus.emit)
+        control = ControlDesk(config, parts, executor, self.clock, self.bus.emit)
+        worker = Worker(config, parts, executor, control, self.clock, self.bus.emit, self._about())
         if self.metrics is not None:
             self.metrics.read_at_scrape(
                 queue_size=spool.waiting,
@@ -247,52 +222,6 @@ class WorkerService:
                 daily_budget_usd=spending.budget_today,
             )
         return worker, control
-
-    def _spool_options(self, delays: RetryDelays) -> SpoolOptions:
-        config = self.config
-        return SpoolOptions(
-            default_provider=config.provider,
-            fifo_mode=config.fifo_mode,
-            max_task_bytes=config.max_task_bytes,
-            max_prompt_bytes=config.max_prompt_bytes,
-            settle_seconds=config.settle_seconds,
-            dependency_timeout_seconds=config.dependency_timeout,
-            max_worker_deaths=config.max_worker_deaths,
-            longest_delay_seconds=delays.longest(),
-        )
-
-    def _executor_options(self, incarnation: Incarnation, delays: RetryDelays) -> ExecutorOptions:
-        config = self.config
-        return ExecutorOptions(
-            worker=self.name,
-            incarnation=incarnation.id,
-            max_concurrent=config.max_concurrent_tasks,
-            queue_size=config.queue_size,
-            task_timeout_seconds=config.task_timeout,
-            max_retries=config.max_retries,
-            delays=delays,
-            probe_seconds=config.circuit_breaker_timeout,
-            min_free_bytes=config.min_free_bytes,
-            model=config.model or None,
-            max_worker_deaths=config.max_worker_deaths,
-            max_given_back=config.max_given_back,
-        )
-
-    def _worker_options(self, places: WorkerFolders) -> WorkerOptions:
-        config = self.config
-        return WorkerOptions(
-            worker=self.name,
-            results_root=places.results_root,
-            inbox=places.inbox.path,
-            default_provider=config.provider,
-            scan_interval=config.scan_interval,
-            poll_interval=config.poll_interval,
-            heartbeat_interval=config.heartbeat_interval,
-            shutdown_grace=config.shutdown_grace,
-            about=self._about(),
-            holds=config.folders.control / HOLDS,
-            unbound=all_unbound(self.providers.values(), config.limits),
-        )
 
     def _about(self) -> str:
         config = self.config

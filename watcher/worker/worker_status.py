@@ -7,61 +7,40 @@ task ready for it; the others go on as healthy. Reads what the parts know and ch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from watcher.formats.heartbeat import ActiveTask, HeartbeatStatus
 from watcher.policy.breaker import BreakerState
-from watcher.runner.runner_interface import Runner
-from watcher.store.queue import DirectorySpool
-from watcher.store.spending import Spending
-from watcher.store.worker_locks import Incarnation
-from watcher.telemetry.heartbeat_writer import Beats, Pulse
+from watcher.telemetry.heartbeat_writer import Pulse
 from watcher.worker.executor import Executor
-from watcher.worker.operator_commands import ControlDesk
-from watcher.worker.provider_gates import Gates
+from watcher.worker.parts import WorkerParts
 from watcher.worker.slot_threads import Running
-
-
-@dataclass(slots=True)
-class WorkerParts:
-    """What assembly has chosen and made."""
-
-    spool: DirectorySpool
-    runner: Runner
-    executor: Executor
-    gates: Gates
-    beats: Beats
-    incarnation: Incarnation
-    control: ControlDesk
-    spending: Spending | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What only the loop knows: what is wrong with its scans, why it ends (None: it serves), how it is woken, and
-    which providers its budgets do not bound."""
+    """What only the loop knows: the provider of tasks that name none, why nothing starts (None: it is not paused),
+    what is wrong with its scans, why it ends (None: it serves), and how it is woken."""
 
+    default_provider: str
+    paused: str | None
     scan_trouble: str | None
     stop_reason: str | None
     wake: str
     wake_problem: str | None
     oldest_pending_age_seconds: float | None
-    unbound: Mapping[str, str] = field(default_factory=dict)
 
 
-def pulse(
-    parts: WorkerParts, default_provider: str, standing: Standing, status: HeartbeatStatus | None = None
-) -> Pulse:
+def pulse(parts: WorkerParts, executor: Executor, standing: Standing, status: HeartbeatStatus | None = None) -> Pulse:
     """What a beat says now; with a `status` (it drains, it has stopped) that one, else the one that is found."""
     held_until, reason = None, None
     if status is None:
-        status, reason, held_until = _status(parts, default_provider, standing)
+        status, reason, held_until = _status(parts, executor, standing)
     return Pulse(
         status=status,
         reason=reason or standing.stop_reason,
         queue_size=parts.spool.waiting() + parts.spool.held(),
-        active=[_active(parts, running) for running in parts.executor.running()],
+        active=[_active(parts, executor, running) for running in executor.running()],
         circuit_breaker_state=parts.gates.worst_state().value,
         held_until=held_until,
         oldest_pending_age_seconds=standing.oldest_pending_age_seconds,
@@ -70,33 +49,33 @@ def pulse(
 
 
 def _status(
-    parts: WorkerParts, default_provider: str, standing: Standing
+    parts: WorkerParts, executor: Executor, standing: Standing
 ) -> tuple[HeartbeatStatus, str | None, float | None]:
     """The status, why, and until when (wall seconds)."""
-    trouble = parts.executor.trouble or standing.scan_trouble
+    trouble = executor.trouble or standing.scan_trouble
     if trouble is not None:
         return "degraded", trouble, None
-    if parts.control.paused is not None:
-        return "paused", parts.control.paused, None
-    if parts.spending is not None and parts.executor.is_over_budget():
+    if standing.paused is not None:
+        return "paused", standing.paused, None
+    if parts.spending is not None and executor.is_over_budget():
         return "held", parts.spending.words_about_today(), parts.spending.day_ends_at()
-    wanted = parts.spool.providers_wanted() | {default_provider}
+    wanted = parts.spool.providers_wanted() | {standing.default_provider}
     holds = {provider: hold for provider, hold in parts.gates.holds().items() if provider in wanted}
     if holds:
-        provider, hold = min(holds.items(), key=lambda item: item[0] != default_provider)
+        provider, hold = min(holds.items(), key=lambda item: item[0] != standing.default_provider)
         return "held", f"{provider}: {hold.reason}: {hold.detail or ''}".rstrip(": "), hold.until
     if parts.gates.worst_state() is not BreakerState.CLOSED:
         return "degraded", "the circuit breaker stopped starting tasks after failures in a row", None
     if standing.wake_problem is not None:
         return "degraded", standing.wake_problem, None
-    unbound = [words for name, words in standing.unbound.items() if name in wanted]
+    unbound = [words for name, words in parts.unbound.items() if name in wanted]
     remarks = [parts.runner.remark() or parts.spool.waits_for(), *unbound]
     return "healthy", "; ".join(filter(None, remarks)) or None, None
 
 
-def _active(parts: WorkerParts, running: Running) -> ActiveTask:
+def _active(parts: WorkerParts, executor: Executor, running: Running) -> ActiveTask:
     output = parts.runner.live_output(running.attempt.mark)
-    live = parts.executor.look(running)
+    live = executor.look(running)
     return ActiveTask(
         running.claim.task.task_id,
         running.started_at,
