@@ -14,8 +14,9 @@ import pytest
 
 from tests.doubles import HandClock
 from watcher.errors import WorkerTrouble
-from watcher.intake.webhook.deliveries import FILE_NAME, Delivery, Memory
+from watcher.intake.webhook.deliveries import Delivery, Memory
 from watcher.intake.webhook.durable_posts import Accepter, Submission, Submitted
+from watcher.store.layout import WEBHOOK_DATABASE
 from watcher.system import files
 from watcher_config import Folders, folders, read_layers
 
@@ -176,9 +177,9 @@ def test_an_inbox_over_its_bound_takes_no_more_but_knows_its_copies(places: Fold
 
 def test_a_broken_database_is_put_aside_and_stops_nobody(places: Folders) -> None:
     (places.root / "state").mkdir()
-    (places.root / "state" / FILE_NAME).write_bytes(b"no database at all" * 100)
+    (places.root / "state" / WEBHOOK_DATABASE).write_bytes(b"no database at all" * 100)
     run(places, lambda accepter: accepter.accept(submission("a")))  # type: ignore[arg-type,return-value]
-    assert (places.root / "state" / f"{FILE_NAME}.old").exists()
+    assert (places.root / "state" / f"{WEBHOOK_DATABASE}.old").exists()
     assert os.listdir(places.tasks / "marie") == ["a.json"]
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from watcher.store import workers
-from watcher.store.folders import CLAIMS
+from watcher.store.layout import CLAIMS, LOCK
 from watcher.store.workers import Beat
 
 if TYPE_CHECKING:
@@ -127,8 +127,8 @@ def _judge(folders: Folders, beat: Beat, strict: bool) -> ProbeAnswer:
 def _cannot_claim(folders: Folders, beat: Beat) -> str | None:
     """Why a task could not be claimed or its result not be stored now, as far as the folders tell."""
     claims = folders.tasks / beat.worker / CLAIMS
-    if workers.is_locked(claims / f"{beat.incarnation}.lock") is False:
-        return f"no process holds {claims / beat.incarnation}.lock: it was killed, or its inbox was replaced"
+    if workers.is_locked(claims / (beat.incarnation + LOCK)) is False:
+        return f"no process holds {claims / beat.incarnation}{LOCK}: it was killed, or its inbox was replaced"
     for path in (folders.tasks / beat.worker, claims / beat.incarnation, folders.results / beat.worker):
         if not path.is_dir():
             return f"{path} is not there; tasks cannot be claimed"

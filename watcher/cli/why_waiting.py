@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from watcher.clock import rfc3339
 from watcher.formats.breakers import parse_breakers
-from watcher.formats.operator_command import PAUSED
 from watcher.store import workers
 from watcher.store.holds import StoredHold, list_holds
+from watcher.store.layout import BREAKERS, PAUSED
 from watcher.store.spending import DAILY_BUDGET
 from watcher.system import no_links
 
@@ -70,7 +70,7 @@ def _of_a_breaker(folders: Folders, worker: str, living: list[Process], provider
     if all(one.breaker in (None, "closed") for one in living):
         return None
     with contextlib.suppress(OSError):
-        found = parse_breakers(workers.read_small(folders.control / worker / "breakers.json")[0])
+        found = parse_breakers(workers.read_small(folders.control / worker / BREAKERS)[0])
         for name, (failures, probe_at) in found.items():
             if provider in (None, name):
                 why = f"after {failures} failures in a row; one task tries it at {rfc3339(probe_at)}"

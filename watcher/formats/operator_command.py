@@ -23,7 +23,6 @@ ABOUT_TASKS: frozenset[Word] = frozenset({"cancel", "hold", "release", "prio", "
 #: What may be touched as an empty file without an ending: `touch control/marie/pause`.
 PLAIN_WORDS: tuple[Word, ...] = ("pause", "resume", "drain", "beat")
 #: The state that a pause is.
-PAUSED = "paused.json"
 #: No edit may change whose task it is.
 _FIXED = frozenset({"task_id", "worker"})
 

@@ -29,6 +29,7 @@ from watcher.listener.batches import Batches, Graphs
 from watcher.listener.overdue import Lateness
 from watcher.listener.worker_health import WorkerHealth
 from watcher.policy import scan_interval as scanning
+from watcher.store.layout import LISTENER_STATUS
 from watcher.store.listener_database import Ledger
 from watcher.store.listener_lock import ListenerLock
 from watcher.store.new_outcomes import Collector
@@ -43,7 +44,6 @@ from watcher.system.inotify import Waker
 from watcher.telemetry.events import Emit, ListenerStarted, ListenerStopped, TroubleBegan, TroubleEnded, WakeDegraded
 from watcher.telemetry.listener_metrics import ListenerMetrics, Numbers
 
-STATUS_FILE = "listener.json"
 #: Files read and told in one step: enough to share the flush, few enough to judge heartbeats in between.
 _PORTION = 1000
 #: Scans and looks may take this share of the time at most.
@@ -400,7 +400,7 @@ class Orchestrator:
         }
         folder = Folder(self._options.state)
         try:
-            replace(folder, STATUS_FILE, strict_json.dumps(status), "listener")
+            replace(folder, LISTENER_STATUS, strict_json.dumps(status), "listener")
         finally:
             folder.close()
 

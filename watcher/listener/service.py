@@ -17,10 +17,11 @@ from watcher.listener.loop import ListenerOptions, Orchestrator, Services
 from watcher.listener.overdue import Lateness
 from watcher.listener.worker_health import WorkerHealth
 from watcher.policy.overdue import OverdueLimits
+from watcher.store.layout import NOTICES
 from watcher.store.listener_database import Ledger
 from watcher.store.listener_lock import ListenerLock
 from watcher.store.new_outcomes import Collector
-from watcher.store.notice_publisher import NOTICES, Recorder
+from watcher.store.notice_publisher import Recorder
 from watcher.store.reassign import Reassigner
 from watcher.store.retention import Pruner, Retention
 from watcher.store.waiting_tasks import WaitingTasks

@@ -16,17 +16,16 @@ from watcher.clock import Clock
 from watcher.formats import heartbeat, strict_json
 from watcher.formats.fields import FieldError
 from watcher.formats.receipt_and_notice import Notice
-from watcher.formats.task import WORKER_PATTERN
 from watcher.policy.health import FLAP_WINDOW_SECONDS, Health, Signs, is_overdue, is_silent, judge, recovery_wait
 from watcher.store import workers as presence
 from watcher.store.folders import History
+from watcher.store.layout import HEARTBEAT
 from watcher.store.listener_database import Ledger
 from watcher.store.notice_publisher import Findings
 from watcher.system import no_links
 from watcher.system.files import is_blank
 from watcher.telemetry.events import Emit, FileIgnored, WorkerJudged, WorkerMissed
 
-_HEARTBEAT = re.compile(rf"({WORKER_PATTERN})(?:@([A-Za-z0-9][A-Za-z0-9._-]{{0,63}}))?\.json")
 _HELD = "held"
 
 
@@ -151,7 +150,7 @@ class WorkerHealth:
     def _read_beats(self) -> None:
         try:
             with no_links.entries_in(self._folder) as entries:
-                found = [(e.name, e.stat(follow_symlinks=False)) for e in entries if _HEARTBEAT.fullmatch(e.name)]
+                found = [(e.name, e.stat(follow_symlinks=False)) for e in entries if HEARTBEAT.fullmatch(e.name)]
         except OSError as error:
             presence.refuse_shortage(f"list {self._folder}", error)
             return
@@ -166,7 +165,7 @@ class WorkerHealth:
             del self.members[name]
 
     def _read_beat(self, name: str, mark: tuple[int, int], member: Member | None) -> None:
-        matched = _HEARTBEAT.fullmatch(name)
+        matched = HEARTBEAT.fullmatch(name)
         assert matched is not None  # only such names come here
         worker, instance = matched[1], matched[2]
         if self._wanted and worker not in self._wanted:

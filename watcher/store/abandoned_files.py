@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import stat
 
+from watcher.store.layout import ABANDONED
 from watcher.system.files import Folder
 
 #: Far longer than any write takes, be the machine ever so slow.
 ABANDONED_SECONDS = 3600.0
-#: The put of `submitting`, also by the names of earlier versions; `files.replace` with the token of a tool. What has
-#: an incarnation in its name goes with that incarnation.
-_OURS = re.compile(r"\.(?:submit-|webhook-|reassign-)?[0-9a-f]{16}\.tmp|\..+\.(?:cli-[0-9a-f]{12}|[0-9a-f]{16})\.tmp")
 
 
 def remove_abandoned(folder: Folder, now: float) -> list[str]:
@@ -27,7 +24,7 @@ def remove_abandoned(folder: Folder, now: float) -> list[str]:
 
     One that cannot be removed harms nobody. Raises OSError when the folder cannot be listed.
     """
-    return [name for name in folder.names() if _OURS.fullmatch(name) and _remove_if_old(folder, name, now)]
+    return [name for name in folder.names() if ABANDONED.fullmatch(name) and _remove_if_old(folder, name, now)]
 
 
 def _remove_if_old(folder: Folder, name: str, now: float) -> bool:

@@ -19,19 +19,12 @@ from pathlib import Path
 
 from watcher.errors import LockLost, SettingError
 from watcher.policy.give_back_limit import GiveBackCounts
+from watcher.store import layout
 from watcher.store.abandoned_files import remove_abandoned
+from watcher.store.layout import CLAIMS, HELD, INCARNATION, ORIGINALS, OUTPUT, RETRY, TEMPORARY
 from watcher.system import no_links
 from watcher.system.files import Folder, move, publish_new
 
-CLAIMS = ".claims"
-RETRY = ".retry"
-HELD = ".held"
-ARCHIVE = ".archive"
-TEMPORARY = ".tmp"
-OUTPUT = ".output"
-ORIGINALS = ".originals"
-
-_INCARNATION = re.compile(r"[0-9a-f]{32}")
 _NAME = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9._-]{0,127})~(\d{1,9})-(\d{1,9})(?:-(\d{1,15})(h)?)?"
     r"(\+(\d{1,9})-(\d{1,9})-(\d{1,9})-(\d{0,9}))?\.json"
@@ -151,7 +144,7 @@ class WorkerFolders:
 
     def other_incarnations(self) -> list[str]:
         """The claim folders of other processes, living or dead."""
-        return [n for n in self.claims.names() if _INCARNATION.fullmatch(n) and n != self.incarnation]
+        return [n for n in self.claims.names() if INCARNATION.fullmatch(n) and n != self.incarnation]
 
     def claims_of(self, incarnation: str) -> list[str]:
         """What another process has claimed now."""
@@ -182,14 +175,14 @@ class WorkerFolders:
     def sweep(self, incarnation: str) -> None:
         """Remove the temporary files of an incarnation that is dead or leaves. Raises OSError."""
         for folder in (self.inbox, self.retry, self.results_tmp, self.results, self.dlq_tmp, self.dlq):
-            folder.remove(_probe_name(incarnation))  # by name: some of these are too large to list
+            folder.remove(layout.probe(incarnation))  # by name: some of these are too large to list
         for folder in (*self.temporary_folders(), self.triggers, self.claims):
             for name in folder.names():
-                if name.endswith((f".{incarnation}", f".{incarnation}.tmp")):
+                if layout.is_hidden_of(name, incarnation):
                     folder.remove(name)
         for path in self.shared:
             for name in no_links.names_in(path):
-                if name.startswith(".") and name.endswith(f".{incarnation}.tmp"):
+                if name.startswith(".") and layout.is_hidden_of(name, incarnation):
                     with contextlib.suppress(FileNotFoundError):
                         no_links.remove(path / name)
 
@@ -207,7 +200,7 @@ class WorkerFolders:
 
     def probe(self) -> None:
         """Try each rename of the protocol once. Raises SettingError that names the folders which do not fit."""
-        name = _probe_name(self.incarnation)
+        name = layout.probe(self.incarnation)
         steps = (
             (self.inbox, self.mine, "TASK_DIR", move),
             (self.inbox, self.retry, "TASK_DIR", move),
@@ -236,10 +229,6 @@ def why_stuck(inbox: str | Path, folder: os.stat_result, file: os.stat_result, u
         return None
     text = f"{inbox} is sticky, as /tmp is, and neither the folder nor the file belongs to the worker (uid {uid})"
     return f"{text}; chmod -t {inbox}, or chown it to the worker"
-
-
-def _probe_name(incarnation: str) -> str:
-    return f".probe-{incarnation}"
 
 
 def bad_name_handle(folder: Folder, name: str) -> str | None:

@@ -25,9 +25,9 @@ from typing import Any
 
 from watcher.clock import parse_rfc3339, rfc3339
 from watcher.errors import SettingError
+from watcher.store.layout import HOLDS
 from watcher.system.files import Folder, replace
 
-FOLDER = "holds"
 #: What an operator's hold says when no other reason was given.
 BY_OPERATOR = "operator"
 _MAX_BYTES = 1 << 16
@@ -130,13 +130,13 @@ def hold_provider(
         raise SettingError(f"hold {provider!r}: that is no name of a provider; `watcher validate` takes the same names")
     hold = StoredHold(provider, safe_account(account), reason, detail, until, now, waits_for_word=until is None)
     name = f"{key_of(provider, account)}.json"
-    folder = Folder(control / FOLDER)
+    folder = Folder(control / HOLDS)
     try:
         replace(folder, name, hold.dump(), f"cli-{secrets.token_hex(6)}", durable=True)
         folder.remove(ramp_name(key_of(provider, account)))
     finally:
         folder.close()
-    return control / FOLDER / name
+    return control / HOLDS / name
 
 
 def lift_hold(control: Path, provider: str, account: str = "") -> bool:
@@ -222,6 +222,6 @@ def _moment(value: object) -> float | None:
 
 def _opened(control: Path) -> Folder | None:
     try:
-        return Folder(control / FOLDER, create=False)
+        return Folder(control / HOLDS, create=False)
     except FileNotFoundError:
         return None

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from watcher.errors import SettingError, shortage_behind
+from watcher.store.layout import LISTENER_DATABASE
 from watcher.store.outcome_totals import Finished, Sums, TotalsDelta
 from watcher.system import no_links
 
-FILE_NAME = "orchestrator.db"
 #: Raised whenever a table or the meaning of a column changes; an older database is then rebuilt.
 VERSION = 1
 
@@ -78,7 +78,7 @@ class Ledger:
 
     def __init__(self, folder: Path, silent_before: float) -> None:
         """`silent_before` (wall seconds): should this be a new database, older outcomes get no notices."""
-        self.path = folder / FILE_NAME
+        self.path = folder / LISTENER_DATABASE
         self.rebuilt: str | None = None
         try:
             no_links.make_folder(folder)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from watcher.errors import LockLost, NameTaken, SettingError, tells_nothing
+from watcher.store.layout import LISTENER_LOCK
 from watcher.store.worker_locks import Lock, take_lock
 from watcher.system import no_links
 from watcher.system.files import Folder, read_regular, write_all
@@ -23,7 +24,6 @@ from watcher.system.files import Folder, read_regular, write_all
 if TYPE_CHECKING:
     from watcher.store.state_locks import StateLock
 
-LOCK_NAME = ".listener.lock"
 _MAX_NOTES_BYTES = 1 << 16
 #: A reader that asks whether the lock is held has it for a moment.
 _ASKING_SECONDS = 0.3
@@ -62,7 +62,7 @@ class ListenerLock:
             self._held.pop()[1].release()
 
     def _take(self, folder: Path, take: Callable[[Path], Lock | StateLock | None]) -> None:
-        path = folder / LOCK_NAME
+        path = folder / LISTENER_LOCK
         try:
             lock = take(folder)
         except OSError as error:
@@ -83,7 +83,7 @@ class ListenerLock:
 def _take_beside_others(folder: Path) -> Lock | None:
     there = Folder(folder)
     try:
-        return take_lock(there, LOCK_NAME, _ASKING_SECONDS)
+        return take_lock(there, LISTENER_LOCK, _ASKING_SECONDS)
     finally:
         there.close()
 
@@ -91,13 +91,13 @@ def _take_beside_others(folder: Path) -> Lock | None:
 def _take_in_state(folder: Path) -> StateLock | None:
     from watcher.store.state_locks import take_state_lock  # filelock is for the listener, not for who reads its notes
 
-    return take_state_lock(folder / LOCK_NAME, _ASKING_SECONDS)
+    return take_state_lock(folder / LISTENER_LOCK, _ASKING_SECONDS)
 
 
 def notes(folder: Path) -> dict[str, Any]:
     """Who holds, or held, the lock of this folder; nothing when that cannot be told."""
     with contextlib.suppress(OSError, ValueError):
-        value = json.loads(read_regular(folder / LOCK_NAME, _MAX_NOTES_BYTES))
+        value = json.loads(read_regular(folder / LISTENER_LOCK, _MAX_NOTES_BYTES))
         if isinstance(value, dict):
             return value
     return {}

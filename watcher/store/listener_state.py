@@ -15,13 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from watcher.store.listener_database import FILE_NAME, VERSION
-from watcher.store.listener_lock import LOCK_NAME
+from watcher.store.layout import LISTENER_DATABASE, LISTENER_LOCK, LISTENER_STATUS
+from watcher.store.listener_database import VERSION
 from watcher.store.outcome_totals import Finished, Sums
 from watcher.store.workers import is_locked
 from watcher.system.files import Folder
 
-STATUS_FILE = "listener.json"
 HOUR_SECONDS = 3600
 _MAX_STATUS_BYTES = 16 << 20
 
@@ -77,7 +76,7 @@ class ListenerView:
 
 def is_running(state: Path) -> bool:
     """Whether a listener holds the lock of this state folder now."""
-    return is_locked(state / LOCK_NAME) is True
+    return is_locked(state / LISTENER_LOCK) is True
 
 
 def read_status(state: Path) -> dict[str, Any]:
@@ -85,7 +84,7 @@ def read_status(state: Path) -> dict[str, Any]:
     with suppress(OSError, ValueError):
         folder = Folder(state, create=False)
         try:
-            value = json.loads(folder.read(STATUS_FILE, _MAX_STATUS_BYTES))
+            value = json.loads(folder.read(LISTENER_STATUS, _MAX_STATUS_BYTES))
         finally:
             folder.close()
         if isinstance(value, dict):
@@ -96,10 +95,10 @@ def read_status(state: Path) -> dict[str, Any]:
 def read_statuses(state: Path) -> dict[str, dict[str, tuple[int, str | None]]]:
     """What the listener has read of results: by worker and file name the inode and the status."""
     out: dict[str, dict[str, tuple[int, str | None]]] = {}
-    if not (state / FILE_NAME).exists():
+    if not (state / LISTENER_DATABASE).exists():
         return out
     try:
-        with closing(_open(state / FILE_NAME)) as db:
+        with closing(_open(state / LISTENER_DATABASE)) as db:
             if db.execute("PRAGMA user_version").fetchone()[0] == VERSION:
                 asked = "SELECT worker, name, inode, status FROM outcomes WHERE folder = 'results'"
                 for worker, name, inode, status in db.execute(asked):
@@ -111,9 +110,9 @@ def read_statuses(state: Path) -> dict[str, dict[str, tuple[int, str | None]]]:
 
 def read_view(state: Path, now: float | None = None) -> ListenerView | None:
     """What the listener knows; None when it has never run here, or another version of it did. `now`: wall seconds."""
-    if not (state / FILE_NAME).exists():
+    if not (state / LISTENER_DATABASE).exists():
         return None
-    with closing(_open(state / FILE_NAME)) as db:
+    with closing(_open(state / LISTENER_DATABASE)) as db:
         if db.execute("PRAGMA user_version").fetchone()[0] != VERSION:
             return None
         all_time = Totals()
@@ -136,7 +135,7 @@ def read_points(state: Path, limit: int = 200_000) -> list[Point]:
         "SELECT worker, status, finished_us, CASE WHEN attempts > 0 THEN duration_us END, cost_nano FROM outcomes "
         "WHERE finished_us IS NOT NULL AND status != 'with_result' ORDER BY finished_us DESC LIMIT ?"
     )
-    with closing(_open(state / FILE_NAME)) as db:
+    with closing(_open(state / LISTENER_DATABASE)) as db:
         rows = db.execute(asked, (limit,)).fetchall()
     return [
         Point(worker, status, finished / 1e6, None if took is None else took / 1e6, cost / 1e9)

@@ -24,13 +24,12 @@ from watcher.clock import Clock
 from watcher.errors import SettingError, tells_nothing
 from watcher.formats import strict_json
 from watcher.formats.receipt_and_notice import Notice
-from watcher.store.folders import TEMPORARY
+from watcher.store.layout import NOTICES, TEMPORARY
 from watcher.store.listener_database import Entry, Ledger
 from watcher.system.files import FEW, Folder, fsync_file, publish_new, syncfs
 from watcher.telemetry.events import Emit, NoticePublished
 
 #: The folder below TRIGGER_DIR that holds notices; no worker's name may begin receipts in it by accident.
-NOTICES = "orchestrator"
 _MAX_NOTICE_BYTES = 64 << 20
 _SUFFIX_LIMIT = 10_000
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from watcher.errors import WatcherError
-from watcher.formats.operator_command import PAUSED, command_of
+from watcher.formats.operator_command import command_of
 from watcher.formats.task import WORKER_PATTERN
+from watcher.store.layout import PAUSED
 from watcher.store.submitting import put
 from watcher.system.files import Folder, replace
 

@@ -14,7 +14,7 @@ from watcher.errors import InvalidTask, tells_nothing
 from watcher.formats.task import Task, parse_task
 from watcher.policy.dependency_circles import MAX_NODES, circle
 from watcher.store.dependencies import Results
-from watcher.store.folders import ARCHIVE
+from watcher.store.layout import ARCHIVE
 from watcher.store.task_places import PLACE_KINDS, ids_in
 from watcher.system import no_links
 from watcher.system.files import read_regular

@@ -27,16 +27,14 @@ from watcher.formats import strict_json
 from watcher.formats.receipt_and_notice import Notice
 from watcher.formats.task import TASK_FILE_NAME
 from watcher.store import workers as presence
-from watcher.store.folders import CLAIMS
+from watcher.store.layout import BUSY, CLAIMS, NAME_LOCK, REASSIGN
 from watcher.store.notice_publisher import Findings
 from watcher.store.submitting import put
-from watcher.store.task_places import REASSIGN, ids_in
+from watcher.store.task_places import ids_in
 from watcher.system import no_links
 from watcher.system.files import Folder, move
 from watcher.telemetry.events import Emit, HintFailed, TasksReassigned
 
-_NAME_LOCK = "name.lock"
-_BUSY = ".busy"
 _MAX_BYTES = 64 << 20
 #: Listed in one notice.
 _MAX_LISTED = 10_000
@@ -174,7 +172,7 @@ def _dependency(name: object, worker: str, together: set[str], results: Path) ->
 def _name_lock(inbox: Path) -> Iterator[bool]:
     """The lock of the worker's name for ourselves; False when a process of it has it."""
     try:
-        fd = no_links.open_file(inbox / CLAIMS / _NAME_LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        fd = no_links.open_file(inbox / CLAIMS / NAME_LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError:
         yield False
         return
@@ -192,7 +190,7 @@ def _name_lock(inbox: Path) -> Iterator[bool]:
 def _runs_something(inbox: Path) -> bool:
     """Whether a command of a killed process may still live: it holds that process's second lock."""
     claims = inbox / CLAIMS
-    return any(presence.is_locked(claims / name) is not False for name in _names(claims) if name.endswith(_BUSY))
+    return any(presence.is_locked(claims / name) is not False for name in _names(claims) if name.endswith(BUSY))
 
 
 def _taken_ids(inbox: Path, results: Path) -> set[str]:

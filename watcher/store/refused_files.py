@@ -18,6 +18,7 @@ from watcher.formats.dead_letter import DeadLetter
 from watcher.formats.result import Result, Status, parse_result
 from watcher.formats.task import TASK_FILE_NAME, Task, marks_of, parse_task
 from watcher.store.folders import History, WorkerFolders, bad_name_handle, original_name
+from watcher.store.layout import ORIGINALS
 from watcher.store.queue_interface import Settlement
 from watcher.store.task_reader import TaskBytes, read_task_file
 from watcher.system.files import NO_FILE, Folder, move
@@ -129,7 +130,7 @@ class Endings:
             at=self._clock.wall(),
             retry_count=0,
             detail=detail + _kind_note(info),
-            original=f".originals/{original_name(self._places.mine, handle)}",
+            original=f"{ORIGINALS}/{original_name(self._places.mine, handle)}",
             submitted=self._marks(handle),
         )
         event = TaskRefused(task_id, reason, detail)

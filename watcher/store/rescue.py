@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import stat
 from typing import Any
 
@@ -21,18 +20,18 @@ from watcher.formats.result import parse_result
 from watcher.formats.task import PAST, parse_task
 from watcher.store.changes import back_from_hand
 from watcher.store.folders import History, WorkerFolders
+from watcher.store.layout import BUSY, INCARNATION, LOCK
 from watcher.store.worker_locks import take_lock
 from watcher.system import processes
 from watcher.system.files import NO_FILE, Folder, move_new
 from watcher.telemetry.events import Emit, LeftoversKilled, TaskNotUnderstood, TaskRescued
 
-_INCARNATION = re.compile(r"[0-9a-f]{32}")
 _MAX_STORED_BYTES = 1 << 28
 
 
 def rescue(places: WorkerFolders, emit: Emit) -> list[str]:
     """Rescue what all dead incarnations held. Returns the new names of the tasks that wait again."""
-    found = {name[:32] for name in places.claims.names() if _INCARNATION.fullmatch(name[:32])}
+    found = {name[:32] for name in places.claims.names() if INCARNATION.fullmatch(name[:32])}
     found.discard(places.incarnation)
     out: list[str] = []
     for incarnation in sorted(found):
@@ -48,19 +47,19 @@ def rescue(places: WorkerFolders, emit: Emit) -> list[str]:
 
 def _rescue_one(places: WorkerFolders, dead: str, emit: Emit) -> list[str]:
     claims = places.claims.path
-    if places.claims.is_link(dead) or not _is_lock(places.claims, f"{dead}.busy"):
+    if places.claims.is_link(dead) or not _is_lock(places.claims, dead + BUSY):
         return []  # planted: what lies behind it, and who uses that, is not ours to move, to remove or to kill
     # A folder without its lock file is older than any living process: locks are made first and removed last.
-    lock = take_lock(places.claims, f"{dead}.lock")
+    lock = take_lock(places.claims, dead + LOCK)
     if lock is None:
         return []
     try:
         # Holders first: should the owner live after all (somebody deleted its lock file), it ends before its commands
         # do, and cannot take their end for a failed attempt.
-        killed = processes.kill_holders(claims / f"{dead}.busy") + processes.kill_marked(dead)
+        killed = processes.kill_holders(claims / (dead + BUSY)) + processes.kill_marked(dead)
         if killed:
             emit(LeftoversKilled("", killed))
-        busy = take_lock(places.claims, f"{dead}.busy")
+        busy = take_lock(places.claims, dead + BUSY)
         if busy is None:
             return []
         try:

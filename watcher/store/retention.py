@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from watcher.clock import Clock, NeverAhead
-from watcher.store.folders import ORIGINALS, OUTPUT
-from watcher.store.notice_publisher import NOTICES
+from watcher.store.layout import NOTICES, ORIGINALS, OUTPUT
 from watcher.system import no_links
 from watcher.telemetry.events import Emit, FilesPruned
 

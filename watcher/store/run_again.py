@@ -26,7 +26,8 @@ from watcher.formats.result import parse_result
 from watcher.formats.task import ID_PATTERN, MARKS, PAST, parse_task, refuse_to_unset
 from watcher.store import workers
 from watcher.store.changes import find_waiting, put_back
-from watcher.store.folders import ARCHIVE, History, WorkerFolders
+from watcher.store.folders import History, WorkerFolders
+from watcher.store.layout import ARCHIVE, ORIGINALS
 from watcher.store.submitting import put
 from watcher.store.task_places import task_files
 from watcher.store.tool_claim_folder import ToolClaimFolder
@@ -175,7 +176,7 @@ def _bytes(fields: dict[str, Any], task_id: str, worker: str) -> bytes:
 
 
 def _read_original(letter: Letter, original: str) -> bytes:
-    folder = Folder(letter.path.parent / ".originals", create=False)
+    folder = Folder(letter.path.parent / ORIGINALS, create=False)
     try:
         return folder.read(Path(original).name, _MAX_STORED_BYTES)
     finally:

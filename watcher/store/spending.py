@@ -20,7 +20,6 @@ import errno
 import json
 import math
 import os
-import re
 import secrets
 import stat
 import time
@@ -32,6 +31,7 @@ from typing import Any
 from watcher.clock import Clock, rfc3339
 from watcher.errors import is_trouble
 from watcher.policy.budget_limits import NO_LIMITS, BudgetLimits
+from watcher.store.layout import SPENDING, budget, spending
 from watcher.system import no_links
 from watcher.system.files import Folder, replace, write_all
 from watcher.telemetry.events import BudgetLifted, BudgetReached, Emit, HintFailed, SpendingRecorded
@@ -46,7 +46,6 @@ _MAX_BYTES = 1 << 26
 #: Below this an amount is the rounding of sums.
 _NOTHING_USD = 1e-9
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_FILE = re.compile(r"spend-(\d{8})\.jsonl")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ class Spending:
         self._extra: tuple[str, float] = ("", 0.0)
         self._was_reached = False
         for name in sorted(self._folder.names()):  # the end of a task comes after its attempts
-            found = _FILE.fullmatch(name)
+            found = SPENDING.fullmatch(name)
             if found is not None and found[1] > _day(clock.wall() - _DAYS_OF_A_TASK * _DAY_SECONDS):
                 self._read(found[1])
         self.refresh()
@@ -240,7 +239,7 @@ class Spending:
 
     def _write(self, day: str, line: dict[str, Any]) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(f"spend-{day}.jsonl", flags, 0o666, dir_fd=self._folder.fd)
+        fd = os.open(spending(day), flags, 0o666, dir_fd=self._folder.fd)
         try:
             found = os.fstat(fd)
             if found.st_nlink > 1:
@@ -266,7 +265,7 @@ class Spending:
     def _read(self, day: str) -> None:
         ledger = self._days.setdefault(day, _Ledger())
         try:
-            fd = os.open(f"spend-{day}.jsonl", _READ, dir_fd=self._folder.fd)
+            fd = os.open(spending(day), _READ, dir_fd=self._folder.fd)
         except OSError as error:
             if is_trouble(error):
                 raise
@@ -304,7 +303,7 @@ def raise_daily_budget(control: Path, worker: str, usd: float, now: float) -> fl
     try:
         total = _extra_usd(folder, day) + usd
         raw = json.dumps({"extra_usd": total, "timestamp": rfc3339(now)}).encode() + b"\n"
-        replace(folder, f"budget-{day}.json", raw, f"cli-{secrets.token_hex(6)}", durable=True)
+        replace(folder, budget(day), raw, f"cli-{secrets.token_hex(6)}", durable=True)
     finally:
         folder.close()
     return float(total)
@@ -314,7 +313,7 @@ def spent_on_day(control: Path, worker: str, now: float) -> float:
     """USD that a worker has spent on the UTC day of `now`; 0 when nothing says so."""
     ledger = _Ledger()
     try:
-        fd = no_links.open_file(control / worker / f"spend-{_day(now)}.jsonl", _READ)
+        fd = no_links.open_file(control / worker / spending(_day(now)), _READ)
     except FileNotFoundError:
         return 0.0
     try:
@@ -338,7 +337,7 @@ def raised_on_day(control: Path, worker: str, now: float) -> float:
 
 def _extra_usd(folder: Folder, day: str) -> float:
     try:
-        extra = json.loads(folder.read(f"budget-{day}.json", _MAX_BYTES))["extra_usd"]
+        extra = json.loads(folder.read(budget(day), _MAX_BYTES))["extra_usd"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return 0.0
     is_number = isinstance(extra, int | float) and not isinstance(extra, bool) and abs(extra) < 1e12

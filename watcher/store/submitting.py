@@ -23,6 +23,7 @@ from typing import Any
 from watcher.errors import InvalidTask, WatcherError
 from watcher.formats import strict_json
 from watcher.formats.task import ID_PATTERN, WORKER_PATTERN, task_from_fields
+from watcher.store.layout import hidden_put
 from watcher.system.files import FEW, Folder, Sync, fsync_file, move_new
 
 
@@ -49,7 +50,7 @@ class Put:
     hidden: str | None = None
 
     def write(self) -> None:
-        self.hidden = f".submit-{secrets.token_hex(8)}.tmp"
+        self.hidden = hidden_put()
         self.folder.write_new(self.hidden, self.data)
         # The kernel stamps files in steps of some milliseconds; the order of submits must survive finer than that.
         moment = time.time_ns() if self.changed_ns is None else self.changed_ns

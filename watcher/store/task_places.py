@@ -8,18 +8,15 @@ move, and those of `GONE_BACK` once more by who must not miss one. Raises OSErro
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from watcher.formats.task import TASK_FILE_NAME
-from watcher.store.folders import CLAIMS, HELD, RETRY, History
+from watcher.store.folders import History
+from watcher.store.layout import CLAIMS, HELD, INCARNATION, REASSIGN, RETRY
 from watcher.system import no_links
-
-REASSIGN = ".reassign"
-_INCARNATION = re.compile(r"[0-9a-f]{32}")
 
 PlaceKind = Literal["held", "inbox", "retry", "claims", "reassign"]
 PLACE_KINDS: tuple[PlaceKind, ...] = ("held", "inbox", "retry", "claims", "reassign")
@@ -67,7 +64,7 @@ def places(
         if kind == "inbox":
             yield TaskPlace(kind, inbox)
         elif kind == "claims":
-            for name in sorted(filter(_INCARNATION.fullmatch, list_names(inbox / CLAIMS))):
+            for name in sorted(filter(INCARNATION.fullmatch, list_names(inbox / CLAIMS))):
                 yield TaskPlace(kind, inbox / CLAIMS / name, name)
         elif kind == "reassign":
             for name in sorted(list_names(inbox / REASSIGN)):

@@ -23,7 +23,8 @@ from watcher.formats import dead_letter, result
 from watcher.formats.task import ID_PATTERN, WORKER_PATTERN, Task, parse_task, why_no_task_name
 from watcher.store import workers as presence
 from watcher.store.dependencies import Results, look
-from watcher.store.folders import ARCHIVE, History
+from watcher.store.folders import History
+from watcher.store.layout import ARCHIVE
 from watcher.store.task_places import TaskFile, task_files
 from watcher.system import no_links
 from watcher.system.files import read_regular, read_up_to

@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from watcher.errors import LockLost, NameTaken, SettingError
-from watcher.store.folders import CLAIMS
+from watcher.store.layout import BUSY, CLAIMS, LOCK, NAME_LOCK, NOTES, instance_lock
 from watcher.system.files import Folder, replace
 
-_NAME_LOCK = "name.lock"
 _MAX_NOTES_BYTES = 1 << 16
 _LOCK_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 #: A reader that asks whether a lock is held has it for a moment.
@@ -68,7 +67,7 @@ class Incarnation:
         try:
             if visit is None:
                 self._take_name()
-            for kind in ("lock", "busy"):
+            for kind in (LOCK, BUSY):
                 self._locks[kind] = self._take_lock(kind)
             self._write_notes()
         except BaseException:
@@ -78,7 +77,7 @@ class Incarnation:
     @property
     def busy_fd(self) -> int:
         """The descriptor that every command must inherit."""
-        return self._locks["busy"].fd
+        return self._locks[BUSY].fd
 
     def began_ns(self) -> int:
         """When it began, as the file system of the tasks stamps it (nanoseconds)."""
@@ -97,11 +96,11 @@ class Incarnation:
         return out
 
     def _began_ns(self, incarnation: str) -> int:
-        return os.stat(f"{incarnation}.lock", dir_fd=self._claims.fd, follow_symlinks=False).st_mtime_ns
+        return os.stat(incarnation + LOCK, dir_fd=self._claims.fd, follow_symlinks=False).st_mtime_ns
 
     @property
     def busy_path(self) -> Path:
-        return self._claims.path / f"{self.id}.busy"
+        return self._claims.path / (self.id + BUSY)
 
     def check(self) -> None:
         """Raises LockLost when a lock file is no longer the one that is held, OSError when that cannot be seen now."""
@@ -109,7 +108,7 @@ class Incarnation:
             text = f"the folder {self._claims.path} was deleted or replaced; stopping before somebody takes the tasks"
             raise LockLost(text)
         for kind, lock in self._locks.items():
-            path = self._claims.path / f"{self.id}.{kind}"
+            path = self._claims.path / (self.id + kind)
             try:
                 there = os.stat(path.name, dir_fd=self._claims.fd, follow_symlinks=False)
             except FileNotFoundError:
@@ -122,8 +121,8 @@ class Incarnation:
         """Give up the locks and remove their files; the claim folder must be gone or left to rescuers by now."""
         with contextlib.suppress(OSError):
             if self._claims.fd >= 0 and not self._claims.has(self.id):
-                for kind in ("json", "busy", "lock"):
-                    self._claims.remove(f"{self.id}.{kind}")
+                for kind in (NOTES, BUSY, LOCK):
+                    self._claims.remove(self.id + kind)
         for lock in (*self._locks.values(), *self._name_locks):
             lock.release()
         self._locks.clear()
@@ -131,17 +130,17 @@ class Incarnation:
         self._claims.close()
 
     def _take_lock(self, kind: str) -> Lock:
-        self._claims.write_new(f"{self.id}.{kind}", b"")
-        lock = take_lock(self._claims, f"{self.id}.{kind}", _ASKING_SECONDS)
+        self._claims.write_new(self.id + kind, b"")
+        lock = take_lock(self._claims, self.id + kind, _ASKING_SECONDS)
         if lock is None:
-            raise LockLost(f"somebody holds the new lock file {self._claims.path / self.id}.{kind}; starting anew")
+            raise LockLost(f"somebody holds the new lock file {self._claims.path / self.id}{kind}; starting anew")
         return lock
 
     def _take_name(self) -> None:
         """One process per name, or several that all gave an instance: the first locks alone, the others together."""
-        wanted = [(_NAME_LOCK, fcntl.LOCK_SH if self.instance else fcntl.LOCK_EX, "give each its own --instance")]
+        wanted = [(NAME_LOCK, fcntl.LOCK_SH if self.instance else fcntl.LOCK_EX, "give each its own --instance")]
         if self.instance:
-            wanted.append((f"instance-{self.instance}.lock", fcntl.LOCK_EX, "give this one another --instance"))
+            wanted.append((instance_lock(self.instance), fcntl.LOCK_EX, "give this one another --instance"))
         for name, kind, cure in wanted:
             lock = Lock(os.open(name, _LOCK_FLAGS, 0o644, dir_fd=self._claims.fd))
             self._name_locks.append(lock)
@@ -164,7 +163,7 @@ class Incarnation:
             "visit": self._visit,
             "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        replace(self._claims, f"{self.id}.json", json.dumps(notes).encode() + b"\n", self.id)
+        replace(self._claims, self.id + NOTES, json.dumps(notes).encode() + b"\n", self.id)
 
 
 def take_lock(folder: Folder, name: str, patience_seconds: float = 0.0) -> Lock | None:
@@ -189,8 +188,8 @@ def living_notes(claims: Folder) -> list[dict[str, Any]]:
     """The notes of all incarnations whose process lives, for messages to people."""
     out = []
     names = set(claims.names())
-    for name in sorted(name for name in names if name.endswith(".json")):
-        lock_name = name.removesuffix("json") + "lock"
+    for name in sorted(name for name in names if name.endswith(NOTES)):
+        lock_name = name.removesuffix(NOTES) + LOCK
         if lock_name not in names:
             continue
         with contextlib.suppress(OSError):

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,8 @@ from watcher.clock import parse_rfc3339
 from watcher.errors import SHORTAGES, WorkerTrouble
 from watcher.formats import heartbeat, strict_json
 from watcher.formats.fields import FieldError
-from watcher.formats.task import WORKER_PATTERN
-from watcher.store.folders import CLAIMS, History
+from watcher.store.folders import History
+from watcher.store.layout import CLAIMS, HEARTBEAT, INCARNATION, LOCK, NOTES
 from watcher.system import no_links
 from watcher.system.files import is_blank, read_up_to
 
@@ -35,8 +34,6 @@ _BY_WORRY: tuple[State, ...] = (
     "healthy", "starting", "draining", "paused", "held", "degraded", "absent", "stopped", "unknown", "dead",
 )  # fmt: skip
 
-_HEARTBEAT = re.compile(rf"({WORKER_PATTERN})(?:@([A-Za-z0-9][A-Za-z0-9._-]{{0,63}}))?\.json")
-_INCARNATION = re.compile(r"[0-9a-f]{32}")
 #: Never follow a link, never block on a FIFO.
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MAX_BEAT_BYTES = 16 << 20
@@ -154,7 +151,7 @@ def read_beats(place: Path, now: float, problems: list[str], worker: str | None 
     """
     out = []
     for name in sorted(list_names(place, problems)):
-        found = _HEARTBEAT.fullmatch(name)
+        found = HEARTBEAT.fullmatch(name)
         if found is None or worker not in (None, found[1]):
             continue
         fields: Json | None = None
@@ -181,11 +178,11 @@ def read_beats(place: Path, now: float, problems: list[str], worker: str | None 
 def read_claims(inbox: Path, problems: list[str]) -> list[Claims]:
     """The claims and the life of every incarnation that has left a trace in this inbox."""
     place = inbox / CLAIMS
-    found = {name[:32] for name in list_names(place, problems) if _INCARNATION.fullmatch(name[:32])}
+    found = {name[:32] for name in list_names(place, problems) if INCARNATION.fullmatch(name[:32])}
     out = []
     for incarnation in sorted(found):
         names = [name for name in list_names(place / incarnation, problems) if has_history(name)]
-        out.append(Claims(incarnation, is_locked(place / f"{incarnation}.lock"), names, place / incarnation))
+        out.append(Claims(incarnation, is_locked(place / (incarnation + LOCK)), names, place / incarnation))
     return out
 
 
@@ -231,7 +228,7 @@ def _without_beat(worker: str, claim: Claims, now: float) -> Process | None:
     """
     notes: Json = {}
     with contextlib.suppress(OSError, ValueError):
-        value = strict_json.loads(read_small(claim.place.with_name(f"{claim.incarnation}.json"))[0])
+        value = strict_json.loads(read_small(claim.place.with_name(claim.incarnation + NOTES))[0])
         notes = value if isinstance(value, dict) else {}
     if notes.get("visit"):
         return None

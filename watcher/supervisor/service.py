@@ -18,6 +18,7 @@ from watcher.settings.layers import Layers, process_environment
 from watcher.settings.listener import OrchestratorConfig
 from watcher.settings.supervisor import SupervisorConfig
 from watcher.settings.worker import WatcherConfig
+from watcher.store.layout import LISTENER_STATUS, NOTICES, heartbeat
 from watcher.supervisor.adopted_children import SUPERVISED, own_name
 from watcher.supervisor.child import Charge, SupervisedChild
 from watcher.supervisor.child_log import make_say
@@ -28,8 +29,6 @@ from watcher.system.processes import become_subreaper
 from watcher.telemetry.events import Bus
 from watcher.telemetry.logs import EventLog, configure_logging
 
-#: How the listener is called in the log; its own lines say so too.
-LISTENER = "orchestrator"
 #: An instance that may be drained at any time finishes what it runs: see WorkerInstances.
 _OWN_GRACE_SECONDS = 86_400
 
@@ -93,13 +92,14 @@ class SupervisorService:
             environment["SHUTDOWN_GRACE"] = str(_OWN_GRACE_SECONDS)
         argv = [*_program("worker_watcher"), worker, *(["--instance", instance] if instance else [])]
         argv += [*self.wanted.flags, *self._port(index * (most or 1) + number - 1)]
-        return Charge(name, tuple(argv), environment, self.config.folders.heartbeats / f"{name}.json", self.is_scaled)
+        beats = self.config.folders.heartbeats / heartbeat(worker, instance)
+        return Charge(name, tuple(argv), environment, beats, self.is_scaled)
 
     def _listener(self) -> Charge:
         offset = len(self.wanted.workers) * (self.wanted.most or 1)
         argv = [*_program("orchestrator_listener"), *self.wanted.flags, *self._port(offset)]
         environment = {**process_environment(), SUPERVISED: own_name()}
-        return Charge(LISTENER, tuple(argv), environment, self.state / "listener.json")
+        return Charge(NOTICES, tuple(argv), environment, self.state / LISTENER_STATUS)
 
     def _port(self, offset: int) -> list[str]:
         """A port that somebody set is the first one's; the others get those above it. An unset one moves by itself."""

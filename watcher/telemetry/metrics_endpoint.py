@@ -245,7 +245,7 @@ def _cut_off(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_RDWR)
 
 
-class Wanted(Protocol):
+class EndpointSettings(Protocol):
     """What the settings say of the endpoint. A port that nobody set may give way to another when it is taken."""
 
     @property
@@ -259,7 +259,7 @@ class Wanted(Protocol):
 
 
 def start_endpoint(
-    registry: CollectorRegistry, wanted: Wanted, ready: Answer, alive: Answer, log: logging.Logger
+    registry: CollectorRegistry, wanted: EndpointSettings, ready: Answer, alive: Answer, log: logging.Logger
 ) -> MetricsEndpoint:
     """Serve the metrics; says so when they had to take another port than the default."""
     endpoint = MetricsEndpoint(

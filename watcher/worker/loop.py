@@ -20,7 +20,8 @@ from watcher.clock import Clock
 from watcher.errors import LockLost, WorkerTrouble
 from watcher.formats.heartbeat import HeartbeatStatus
 from watcher.policy import scan_interval as scanning
-from watcher.store.holds import FOLDER as HOLDS
+from watcher.store.heartbeat_writer import Pulse
+from watcher.store.layout import HOLDS
 from watcher.system import no_links, processes
 from watcher.system.inotify import Waker
 from watcher.system.process_fence import IN_FORCE, fence
@@ -38,7 +39,6 @@ from watcher.telemetry.events import (
     WorkerStarted,
     WorkerStopped,
 )
-from watcher.telemetry.heartbeat_writer import Pulse
 from watcher.worker.executor import Executor
 from watcher.worker.operator_commands import ControlDesk
 from watcher.worker.parts import WorkerParts
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 #: The keys of our own folders among the watched ones; the others are workers' names, which are neither.
 _INBOX = ""
 #: No worker's name has a slash.
-_HOLDS = "/holds"
+_HOLDS = f"/{HOLDS}"
 _CONTROL = "/control"
 #: A scan may take this share of the time at most; a folder with a million files is scanned less often.
 _SCAN_SHARE = 0.05

@@ -23,7 +23,6 @@ from watcher.clock import Clock
 from watcher.errors import InvalidTask, LockLost, is_trouble
 from watcher.formats import strict_json
 from watcher.formats.operator_command import (
-    PAUSED,
     PLAIN_WORDS,
     WORDS,
     Command,
@@ -32,6 +31,7 @@ from watcher.formats.operator_command import (
     parse_command,
 )
 from watcher.store.changes import StillWritten
+from watcher.store.layout import NO_COMMAND, PAUSED, REFUSED
 from watcher.system.files import Folder, move_new, replace
 from watcher.telemetry.events import (
     CommandDone,
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     from watcher.settings.worker import WatcherConfig
 
 #: Files of this folder that are no commands.
-_STATES = re.compile(re.escape(PAUSED) + r"|breakers\.json|budget-.*\.json|spend-.*\.jsonl")
-_REFUSED = ".refused"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,200}\.json")
 _MAX_BYTES = 2 << 20
 #: No file's name has a slash.
@@ -344,7 +342,7 @@ class ControlDesk:
 
     def _refuse(self, name: str, why: str) -> None:
         """Keep the file for whoever wrote it, out of the way."""
-        aside = Folder(self._folder.path / _REFUSED)
+        aside = Folder(self._folder.path / REFUSED)
         try:
             with contextlib.suppress(FileNotFoundError):
                 for number in range(1, 1000):
@@ -362,12 +360,12 @@ class ControlDesk:
 
 
 def _is_command_name(name: str) -> bool:
-    return _STATES.fullmatch(name) is None and (_NAME.fullmatch(name) is not None or name in PLAIN_WORDS)
+    return NO_COMMAND.fullmatch(name) is None and (_NAME.fullmatch(name) is not None or name in PLAIN_WORDS)
 
 
 def _is_strange(name: str) -> bool:
     """Whether a file is no command, no state, and nothing that its writer has hidden."""
-    return not (name.startswith(".") or _STATES.fullmatch(name) or _is_command_name(name))
+    return not (name.startswith(".") or NO_COMMAND.fullmatch(name) or _is_command_name(name))
 
 
 def _why_no_command(name: str) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from watcher.runner.runner_interface import Runner
+from watcher.store.heartbeat_writer import Beats
 from watcher.store.queue import DirectorySpool
 from watcher.store.spending import Spending
 from watcher.store.worker_locks import Incarnation
-from watcher.telemetry.heartbeat_writer import Beats
 from watcher.worker.provider_gates import Gates
 
 

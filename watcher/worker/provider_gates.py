@@ -24,7 +24,8 @@ from watcher.policy.breaker import Breaker, BreakerState
 from watcher.policy.claim_order import doubted, undoubted
 from watcher.policy.provider_gate import Gate, Hold, next_pause
 from watcher.store.hold_cache import KnownHolds, try_to_replace
-from watcher.store.holds import FOLDER, StoredHold, key_of, safe_account, split_name, split_ramp_name
+from watcher.store.holds import StoredHold, key_of, safe_account, split_name, split_ramp_name
+from watcher.store.layout import BREAKERS, HOLDS
 from watcher.store.probe_permits import Permits
 from watcher.store.worker_locks import Incarnation
 from watcher.system.files import Folder
@@ -33,7 +34,6 @@ from watcher.telemetry.events import BreakerMoved, Emit, ProviderHeld, ProviderR
 if TYPE_CHECKING:
     from watcher.settings.worker import WatcherConfig
 
-_BREAKERS = "breakers.json"
 _MAX_BYTES = 1 << 20
 #: A stored hold that ends later than this is a clock that jumped or a foreign file: it is asked again by then.
 _LONGEST_HOLD_SECONDS = 8 * 24 * 3600.0
@@ -59,7 +59,7 @@ class Gates:
         emit: Emit,
         jitter: Callable[[float], float] = lambda seconds: 0.0,
     ) -> None:
-        holds = Folder(config.control_dir / FOLDER)
+        holds = Folder(config.control_dir / HOLDS)
         self._known = KnownHolds(holds, owner.id, safe_account(config.provider_account), clock)
         self._mine = Folder(config.control_dir / owner.worker)
         self._owner = owner.id
@@ -402,11 +402,11 @@ class Gates:
         wall, now = self._clock.wall(), self._clock.monotonic()
         waits = ((provider, gate.breaker, gate.breaker.due_in(now)) for provider, gate in self._gates.items())
         open_ones = {name: (breaker.failures, wall + wait) for name, breaker, wait in waits if wait is not None}
-        try_to_replace(self._mine, _BREAKERS, dump_breakers(open_ones), self._owner)
+        try_to_replace(self._mine, BREAKERS, dump_breakers(open_ones), self._owner)
 
     def _restore_breakers(self) -> None:
         try:
-            found = parse_breakers(self._mine.read(_BREAKERS, _MAX_BYTES))
+            found = parse_breakers(self._mine.read(BREAKERS, _MAX_BYTES))
         except OSError:
             return
         now, wall = self._clock.monotonic(), self._clock.wall()

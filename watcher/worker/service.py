@@ -23,7 +23,8 @@ from watcher.policy.budget_limits import all_unbound
 from watcher.policy.restart import Losses
 from watcher.runner.providers.user_providers import all_providers
 from watcher.store.folders import WorkerFolders
-from watcher.store.holds import FOLDER as HOLDS
+from watcher.store.heartbeat_writer import Beats
+from watcher.store.layout import HOLDS
 from watcher.store.queue import DirectorySpool
 from watcher.store.spending import Spending
 from watcher.store.task_reader import ignore_lease_breaks
@@ -32,7 +33,6 @@ from watcher.system.process_fence import IN_FORCE, fence
 from watcher.system.processes import become_subreaper
 from watcher.system.signals import Reactions, signals
 from watcher.telemetry.events import Bus, Event, TaskSettled, passed_over
-from watcher.telemetry.heartbeat_writer import Beats
 from watcher.telemetry.logs import EventLog, configure_logging, lines_dropped
 from watcher.telemetry.metrics_endpoint import start_endpoint
 from watcher.worker.executor import Executor

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from watcher.formats.heartbeat import ActiveTask, HeartbeatStatus
 from watcher.policy.breaker import BreakerState
-from watcher.telemetry.heartbeat_writer import Pulse
+from watcher.store.heartbeat_writer import Pulse
 from watcher.worker.executor import Executor
 from watcher.worker.parts import WorkerParts
 from watcher.worker.slot_threads import Running

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from watcher.cli import command_output
 from watcher.errors import SettingError
+from watcher.store.layout import ARCHIVE, ORIGINALS, OUTPUT
 from watcher.system import no_links
 from watcher.system.files import read_regular
 
@@ -75,14 +76,14 @@ def _files(places: Folders, options: argparse.Namespace) -> Iterator[Path]:
         for path in _old(results, limit, worker, options) if options.results else ():
             if path.stem not in needed:
                 yield path
-                outputs = (results / ".output" / f"{path.stem}.{stream}" for stream in ("stdout", "stderr"))
+                outputs = (results / OUTPUT / f"{path.stem}.{stream}" for stream in ("stdout", "stderr"))
                 yield from filter(no_links.is_there, outputs)
         for path in _old(letters, limit, worker, options) if options.dead_letters else ():
             yield path
             original = _original(path)
             if original is not None:
                 yield original
-        for place in (results / ".archive", letters / ".archive") if options.archives else ():
+        for place in (results / ARCHIVE, letters / ARCHIVE) if options.archives else ():
             yield from _old(place, limit, worker, options, any_ending=True)
         if options.receipts:
             yield from _old(places.triggers / worker, limit, worker, options)
@@ -108,7 +109,7 @@ def _original(letter: Path) -> Path | None:
         named = json.loads(read_regular(letter, _MAX_STORED_BYTES)).get("dlq_original")
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
-    path = letter.parent / ".originals" / Path(str(named)).name
+    path = letter.parent / ORIGINALS / Path(str(named)).name
     return path if named is not None and no_links.is_there(path) else None
 
 

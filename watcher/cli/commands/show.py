@@ -19,7 +19,8 @@ from watcher.cli import command_output
 from watcher.cli.tables import letter_line, result_line
 from watcher.cli.terminal import clean, duration
 from watcher.cli.why_waiting import holdup
-from watcher.store.folders import CLAIMS, why_stuck
+from watcher.store.folders import why_stuck
+from watcher.store.layout import ARCHIVE, CLAIMS
 from watcher.store.tasks import Sighting, archived, find, on_their_way
 from watcher.system import no_links
 from watcher.system.files import read_regular
@@ -147,7 +148,7 @@ def _task_lines(sighting: Sighting) -> list[str]:
 
 
 def _archived(places: Folders, sighting: Sighting) -> list[Path]:
-    folder = places.results / sighting.worker / ".archive"
+    folder = places.results / sighting.worker / ARCHIVE
     return sorted(
         folder / name for name in no_links.names_in(folder) if fnmatchcase(name, f"{sighting.task_id}~*.json")
     )

@@ -21,8 +21,9 @@ from watcher.cli import entry_files
 from watcher.errors import SettingError
 from watcher.formats.task import WORKER_PATTERN
 from watcher.settings.layers import read_layers
+from watcher.store.layout import NOTICES
 from watcher.supervisor.loop import Wanted
-from watcher.supervisor.service import LISTENER, SupervisorService
+from watcher.supervisor.service import SupervisorService
 from watcher.system.signals import signals
 
 _MOST_INSTANCES = 1000
@@ -106,7 +107,7 @@ def _check_names(workers: list[str]) -> None:
     for worker in workers:
         if re.fullmatch(WORKER_PATTERN, worker) is None:
             raise SettingError(f"worker name {worker!r}: letters, digits, dot, dash, underscore")
-        if worker == LISTENER:
+        if worker == NOTICES:
             raise SettingError(f"worker name {worker!r}: its receipts would lie among the notices; take another name")
     if len(set(workers)) < len(workers):
         raise SettingError("a worker is named twice; --count 2 runs two instances of it")

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from watcher.store.layout import LOCK
 from watcher.store.state_locks import StateLock, take_state_lock
 from watcher.system.files import Folder, replace, write_all
 
@@ -85,7 +86,7 @@ class ZoneMemory:
     @classmethod
     def take(cls, root: Path, slug: str) -> ZoneMemory | None:
         """The memory, or None while another process serves this zone."""
-        lock = take_state_lock(root / f"{slug}.lock")
+        lock = take_state_lock(root / (slug + LOCK))
         if lock is None:
             return None
         try:

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from watcher.errors import SettingError, shortage_behind
+from watcher.store.layout import WEBHOOK_DATABASE
 from watcher.system import no_links
 
-FILE_NAME = "webhook.db"
 VERSION = 1
 _WAIT_SECONDS = 5.0
 _SCHEMA = """
@@ -44,7 +44,7 @@ class Memory:
     """The open database; `rebuilt` says why it was made anew, None when it was good."""
 
     def __init__(self, folder: Path, retention_seconds: float) -> None:
-        self.path = folder / FILE_NAME
+        self.path = folder / WEBHOOK_DATABASE
         self.rebuilt: str | None = None
         self._retention = retention_seconds
         try:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from watcher.clock import Clock
 from watcher.formats.heartbeat import ActiveTask, Heartbeat, HeartbeatStatus, Stats
+from watcher.store import layout
 from watcher.system.files import Folder, replace
 from watcher.system.process_fence import fence
 from watcher.telemetry.events import Event, TaskRefused, TaskRetryScheduled, TaskSettled
@@ -47,7 +48,7 @@ class Beats:
         metrics_port: Callable[[], int | None],
     ) -> None:
         self._folder = Folder(folder)
-        self._name = f"{worker}@{instance}.json" if instance else f"{worker}.json"
+        self._name = layout.heartbeat(worker, instance)
         self._worker = worker
         self._instance = instance
         self._incarnation = incarnation
