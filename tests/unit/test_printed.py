@@ -84,8 +84,21 @@ def test_both_streams_count_together(shop: Workshop) -> None:
 
 
 @linux
-def test_command_that_ended_is_not_judged_by_what_it_printed_in_the_end(shop: Workshop) -> None:
-    assert reason(run(shop.shell("head -c 700000 /dev/zero", max_attempt_output_bytes=1000))) == (None, None)
+@pytest.mark.parametrize(
+    "say",
+    [
+        "head -c 700000 /dev/zero",
+        "head -c 700000 /dev/zero >&2; exit 1",
+        "head -c 60000 /dev/zero; truncate -s 1T /dev/stdout",
+        "setsid sh -c 'head -c 700000 /dev/zero' & sleep 0.1",
+    ],
+    ids=["at once", "and fails", "a hole", "by what it leaves behind"],
+)
+def test_command_that_ends_between_two_looks_has_printed_too_much_all_the_same(shop: Workshop, say: str) -> None:
+    outcome = run(shop.shell(say, max_attempt_output_bytes=50_000, max_output_bytes=1000))
+    assert reason(outcome) == (Failure.TRANSIENT, "output_too_large")
+    for output in (outcome.stdout, outcome.stderr):
+        assert output.kept is None or (shop.folder / output.kept).stat().st_size <= 50_000
 
 
 @linux

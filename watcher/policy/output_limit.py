@@ -49,8 +49,9 @@ class PrintWatch:
         """Why it must end, in words, or None; `now` is monotonic seconds."""
         grown, self._printed = printed_bytes - self._printed, printed_bytes
         since, self.looked_at = now - self.looked_at, now
-        if printed_bytes > self.limit_bytes:
-            return f"it printed {printed_bytes} bytes; MAX_ATTEMPT_OUTPUT_BYTES allows {self.limit_bytes}"
+        over = self.over_limit(printed_bytes)
+        if over is not None:
+            return over
         if grown > 0 and has_filled_disk(printed_bytes, self.free_before, free_bytes, FULL_BYTES, prints_on=True):
             return f"its output, {printed_bytes} bytes, filled the disk"
         if grown <= 0:
@@ -59,3 +60,9 @@ class PrintWatch:
             seconds_left = (self.limit_bytes - printed_bytes) * max(since, _SHORTEST_PAUSE) / grown
             self.pause_seconds = min(max(seconds_left / 2, _SHORTEST_PAUSE), _LONGEST_PAUSE)
         return None
+
+    def over_limit(self, printed_bytes: int) -> str | None:
+        """That it has printed more than it may, in words, or None."""
+        if printed_bytes <= self.limit_bytes:
+            return None
+        return f"it printed {printed_bytes} bytes; MAX_ATTEMPT_OUTPUT_BYTES allows {self.limit_bytes}"

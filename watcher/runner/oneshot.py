@@ -316,13 +316,17 @@ class OneShotRunner:
 
     def _give_room(self, run: _OneShotRun, code: int, watch: PrintWatch) -> None:
         """What printed too much keeps as much as it might have printed, and what filled the disk no more than a
-        result holds: so its outcome can be stored, and everybody else goes on."""
+        result holds: so its outcome can be stored, and everybody else goes on. One that ended between two looks has
+        printed too much all the same, and so has what it left behind until now."""
         settings, slot = self._settings, run.slot
-        if code and run.stopped is None and not run.is_cut_short and not slot.has_room(settings.min_free_bytes):
-            needed, printed = max(settings.min_free_bytes, FULL_BYTES), slot.printed_bytes()
-            if has_filled_disk(printed, watch.free_before, slot.free_bytes(), needed):
-                run.too_much = f"its output, {printed} bytes, filled the disk; it ended with exit code {code}"
-        if run.too_much is not None:
+        printed = slot.printed_bytes()
+        if run.stopped is None and not run.is_cut_short:
+            run.too_much = watch.over_limit(printed)
+            if run.too_much is None and code and not slot.has_room(settings.min_free_bytes):
+                needed = max(settings.min_free_bytes, FULL_BYTES)
+                if has_filled_disk(printed, watch.free_before, slot.free_bytes(), needed):
+                    run.too_much = f"its output, {printed} bytes, filled the disk; it ended with exit code {code}"
+        if run.too_much is not None or printed > watch.limit_bytes:
             slot.cut(watch.limit_bytes if slot.has_room(settings.min_free_bytes) else settings.max_output_bytes)
 
 
