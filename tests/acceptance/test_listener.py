@@ -514,3 +514,11 @@ def test_status_and_report_say_what_the_listener_knows(site: Site, listener: Lis
     assert demo("--report", "--html", str(page)).returncode == 0
     assert page.read_text().count("<svg") == 3  # nobody has reported a cost
     assert demo("--html", "x").returncode == 2
+
+
+@pytest.mark.parametrize("folder", ["triggers/orchestrator", "state"])
+def test_listener_whose_lock_is_deleted_ends_before_another_tells_the_same(listener: Listener, folder: str) -> None:
+    listener.start(SCAN_INTERVAL=0.2)
+    assert listener.popen is not None
+    (listener.site.root / folder / ".listener.lock").unlink()
+    assert listener.popen.wait(60) == 4

@@ -102,11 +102,15 @@ def test_file_that_is_open_for_writing_is_not_taken(tmp_path: Path, prompt: str)
     desk.memory.close()
 
 
-def test_file_that_changed_since_it_was_seen_is_not_taken(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["other bytes", "a second name"])
+def test_file_that_changed_since_it_was_seen_is_not_judged(tmp_path: Path, change: str) -> None:
     desk = Desk(tmp_path, on_done="keep")
     path = desk.drop()
     seen = desk.arrival(path)
-    desk.drop(text="other")
+    if change == "other bytes":
+        desk.drop(text="other")
+    else:
+        os.link(path, tmp_path / "b")
     assert desk.claimer.take(seen, desk.memory) is Not.SETTLED
     desk.memory.close()
 
@@ -194,7 +198,7 @@ def test_file_that_changed_before_it_is_refused_stays(desk: Desk) -> None:
     desk.drop(text="other")
     why = DropRefused("x", "y")
     assert finishing.refuse(str(path), desk.base, "notes", seen, why, desk.memory) is None
-    assert path.exists()
+    assert os.listdir(desk.base) == ["a.txt"]
     seen = FileSignature.of(os.lstat(path))
     assert finishing.refuse(str(path), desk.base, "notes", seen, why, desk.memory) == str(desk.base / ".aside/a.txt")
 
