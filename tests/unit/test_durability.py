@@ -20,7 +20,7 @@ from watcher.formats.dead_letter import DeadLetter
 from watcher.formats.result import Result
 from watcher.intake.drop_zones.file_memory import Handled, Record, ZoneMemory
 from watcher.intake.webhook.durable_posts import Accepter
-from watcher.store import end_waiting, operator_commands, result_writer, run_again, spending
+from watcher.store import changes, operator_commands, result_writer, run_again, spending
 from watcher.store.folders import WorkerFolders
 from watcher.store.holds import hold_provider
 from watcher.store.listener_database import Ledger
@@ -156,11 +156,11 @@ def test_result_that_is_there_is_never_replaced(places: WorkerFolders) -> None:
 def test_edited_task_is_safe_at_each_step(site: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     submit(site.tasks, "marie", {"task_id": "t", "description": "x"})
     cut = PowerCut(monkeypatch)
-    assert end_waiting.edit(site, "marie", "t", {"description": "y"})
+    assert changes.edit(site, "marie", "t", {"description": "y"})
     assert cut.unsafe(site.tasks / "marie/t.json") == []
-    assert end_waiting.hold(site, "marie", "t")
+    assert changes.hold(site, "marie", "t")
     assert cut.unsafe(site.tasks / "marie/.held/t.json") == []
-    assert end_waiting.release(site, "marie", "t")
+    assert changes.release(site, "marie", "t")
     assert cut.unsafe(site.tasks / "marie/t.json") == []
 
 

@@ -21,7 +21,7 @@ from watcher.formats.receipt_and_notice import Notice
 from watcher.intake.webhook import deliveries
 from watcher.intake.webhook.durable_posts import Accepter
 from watcher.policy.budget_limits import BudgetLimits
-from watcher.store import changes, end_waiting, reassign, rescue, result_writer, run_again, submitting
+from watcher.store import changes, in_hand, reassign, rescue, result_writer, run_again, submitting
 from watcher.store.folders import WorkerFolders
 from watcher.store.hold_cache import KnownHolds
 from watcher.store.holds import hold_provider
@@ -92,21 +92,21 @@ def test_posted_task_replaces_none_that_came_under_its_name(root: Folders, monke
 
 def test_held_and_released_task_replaces_none_of_its_name(root: Folders) -> None:
     submit(root.tasks, "marie", {"task_id": "t", "description": "one"})
-    assert end_waiting.hold(root, "marie", "t")
+    assert changes.hold(root, "marie", "t")
     submit(root.tasks, "marie", {"task_id": "t", "description": "two"})
     with pytest.raises(InvalidTask, match="another task"):
-        end_waiting.hold(root, "marie", "t")
-    assert end_waiting.release(root, "marie", "t")
+        changes.hold(root, "marie", "t")
+    assert changes.release(root, "marie", "t")
     inbox = root.tasks / "marie"
     assert sorted(text(path) for path in [*inbox.glob("*.json"), *(inbox / ".retry").iterdir()]) == ["one", "two"]
 
 
 def test_task_in_hand_goes_back_beside_one_that_came_meanwhile(root: Folders, places: WorkerFolders) -> None:
     submit(root.tasks, "marie", {"task_id": "t", "description": "one"})
-    taken = changes.take_in_hand(places, "t", 1 << 20)
+    taken = in_hand.take_in_hand(places, "t", 1 << 20)
     assert taken is not None
     submit(root.tasks, "marie", {"task_id": "t", "description": "two"})
-    assert changes.put_back(places, taken.handle) == "t~0-0-0.json"
+    assert in_hand.put_back(places, taken.handle) == "t~0-0-0.json"
     assert text(root.tasks / "marie/t.json") == "two"
 
 

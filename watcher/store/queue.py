@@ -16,14 +16,15 @@ import os
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import replace as replaced
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from watcher.clock import Clock, NeverAhead
 from watcher.errors import InvalidTask, WorkerTrouble
 from watcher.formats.receipt_and_notice import Receipt
 from watcher.formats.task import Task, parse_task
 from watcher.policy.claim_order import Waiting
-from watcher.store import changes as inhand
+from watcher.store import in_hand
+from watcher.store.changes import TaskStanding, standing_of, take_to_cancel
 from watcher.store.dependencies import fill, sources, unfilled
 from watcher.store.folders import History, WorkerFolders, why_stuck
 from watcher.store.inbox_index import SLICE_SECONDS, Index
@@ -31,16 +32,13 @@ from watcher.store.queue_interface import Claim, Claimed, Settlement
 from watcher.store.refused_files import NOT_UNDERSTOOD, Endings, RefusedFile
 from watcher.store.rescue import rescue
 from watcher.store.result_writer import Settler
-from watcher.store.task_places import has_task, task_files
+from watcher.store.task_places import has_task
 from watcher.store.task_reader import FileState, TaskBytes, file_state, read_task_file
 from watcher.system.files import Folder, move, move_new, replace
 from watcher.telemetry.events import Emit, Event, TaskFieldsUnknown, TaskReferencesUnknown, TaskReleased
 
 if TYPE_CHECKING:
     from watcher.settings.worker_groups import QueueSettings
-
-#: How a task stands that a command was about.
-Standing = Literal["waits", "held", "runs", "runs_elsewhere", "ended", "unknown"]
 
 #: Many file systems stamp in steps of some milliseconds: of two changes in one step the second shows in no stamp.
 _TICK_NS = 50_000_000
@@ -225,43 +223,41 @@ class DirectorySpool:
 
     # --- by command
 
-    def cancel(self, task_id: str, detail: str) -> Settlement | Standing:
+    def cancel(self, task_id: str, detail: str) -> Settlement | TaskStanding:
         """End a waiting or held task without running it: the outcome to store. Else how the task stands.
 
         Raises InvalidTask, Busy, OSError.
         """
-        if self._places.results.has(f"{task_id}.json"):
-            return "ended"
         if task_id in self._active:
-            return "runs"
-        taken = inhand.take_in_hand(self._places, task_id, self._config.max_task_bytes)
-        if taken is None:
-            return "runs_elsewhere" if self._is_with_others(task_id) else "unknown"
+            return "ended" if self._places.results.has(f"{task_id}.json") else "runs"
+        taken = take_to_cancel(self._places, task_id, self._config.max_task_bytes)
+        if not isinstance(taken, in_hand.InHand):
+            return taken
         self._lookout.gone(taken.came_from.name, task_id)
         self._active[task_id] = taken.handle
         return self._endings.cancelled(taken.task, taken.came_from.history, detail).with_handle(taken.handle, None)
 
-    def hold(self, task_id: str) -> Standing:
+    def hold(self, task_id: str) -> TaskStanding:
         """Keep a waiting task from starting until it is released."""
-        there = inhand.hold(self._places, task_id)
+        there = in_hand.hold(self._places, task_id)
         if there is None:
-            return self._standing(task_id)
+            return standing_of(self._places, task_id)
         self._lookout.gone(there.name, task_id)
         return "held"
 
-    def release_held(self, task_id: str) -> Standing:
+    def release_held(self, task_id: str) -> TaskStanding:
         """Let a held task start."""
-        name = inhand.release(self._places, task_id)
+        name = in_hand.release(self._places, task_id)
         if name is None:
-            return self._standing(task_id)
+            return standing_of(self._places, task_id)
         self._lookout.index(name)
         return "waits"
 
-    def edit(self, task_id: str, changes: dict[str, Any]) -> Standing:
+    def edit(self, task_id: str, changes: dict[str, Any]) -> TaskStanding:
         """Give fields of a waiting or held task other values."""
-        name = inhand.edit(self._places, task_id, changes, self._config.max_task_bytes, self._lookout.circle_with)
+        name = in_hand.edit(self._places, task_id, changes, self._config.max_task_bytes, self._lookout.circle_with)
         if name is None:
-            return self._standing(task_id)
+            return standing_of(self._places, task_id)
         if self._places.held.has(name):
             return "held"
         self._lookout.index(name)
@@ -270,17 +266,6 @@ class DirectorySpool:
     def held(self) -> int:
         """How many tasks are held."""
         return len(self._held_names())
-
-    def _standing(self, task_id: str) -> Standing:
-        if task_id in self._active or self._is_with_others(task_id):
-            return "runs"
-        if self._places.results.has(f"{task_id}.json"):
-            return "ended"
-        return "waits" if inhand.find_waiting(self._places, task_id) is not None else "unknown"
-
-    def _is_with_others(self, task_id: str) -> bool:
-        claims = task_files(self._places.inbox.path, task_id, ("claims",))
-        return any(found.place.owner != self._places.incarnation for found in claims)
 
     def _held_names(self) -> list[str]:
         """What `.held` has, listed again only when something came or went."""

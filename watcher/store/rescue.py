@@ -18,8 +18,8 @@ from typing import Any
 from watcher.errors import InvalidTask
 from watcher.formats.result import parse_result
 from watcher.formats.task import PAST, parse_task
-from watcher.store.changes import back_from_hand
 from watcher.store.folders import History, WorkerFolders
+from watcher.store.in_hand import back_from_hand
 from watcher.store.layout import BUSY, INCARNATION, LOCK
 from watcher.store.worker_locks import take_lock
 from watcher.system import processes

@@ -25,8 +25,8 @@ from watcher.formats import dead_letter, strict_json
 from watcher.formats.result import parse_result
 from watcher.formats.task import ID_PATTERN, MARKS, PAST, parse_task, refuse_to_unset
 from watcher.store import workers
-from watcher.store.changes import find_waiting, put_back
 from watcher.store.folders import History, WorkerFolders
+from watcher.store.in_hand import find_waiting, put_back
 from watcher.store.layout import ARCHIVE, ORIGINALS
 from watcher.store.submitting import put
 from watcher.store.task_places import task_files

@@ -30,7 +30,7 @@ from watcher.formats.operator_command import (
     command_of,
     parse_command,
 )
-from watcher.store.changes import StillWritten
+from watcher.store.in_hand import StillWritten
 from watcher.store.layout import NO_COMMAND, PAUSED, REFUSED
 from watcher.system.files import Folder, move_new, replace
 from watcher.telemetry.events import (
@@ -304,6 +304,8 @@ class ControlDesk:
             return _Done()
         why = {
             "runs": "runs already; cancel it instead, and submit it again",
+            "runs_elsewhere": "runs already; cancel it instead, and submit it again",
+            "changing": "is changed by another command just now; try again",
             "ended": "has ended; rerun it instead",
             "waits": "does not wait where it could be changed; try again",
             "unknown": "is not there",

@@ -18,8 +18,6 @@ from watcher.errors import WatcherError
 if TYPE_CHECKING:
     from watcher.settings.folders import Folders
 
-_ROUNDS = 5
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("tasks", metavar="ID", nargs="+", type=command_output.utf8, help="the task's id, or worker/id")
@@ -58,18 +56,18 @@ def _cancel_one(places: Folders, name: str, options: argparse.Namespace) -> int:
 def _cancel(places: Folders, worker: str, task_id: str, reason: str | None, wait: float) -> tuple[str, str]:
     """The status that the task has now and what to say."""
     from watcher.client import Client
-    from watcher.store.end_waiting import cancel_waiting
+    from watcher.store.changes import cancel
     from watcher.store.operator_commands import tell
 
     client = Client(folders=places)
-    for _ in range(_ROUNDS):  # it may start, or go back for a retry, between two looks
-        before = client.result((worker, task_id))
-        if before is not None:
-            return "ended", f"has ended already: {before.status}"
-        if cancel_waiting(places, worker, task_id, _why(reason)):
+    ended = client.result((worker, task_id))
+    if ended is None:
+        standing = cancel(places, worker, task_id, _why(reason))
+        if standing == "cancelled":
             return "cancelled", "cancelled before it ran"
-        if _runs(places, worker, task_id):
-            break
+        ended = client.result((worker, task_id)) if standing == "ended" else None
+    if ended is not None:
+        return "ended", f"has ended already: {ended.status}"
     tell(places.control, worker, "cancel", task_id=task_id, reason=reason)
     try:
         result = client.wait((worker, task_id), wait)
@@ -88,9 +86,3 @@ def _why(reason: str | None) -> str:
     except (KeyError, OSError):  # a container's user may have no name
         who = "by command"
     return f"cancelled {who}: {reason}" if reason else f"cancelled {who}"
-
-
-def _runs(places: Folders, worker: str, task_id: str) -> bool:
-    from watcher.store.tasks import on_their_way
-
-    return any(s.state in ("running", "orphaned") for s in on_their_way(places, worker, only=task_id))

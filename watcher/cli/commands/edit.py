@@ -41,7 +41,7 @@ def given_changes(options: argparse.Namespace) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> int:
     from watcher.cli.each_task import each_task
-    from watcher.store.end_waiting import edit
+    from watcher.store.changes import edit
 
     changes = given_changes(options)
     if not changes:

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from watcher.store.end_waiting import hold
+    from watcher.store.changes import hold
     from watcher.store.holds import hold_provider
 
     command_output.only_one([options.tasks, options.provider], "give tasks, or --provider NAME")

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from watcher.cli.each_task import each_task
     from watcher.cli.task_flags import number_or_word
-    from watcher.store.end_waiting import edit
+    from watcher.store.changes import edit
 
     places, changes = command_output.places(), {"priority": number_or_word(options.priority)}
     done = f"has priority {options.priority} now"

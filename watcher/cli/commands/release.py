@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from watcher.cli.each_task import each_task
-    from watcher.store.end_waiting import release
+    from watcher.store.changes import release
 
     places = command_output.places()
     return each_task(options, "may start", lambda worker, task_id: release(places, worker, task_id))
