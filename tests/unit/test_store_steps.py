@@ -25,8 +25,9 @@ from watcher.store import changes, in_hand, reassign, rescue, result_writer, run
 from watcher.store.folders import WorkerFolders
 from watcher.store.hold_cache import KnownHolds
 from watcher.store.holds import hold_provider
+from watcher.store.layout import LISTENER_LOCK, WEBHOOK_DATABASE
 from watcher.store.listener_database import Ledger
-from watcher.store.listener_lock import LOCK_NAME, ListenerLock
+from watcher.store.listener_lock import ListenerLock
 from watcher.store.notice_publisher import Findings, Recorder
 from watcher.store.queue_interface import Settlement
 from watcher.store.spending import Spending
@@ -310,7 +311,7 @@ def test_result_that_is_a_link_or_a_folder_is_reported_and_not_read(site: Site, 
 
 @pytest.mark.parametrize("suffix", ["", "-wal"])
 def test_databases_are_opened_through_no_link(tmp_path: Path, private: Path, suffix: str) -> None:
-    for opened, name in ((Ledger, "orchestrator.db"), (deliveries.Memory, deliveries.FILE_NAME)):
+    for opened, name in ((Ledger, "orchestrator.db"), (deliveries.Memory, WEBHOOK_DATABASE)):
         state = tmp_path / name
         state.mkdir()
         opened(state, 0.0).close()
@@ -408,9 +409,9 @@ def test_listener_notices_that_its_lock_is_gone(tmp_path: Path, loss: str) -> No
     lock.check()
     with pytest.raises(NameTaken):
         ListenerLock(tmp_path)
-    (tmp_path / LOCK_NAME).rename(tmp_path / "away")
+    (tmp_path / LISTENER_LOCK).rename(tmp_path / "away")
     if loss == "replaced":
-        (tmp_path / LOCK_NAME).write_text("")
+        (tmp_path / LISTENER_LOCK).write_text("")
     with pytest.raises(LockLost):
         lock.check()
     lock.close()
