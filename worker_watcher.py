@@ -51,9 +51,9 @@ def _zones(config: WatcherConfig, clock: Clock) -> Zones | None:
     """The drop zones of ZONES_FILE. Raises ZoneFileError."""
     if not config.zones_file:
         return None
-    from watcher.intake.drop_zones.in_worker import ZonesThread, zone_options
+    from watcher.intake.drop_zones.in_worker import ZonesThread
 
-    return ZonesThread(Path(config.zones_file), zone_options(config), clock)
+    return ZonesThread(Path(config.zones_file), config, clock)
 
 
 def _parser() -> argparse.ArgumentParser:

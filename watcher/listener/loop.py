@@ -19,7 +19,6 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from watcher.clock import Clock, rfc3339
 from watcher.errors import WorkerTrouble
@@ -29,6 +28,7 @@ from watcher.listener.batches import Batches, Graphs
 from watcher.listener.overdue import Lateness
 from watcher.listener.worker_health import WorkerHealth
 from watcher.policy import scan_interval as scanning
+from watcher.settings.listener import OrchestratorConfig
 from watcher.store.layout import LISTENER_STATUS
 from watcher.store.listener_database import Ledger
 from watcher.store.listener_lock import ListenerLock
@@ -55,18 +55,6 @@ _TROUBLE_PAUSE_SECONDS = 1.0
 _WORKER = re.compile(WORKER_PATTERN)
 
 
-@dataclass(frozen=True, slots=True)
-class ListenerOptions:
-    """What the loop needs to know of the settings. `workers` empty: as they appear. Seconds."""
-
-    folders: dict[str, Path]
-    state: Path
-    workers: tuple[str, ...]
-    scan_interval: float
-    poll_interval: float
-    about: str
-
-
 @dataclass(slots=True)
 class Services:
     """What assembly has made."""
@@ -88,9 +76,18 @@ class Orchestrator:
     """The loop of the one listener."""
 
     def __init__(
-        self, options: ListenerOptions, services: Services, clock: Clock, emit: Emit, metrics: ListenerMetrics | None
+        self,
+        config: OrchestratorConfig,
+        services: Services,
+        clock: Clock,
+        emit: Emit,
+        metrics: ListenerMetrics | None,
+        about: str,
     ) -> None:
-        self._options = options
+        """`about` is told when it starts."""
+        self._config = config
+        self._about = about
+        self._ended_in = {"results": config.result_dir, "dlq": config.dlq_dir}
         self._s = services
         self._clock = clock
         self._emit = emit
@@ -107,12 +104,12 @@ class Orchestrator:
         self._trouble: tuple[str, float] | None = None
         self._wake_problem: str | None = None
         self._caught_up = False
-        self._workers: set[str] = set(options.workers)
+        self._workers: set[str] = set(config.workers)
 
     async def run(self, once: bool = False) -> None:
         """Listen until `stop`; with `once`, until everything that is there now was read and told."""
         self._waker = Waker(asyncio.get_running_loop())
-        self._emit(ListenerStarted(os.getpid(), self._options.about))
+        self._emit(ListenerStarted(os.getpid(), self._about))
         self._s.recorder.recover()
         try:
             while self._stop_reason is None:
@@ -201,7 +198,7 @@ class Orchestrator:
         if not news.is_empty:
             self._s.recorder.record(news)
             worker_health.recorded(news)
-        for worker in worker_health.workers() - self._workers if not self._options.workers else ():
+        for worker in worker_health.workers() - self._workers if not self._config.workers else ():
             self._add_worker(worker)
         self._beat_due = now + min(0.5, max(0.05, worker_health.shortest_interval() / 4))
 
@@ -300,10 +297,9 @@ class Orchestrator:
     # --- who and where
 
     def _discover(self) -> None:
-        if self._options.workers:
+        if self._config.workers:
             return
-        folders = self._options.folders
-        for parent in (folders["results"], folders["dlq"], folders["tasks"]):
+        for parent in (*self._ended_in.values(), self._config.task_dir):
             try:
                 with no_links.entries_in(parent) as entries:
                     found = {e.name for e in entries if _WORKER.fullmatch(e.name) and e.is_dir(follow_symlinks=False)}
@@ -318,8 +314,8 @@ class Orchestrator:
 
     def _watch(self, worker: str) -> None:
         assert self._waker is not None
-        for folder in ("results", "dlq"):
-            path = self._options.folders[folder] / worker
+        for folder, parent in self._ended_in.items():
+            path = parent / worker
             is_new = not self._waker.is_watching(f"{folder}/{worker}") and no_links.is_folder(path)
             if is_new and self._waker.watch(f"{folder}/{worker}", path):
                 self._watch_is_new = True
@@ -346,7 +342,7 @@ class Orchestrator:
 
     def _interval(self) -> float:
         has_events = self._waker is not None and self._waker.mode == "events"
-        return scanning.interval(has_events, self._options.scan_interval, self._options.poll_interval)
+        return scanning.interval(has_events, self._config.scan_interval, self._config.poll_interval)
 
     def _pause(self) -> float:
         now = self._clock.monotonic()
@@ -398,7 +394,7 @@ class Orchestrator:
             "running": running,
             "batches": {b: {"on_their_way": p.on_their_way} for b, p in list(self._s.batches.progress.items())[:100]},
         }
-        folder = Folder(self._options.state)
+        folder = Folder(self._config.state_dir)
         try:
             replace(folder, LISTENER_STATUS, strict_json.dumps(status), "listener")
         finally:

@@ -13,7 +13,7 @@ from watcher import __version__
 from watcher.clock import SystemClock
 from watcher.errors import LockLost
 from watcher.listener.batches import Batches, Graphs
-from watcher.listener.loop import ListenerOptions, Orchestrator, Services
+from watcher.listener.loop import Orchestrator, Services
 from watcher.listener.overdue import Lateness
 from watcher.listener.worker_health import WorkerHealth
 from watcher.policy.overdue import OverdueLimits
@@ -108,15 +108,7 @@ class ListenerService:
             ),
             reassigner=Reassigner(places.tasks, places.results, config.reassign, config.reassign_after, clock, emit),
         )
-        options = ListenerOptions(
-            folders=folders,
-            state=config.state_dir,
-            workers=config.workers,
-            scan_interval=config.scan_interval,
-            poll_interval=config.poll_interval,
-            about=self._about(),
-        )
-        return Orchestrator(options, services, clock, emit, self.metrics)
+        return Orchestrator(config, services, clock, emit, self.metrics, self._about())
 
     def _about(self) -> str:
         who = ", ".join(self.config.workers) or "all workers"

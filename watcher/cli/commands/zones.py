@@ -17,10 +17,10 @@ from pathlib import Path
 
 from watcher.cli import command_output, entry_files
 from watcher.clock import SystemClock
-from watcher.intake.drop_zones.in_worker import load, reloaded, zone_options
-from watcher.intake.drop_zones.loop import Counts, DropZones, ZoneOptions
+from watcher.intake.drop_zones.in_worker import load, reloaded
+from watcher.intake.drop_zones.loop import Counts, DropZones
 from watcher.intake.drop_zones.zone_file import ZoneFile
-from watcher.settings.worker import load_watcher_config
+from watcher.settings.worker import WatcherConfig, load_watcher_config
 from watcher.store.task_reader import ignore_lease_breaks
 from watcher.system.signals import Reactions, signals
 from watcher.telemetry.events import Bus, passed_over
@@ -45,15 +45,15 @@ def run(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     given = {"LOG_LEVEL": options.log_level, "LOG_FORMAT": options.log_format}
     config = load_watcher_config({name: value for name, value in given.items() if value is not None}).config
-    path, wanted = Path(options.file), zone_options(config)
-    zone_file = load(path, wanted)
+    path = Path(options.file)
+    zone_file = load(path, config)
     if options.check:
         command_output.say(f"{path}: good, {len(zone_file.zones)} zone{'s' if len(zone_file.zones) != 1 else ''}")
         return 0
     signals.block()
     configure_logging(config.log_level, config.log_format, "zones")
     ignore_lease_breaks()
-    counts = asyncio.run(_serve(path, zone_file, wanted, _Status(options.status_interval), options.once))
+    counts = asyncio.run(_serve(path, zone_file, config, _Status(options.status_interval), options.once))
     return 1 if options.once and counts.errors else 0
 
 
@@ -77,11 +77,11 @@ class _Status:
             self.show()
 
 
-async def _serve(path: Path, zone_file: ZoneFile, wanted: ZoneOptions, status: _Status, once: bool) -> Counts:
-    zones = DropZones(zone_file, wanted, SystemClock(), status)
+async def _serve(path: Path, zone_file: ZoneFile, config: WatcherConfig, status: _Status, once: bool) -> Counts:
+    zones = DropZones(zone_file, config, SystemClock(), status)
 
     def reload() -> None:
-        found = reloaded(path, wanted)
+        found = reloaded(path, config)
         if found is not None:
             zones.reload(found)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from watcher.clock import Clock
 from watcher.errors import SettingError
-from watcher.intake.drop_zones.loop import Counts, DropZones, ZoneOptions
+from watcher.intake.drop_zones.loop import Counts, DropZones, state_folder
 from watcher.intake.drop_zones.zone_file import ZoneFile, load_zone_file
 
 if TYPE_CHECKING:
@@ -28,29 +28,17 @@ _STATUS_SECONDS = 60.0
 log = logging.getLogger("watcher.zones")
 
 
-def zone_options(config: WatcherConfig) -> ZoneOptions:
-    """What drop zones need of a worker's settings."""
-    return ZoneOptions(
-        folders=config.folders,
-        state=config.state_dir / "zones",
-        scan_interval=config.scan_interval,
-        poll_interval=config.poll_interval,
-        settle_seconds=config.settle_seconds,
-        max_task_bytes=config.max_task_bytes,
-    )
-
-
-def load(path: Path, options: ZoneOptions) -> ZoneFile:
+def load(path: Path, config: WatcherConfig) -> ZoneFile:
     """The checked file of drop zones, apart from the suite's own folders. Raises ZoneFileError."""
-    places = options.folders
-    ours = (places.tasks, places.triggers, places.results, places.heartbeats, places.dlq, places.control, options.state)
-    return load_zone_file(path, ours)
+    places = config.folders
+    ours = (places.tasks, places.triggers, places.results, places.heartbeats, places.dlq, places.control)
+    return load_zone_file(path, (*ours, state_folder(config)))
 
 
-def reloaded(path: Path, options: ZoneOptions) -> ZoneFile | None:
+def reloaded(path: Path, config: WatcherConfig) -> ZoneFile | None:
     """The same for a file that is served already; None, and a line in the log, when the older one must be kept."""
     try:
-        return load(path, options)
+        return load(path, config)
     except SettingError as error:
         log.error("keeping the drop zones as they were:\n%s", error, extra={"event": "zones.reload_refused"})  # noqa: TRY400
         return None
@@ -59,12 +47,12 @@ def reloaded(path: Path, options: ZoneOptions) -> ZoneFile | None:
 class ZonesThread:
     """Serves the zones of one file until `close`."""
 
-    def __init__(self, path: Path, options: ZoneOptions, clock: Clock) -> None:
+    def __init__(self, path: Path, config: WatcherConfig, clock: Clock) -> None:
         """Raises ZoneFileError; nothing runs until `start`."""
         self._path = path
-        self._options = options
+        self._config = config
         self._clock = clock
-        self._file = load(path, options)
+        self._file = load(path, config)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._zones: DropZones | None = None
         self._stopping = threading.Event()
@@ -79,7 +67,7 @@ class ZonesThread:
 
     def reload(self) -> None:
         """Read the file again; a bad one is told and the older one kept."""
-        found = reloaded(self._path, self._options)
+        found = reloaded(self._path, self._config)
         if found is not None:
             self._file = found
             self._call(lambda zones: zones.reload(found))
@@ -107,7 +95,7 @@ class ZonesThread:
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._zones = DropZones(self._file, self._options, self._clock, self._each)
+        self._zones = DropZones(self._file, self._config, self._clock, self._each)
         if self._is_draining:
             self._zones.drain()
         try:

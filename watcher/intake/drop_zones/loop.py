@@ -35,7 +35,7 @@ from watcher.system import no_links
 from watcher.system.inotify import Waker
 
 if TYPE_CHECKING:
-    from watcher.settings.folders import Folders
+    from watcher.settings.worker import WatcherConfig
 
 #: Tasks submitted in one turn; then events get theirs, so that many free places delay no detection.
 _BATCH = 8
@@ -52,18 +52,6 @@ _PRUNE_SECONDS = 60.0
 _RESULTS = "results of "
 
 log = logging.getLogger("watcher.zones")
-
-
-@dataclass(frozen=True, slots=True)
-class ZoneOptions:
-    """What the loop needs to know of the settings. Seconds, bytes. `state` is the zones' own folder."""
-
-    folders: Folders
-    state: Path
-    scan_interval: float
-    poll_interval: float
-    settle_seconds: float
-    max_task_bytes: int
 
 
 @dataclass(slots=True)
@@ -95,20 +83,26 @@ class Counts:
         )
 
 
+def state_folder(config: WatcherConfig) -> Path:
+    """Where the zones remember their files: a folder that no zone may be."""
+    return config.state_dir / "zones"
+
+
 class DropZones:
     """Serves the zones of one file. All methods belong to the loop's thread."""
 
     def __init__(
-        self, zone_file: ZoneFile, options: ZoneOptions, clock: Clock, each: Callable[[Counts], None] | None = None
+        self, zone_file: ZoneFile, config: WatcherConfig, clock: Clock, each: Callable[[Counts], None] | None = None
     ) -> None:
         """`each` gets the counts after every turn."""
-        self._options = options
+        self._config = config
+        self._state = state_folder(config)
         self._clock = clock
         self._each = each
         self._file = zone_file
-        self._endings = TaskEndings(options.folders)
-        self._claimer = Claimer(options.folders.tasks, options.max_task_bytes, zone_file.processing.timeout, clock)
-        self._locks = ZoneLocks(options.state)
+        self._endings = TaskEndings(config.folders)
+        self._claimer = Claimer(config.task_dir, config.max_task_bytes, zone_file.processing.timeout, clock)
+        self._locks = ZoneLocks(self._state)
         self._queue: dict[str, Arrival] = {}
         self._open: dict[str, _UnderWay] = {}
         self._busy: dict[str, str] = {}
@@ -121,7 +115,7 @@ class DropZones:
     async def run(self, *, until_idle: bool = False) -> None:
         """Serve until `stop`; with `until_idle`, until no file waits and no task is under way."""
         self._waker = Waker(asyncio.get_running_loop())
-        self._arrivals = Arrivals(self._waker, self._clock, self._options.settle_seconds, self._is_known, self._gone)
+        self._arrivals = Arrivals(self._waker, self._clock, self._config.settle_seconds, self._is_known, self._gone)
         self._scan_due = self._clock.monotonic()
         self._prune_due = self._scan_due
         try:
@@ -215,7 +209,7 @@ class DropZones:
             self._prune_due = now + _PRUNE_SECONDS
             self._locks.prune()
         is_polling = self._arrivals.is_blind or self._waker.mode == "polling"
-        interval = self._options.poll_interval if is_polling else self._options.scan_interval
+        interval = self._config.poll_interval if is_polling else self._config.scan_interval
         earliest = now + (now - began) / _SCAN_SHARE
         self._scan_due = max(min(self._scan_due, now + interval), earliest)
 
@@ -232,7 +226,7 @@ class DropZones:
     def _serve(self) -> None:
         """Take the zones that are free, look after what earlier processes left, watch the results."""
         wanted = {zone.slug: zone for zone in self._file.zones}
-        slugs = dict.fromkeys((*wanted, *slugs_with_records(self._options.state)))
+        slugs = dict.fromkeys((*wanted, *slugs_with_records(self._state)))
         for memory in self._locks.take(slugs, self._in_trouble):
             try:
                 records = adopt(memory, wanted.get(memory.slug), self._endings)
@@ -253,7 +247,7 @@ class DropZones:
 
     def _watch_results(self, worker: str) -> None:
         key = _RESULTS + worker
-        folder = self._options.folders.results / worker
+        folder = self._config.result_dir / worker
         if not self._waker.is_watching(key):
             with contextlib.suppress(OSError):  # the scan finds results without events
                 no_links.make_folder(folder)
