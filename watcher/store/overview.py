@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from watcher.clock import Clock, SystemClock, rfc3339
-from watcher.formats.task import TASK_FILE_NAME, WORKER_PATTERN, why_no_task_name
+from watcher.formats.task import TASK_FILE_NAME, why_no_task_name
 from watcher.store import workers as presence
 from watcher.store.folders import History
 from watcher.store.results import read_status
-from watcher.store.task_places import WAITING, TaskPlace, places
+from watcher.store.task_places import WAITING, TaskPlace, places, workers_in
 from watcher.store.workers import Beat, Claims, Json, Process, State
 from watcher.system import no_links
 
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 _BREAKERS_BY_WORRY = ("closed", "half_open", "open")
 _MAX_PROBLEMS = 20
-_WORKER = re.compile(WORKER_PATTERN)
 
 T = TypeVar("T")
 
@@ -124,8 +122,7 @@ class OverviewReader:
         beats = presence.read_beats(self._folders.heartbeats, now, self._problems)
         names = {beat.worker for beat in beats}
         for parent in (self._folders.tasks, self._folders.results, self._folders.dlq):
-            there = presence.list_names(parent, self._problems)
-            names.update(name for name in there if _WORKER.fullmatch(name) and no_links.is_folder(parent / name))
+            names.update(workers_in(parent, lambda place: presence.list_names(place, self._problems)))
         running: list[RunningTask] = []
         workers = [self._worker(name, [b for b in beats if b.worker == name], running, now) for name in sorted(names)]
         running.sort(key=lambda task: (task.worker, -(task.for_seconds or 0.0), task.task_id))

@@ -89,14 +89,19 @@ def stored_status(path: Path) -> Status | None:
     return None
 
 
+def read_stored(path: Path) -> bytes:
+    """The bytes of a task's file, wherever it lies. Raises OSError, also for what is no regular file."""
+    return read_regular(path, _MAX_STORED_BYTES)
+
+
 def read_result(path: Path) -> dict[str, Any]:
     """A whole result. Raises OSError, and ValueError for a file that is none."""
-    return parse_result(read_regular(path, _MAX_STORED_BYTES))
+    return parse_result(read_stored(path))
 
 
 def read_letter(path: Path) -> dict[str, Any]:
     """A whole dead letter. Raises OSError, and ValueError for a file that is none."""
-    return dead_letter.parse(read_regular(path, _MAX_STORED_BYTES))
+    return dead_letter.parse(read_stored(path))
 
 
 def ended_of(

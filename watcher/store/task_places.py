@@ -8,15 +8,18 @@ move, and those of `GONE_BACK` once more by who must not miss one. Raises OSErro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from watcher.formats.task import TASK_FILE_NAME
+from watcher.formats.task import TASK_FILE_NAME, WORKER_PATTERN
 from watcher.store.folders import History
 from watcher.store.layout import CLAIMS, HELD, INCARNATION, REASSIGN, RETRY
 from watcher.system import no_links
+
+_WORKER = re.compile(WORKER_PATTERN)
 
 PlaceKind = Literal["held", "inbox", "retry", "claims", "reassign"]
 PLACE_KINDS: tuple[PlaceKind, ...] = ("held", "inbox", "retry", "claims", "reassign")
@@ -99,6 +102,18 @@ def ids_in(
     for place in places(inbox, kinds, list_names):
         found.update(history.stem for name in list_names(place.path) if (history := place.history(name)) is not None)
     return found
+
+
+def count_in_inbox(inbox: Path) -> int:
+    """How many tasks wait in the inbox itself."""
+    place = TaskPlace("inbox", inbox)
+    return sum(place.history(name) is not None for name in no_links.names_in(inbox))
+
+
+def workers_in(parent: Path, list_names: ListNames = no_links.names_in) -> list[str]:
+    """The workers that have a folder here, sorted; `parent` holds the inboxes, the results or the dead letters."""
+    names = filter(_WORKER.fullmatch, list_names(parent))
+    return sorted(name for name in names if no_links.is_folder(parent / name))
 
 
 def has_task(names: Iterable[str], task_id: str) -> bool:

@@ -25,7 +25,7 @@ from watcher.store import workers as presence
 from watcher.store.dependencies import Results, look
 from watcher.store.folders import History
 from watcher.store.layout import ARCHIVE
-from watcher.store.task_places import TaskFile, task_files
+from watcher.store.task_places import TaskFile, task_files, workers_in
 from watcher.system import no_links
 from watcher.system.files import read_regular, read_up_to
 
@@ -155,7 +155,7 @@ def workers(folders: Folders) -> list[str]:
     """Every worker that has a folder of tasks, results or dead letters."""
     names: set[str] = set()
     for parent in (folders.tasks, folders.results, folders.dlq):
-        names.update(n for n in _names(parent) if _WORKER.fullmatch(n) and no_links.is_folder(parent / n))
+        names.update(workers_in(parent, _names))
     return sorted(names)
 
 

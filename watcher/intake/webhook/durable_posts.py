@@ -30,6 +30,7 @@ from watcher.intake.webhook import lookup as lookup
 from watcher.intake.webhook.deliveries import Delivery, Memory
 from watcher.store.abandoned_files import remove_abandoned
 from watcher.store.submitting import Put, put_all
+from watcher.store.task_places import count_in_inbox, workers_in
 from watcher.system import no_links
 from watcher.system.files import Folder
 
@@ -273,17 +274,13 @@ class _Pending:
         age = now - counted_at
         is_due = age > _COUNT_SECONDS or (count >= self._maximum and age > cost / _COUNT_SHARE)
         if is_due and worker not in self._taken:  # what this group has taken cannot be counted yet
-            count, counted_at = _count(self._tasks / worker), now
+            count, counted_at = count_in_inbox(self._tasks / worker), now
             cost = time.monotonic() - now
         has_room = count < self._maximum
         self._counts[worker] = (count + has_room, counted_at, cost)
         if has_room:
             self._taken.add(worker)
         return has_room
-
-
-def _count(inbox: Path) -> int:
-    return sum(name.endswith(".json") and name[0] != "." for name in no_links.names_in(inbox))
 
 
 def _follow(work: _AcceptWork, first: _AcceptWork) -> None:
@@ -310,7 +307,7 @@ def _answer(works: list[_AcceptWork]) -> None:
 
 def _sweep(tasks: Path, now: float) -> None:
     """Remove hidden files that killed endpoints left. One that cannot be removed harms nobody."""
-    for worker in lookup.worker_names(tasks):
+    for worker in workers_in(tasks):
         with contextlib.suppress(OSError):
             inbox = Folder(tasks / worker, create=False)
             try:

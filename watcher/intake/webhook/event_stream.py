@@ -23,6 +23,7 @@ from watcher.clock import Clock, rfc3339
 from watcher.formats.task import TASK_FILE_NAME
 from watcher.intake.webhook import lookup as lookup
 from watcher.store.results import stored_status
+from watcher.store.task_places import workers_in
 from watcher.system import no_links
 from watcher.system.inotify import Waker
 
@@ -228,4 +229,4 @@ def _listed(folder: Path) -> dict[str, int]:
 
 def workers_of(folders: Folders, allowed: tuple[str, ...]) -> list[str]:
     """The workers that may be given tasks: the allowed ones, else those that have an inbox."""
-    return list(allowed) if allowed else lookup.worker_names(folders.tasks)
+    return list(allowed) if allowed else workers_in(folders.tasks)

@@ -8,24 +8,18 @@ result). Raises OSError as the system gives it.
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from watcher.formats.task import WORKER_PATTERN
-from watcher.store.results import read_letter, read_result, read_status
+from watcher.store.results import read_letter, read_result, read_status, read_stored
 from watcher.store.tasks import on_their_way
-from watcher.store.workers import READ
 from watcher.system import no_links
-from watcher.system.files import read_up_to
 
 if TYPE_CHECKING:
     from watcher.settings.folders import Folders
 
-_MAX_STORED_BYTES = 1 << 28
 #: What a caller need not tell apart from waiting: the task goes on without anybody's help, or is refused soon.
 _STATES = {"orphaned": "waiting", "changing": "waiting", "unreadable": "waiting"}
 _ENDED = frozenset({"completed", "failed", "timeout", "cancelled", "refused"})
@@ -59,12 +53,6 @@ class Found:
         return out if self.has_ended else {**out, "attempts": self.attempts}
 
 
-def worker_names(tasks: Path) -> list[str]:
-    """The workers that have an inbox, sorted."""
-    names = (name for name in no_links.names_in(tasks) if re.fullmatch(WORKER_PATTERN, name))
-    return sorted(name for name in names if no_links.is_folder(tasks / name))
-
-
 def find(folders: Folders, worker: str, task_id: str) -> Found | None:
     """The task of this id at this worker. `task_id` must be one: it becomes part of a path."""
     # Twice: one that goes back from a claim to the inbox or to .retry may pass behind the first look.
@@ -80,7 +68,7 @@ def stored_sha256(found: Found) -> str | None:
     """The SHA-256 of the task's bytes as they were submitted; None when nothing tells it (any more)."""
     try:
         if not found.has_ended:
-            return hashlib.sha256(read_file(found.path)).hexdigest()
+            return hashlib.sha256(read_stored(found.path)).hexdigest()
         if found.state == "refused":
             value = read_letter(found.path).get("dlq_task_sha256")
         else:
@@ -88,15 +76,6 @@ def stored_sha256(found: Found) -> str | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, str) else None
-
-
-def read_file(path: Path) -> bytes:
-    """The bytes of a regular file; never follows a link, never blocks on a FIFO. Raises OSError."""
-    fd = no_links.open_file(path, READ)
-    try:
-        return read_up_to(fd, _MAX_STORED_BYTES)
-    finally:
-        os.close(fd)
 
 
 def _look(folders: Folders, worker: str, task_id: str) -> Found | None:

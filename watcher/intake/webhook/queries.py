@@ -25,6 +25,7 @@ from watcher.intake.webhook.access import Access, Refusal
 from watcher.intake.webhook.event_stream import Story, TaskNews, workers_of
 from watcher.settings.webhook import WebhookConfig
 from watcher.store.overview import OverviewReader
+from watcher.store.results import read_stored
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -77,7 +78,7 @@ class ReadingRoutes:
         if not found.has_result:
             return json_answer(202, found.as_json())
         try:
-            raw = await asyncio.to_thread(lookup.read_file, found.path)
+            raw = await asyncio.to_thread(read_stored, found.path)
         except FileNotFoundError:
             raise Refusal(404, "unknown_task", "its result was removed just now") from None
         return Response(raw, media_type="application/json")
