@@ -10,8 +10,8 @@ Raises FieldError with a message that names what is allowed.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, fields
 from typing import Any, Protocol
 
 from watcher.clock import parse_rfc3339
@@ -205,6 +205,28 @@ class Optional:
 
     def schema(self) -> dict[str, Any]:
         return {"anyOf": [self.inside.schema(), {"type": "null"}]}
+
+
+class Named(str):
+    """The name of a field in the file, where it is another than in Python."""
+
+    __slots__ = ()
+
+
+def annotated(record: type) -> Iterator[tuple[Field[Any], str, Kind, list[Any]]]:
+    """Each field of a dataclass whose annotation carries a Kind: the field, its name in the file, the kind, the rest.
+
+    The module of such a class must not import `annotations` from `__future__`: the kinds are read as objects.
+    """
+    for field in fields(record):
+        kind, *marks = getattr(field.type, "__metadata__", (None,))
+        if kind is not None:
+            yield field, next((mark for mark in marks if isinstance(mark, Named)), field.name), kind, marks
+
+
+def fields_of(record: type) -> dict[str, Kind]:
+    """The kind of each field of a record's file by its name there, in the order of the file."""
+    return {name: kind for _, name, kind, _ in annotated(record)}
 
 
 def record_schema(name: str, title: str, fields: Mapping[str, Kind], required: tuple[str, ...]) -> dict[str, Any]:

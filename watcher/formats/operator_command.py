@@ -6,14 +6,13 @@ consumed when it is done. Unknown fields are kept in the file and ignored.
 `parse_command` raises InvalidCommand with what is wrong.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from watcher.errors import WatcherError
 from watcher.formats import strict_json, task
-from watcher.formats.fields import Choice, FieldError, Kind, Object, Optional, Text, record_schema
+from watcher.formats.fields import Choice, FieldError, Kind, Named, Object, Optional, Text, fields_of
+from watcher.formats.record import schema_of
 from watcher.formats.task import ID_PATTERN, Priority
 
 Word = Literal["pause", "resume", "drain", "cancel", "hold", "release", "prio", "edit", "beat"]
@@ -26,18 +25,6 @@ PLAIN_WORDS: tuple[Word, ...] = ("pause", "resume", "drain", "beat")
 #: No edit may change whose task it is.
 _FIXED = frozenset({"task_id", "worker"})
 
-FIELDS: dict[str, Kind] = {
-    "command": Choice(WORDS),
-    "task_id": Optional(Text(128, 1, ID_PATTERN, "the task's id")),
-    "priority": Optional(Priority()),
-    "changes": Optional(Object()),
-    "reason": Optional(Text(2048)),
-    "by": Optional(Text(256)),
-    "instance": Optional(Text(64, 1)),
-    "incarnation": Optional(Text(32, 32, "[0-9a-f]*")),
-}
-REQUIRED = ("command",)
-
 
 class InvalidCommand(WatcherError):
     """A file in `control/<worker>/` is no command. Reaction: put it aside, say why."""
@@ -46,21 +33,24 @@ class InvalidCommand(WatcherError):
 @dataclass(frozen=True, slots=True)
 class Command:
     """One command. `changes` are fields of the task and their new values, None takes a field away. With `instance` or
-    `worker_locks` it is for that process alone."""
+    `incarnation` it is for that process alone."""
 
-    word: Word
-    task_id: str = ""
-    priority: int | None = None
-    changes: dict[str, Any] | None = None
-    reason: str | None = None
-    by: str | None = None
-    instance: str | None = None
-    incarnation: str | None = None
+    word: Annotated[Word, Choice(WORDS), Named("command")]
+    task_id: Annotated[str, Optional(Text(128, 1, ID_PATTERN, "the task's id"))] = ""
+    priority: Annotated[int | None, Optional(Priority())] = None
+    changes: Annotated[dict[str, Any] | None, Optional(Object())] = None
+    reason: Annotated[str | None, Optional(Text(2048))] = None
+    by: Annotated[str | None, Optional(Text(256))] = None
+    instance: Annotated[str | None, Optional(Text(64, 1))] = None
+    incarnation: Annotated[str | None, Optional(Text(32, 32, "[0-9a-f]*"))] = None
 
     def why(self) -> str:
         """For results, heartbeats and logs: who asked and why, as far as that was told."""
         who = f"by {self.by}" if self.by else "by command"
         return f"{who}: {self.reason}" if self.reason else who
+
+
+FIELDS: dict[str, Kind] = fields_of(Command)
 
 
 def parse_command(raw: bytes) -> Command | None:
@@ -98,7 +88,7 @@ def command_of(value: dict[str, Any]) -> Command:
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of a command file."""
-    out = record_schema("command", "What control/<worker>/<any name>.json holds.", FIELDS, REQUIRED)
+    out = schema_of(Command, "command", "What control/<worker>/<any name>.json holds.")
     out["properties"]["changes"] = {"anyOf": [{"type": "object", "properties": _changes()}, {"type": "null"}]}
     needs = {"cancel hold release": [], "prio": ["priority"], "edit": ["changes"]}
     out["allOf"] = [

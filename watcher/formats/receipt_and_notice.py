@@ -3,51 +3,47 @@
 A hint: the folders are the truth.
 """
 
-from __future__ import annotations
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
-from dataclasses import dataclass
-from typing import Any
-
-from watcher.clock import rfc3339
 from watcher.formats import strict_json
-from watcher.formats.fields import Choice, Flag, Kind, ListOf, Number, Object, Optional, Text, record_schema
-
-FIELDS: dict[str, Kind] = {
-    "kind": Choice(("task_taken",)),
-    "task_id": Text(160, 1),
-    "worker": Text(64, 1),
-    "timestamp": Text(40, 20),
-    "attempt": Number(1, 1e9, integer=True),
-    "incarnation": Text(64, 1),
-}
+from watcher.formats.fields import (
+    Choice,
+    Flag,
+    Kind,
+    ListOf,
+    Named,
+    Number,
+    Object,
+    Optional,
+    Text,
+    fields_of,
+    record_schema,
+)
+from watcher.formats.record import Instant, as_json, schema_of
 
 
 @dataclass(slots=True)
 class Receipt:
     """The worker has taken the task and starts its attempt number `attempt` (from 1)."""
 
-    task_id: str
-    worker: str
-    at: float
-    attempt: int
-    incarnation: str
+    kind: Annotated[str, Choice(("task_taken",))] = field(default="task_taken", init=False)
+    task_id: Annotated[str, Text(160, 1)]
+    worker: Annotated[str, Text(64, 1)]
+    at: Annotated[float, Instant(40, 20), Named("timestamp")]
+    attempt: Annotated[int, Number(1, 1e9, integer=True)]
+    incarnation: Annotated[str, Text(64, 1)]
 
     def dump(self) -> bytes:
-        return strict_json.dumps(
-            {
-                "kind": "task_taken",
-                "task_id": self.task_id,
-                "worker": self.worker,
-                "timestamp": rfc3339(self.at),
-                "attempt": self.attempt,
-                "incarnation": self.incarnation,
-            }
-        )
+        return strict_json.dumps(as_json(self))
+
+
+FIELDS: dict[str, Kind] = fields_of(Receipt)
 
 
 def schema() -> dict[str, Any]:
     """The JSON Schema of a receipt."""
-    return record_schema("receipt", "What triggers/<worker>/<id>.json holds.", FIELDS, tuple(FIELDS))
+    return schema_of(Receipt, "receipt", "What triggers/<worker>/<id>.json holds.")
 
 
 # --- what the listener tells: triggers/orchestrator/
@@ -61,10 +57,26 @@ _COUNT = Number(0, 1e15, integer=True)
 _SECONDS = Number(0, 1e12)
 _TASK = Object()
 
-NOTICE_FIELDS: dict[str, Kind] = {
-    "kind": Choice(KINDS),
-    "notice_id": Text(1024, 1),
-    "timestamp": Text(40, 20),
+
+@dataclass(slots=True)
+class Notice:
+    """One thing that the listener tells. `stem` is the name of its file without `.json`.
+
+    `notice_id` says what is told: the same news has the same one, also after a restart.
+    """
+
+    kind: Annotated[str, Choice(KINDS)]
+    stem: str
+    notice_id: Annotated[str, Text(1024, 1)]
+    at: Annotated[float, Instant(40, 20), Named("timestamp")]
+    fields: dict[str, Any]
+
+    def dump(self) -> bytes:
+        return strict_json.dumps(as_json(self) | self.fields)
+
+
+#: Which of these a notice has depends on its kind.
+NOTICE_FIELDS: dict[str, Kind] = fields_of(Notice) | {
     "worker": Text(64, 1),
     "instance": Optional(Text(64)),
     "task_id": Text(160, 1),
@@ -95,24 +107,6 @@ NOTICE_FIELDS: dict[str, Kind] = {
     "age_seconds": _SECONDS,
     "to_worker": Text(64, 1),
 }
-
-
-@dataclass(slots=True)
-class Notice:
-    """One thing that the listener tells. `stem` is the name of its file without `.json`.
-
-    `notice_id` says what is told: the same news has the same one, also after a restart.
-    """
-
-    kind: str
-    stem: str
-    notice_id: str
-    at: float
-    fields: dict[str, Any]
-
-    def dump(self) -> bytes:
-        head = {"kind": self.kind, "notice_id": self.notice_id, "timestamp": rfc3339(self.at)}
-        return strict_json.dumps(head | self.fields)
 
 
 def notice_schema() -> dict[str, Any]:

@@ -8,14 +8,12 @@ already passed `TASK_FILE_NAME`.
 `id_mismatch`, `worker_mismatch`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from watcher.errors import InvalidTask
 from watcher.formats import strict_json
@@ -29,6 +27,7 @@ from watcher.formats.fields import (
     Object,
     Optional,
     Text,
+    fields_of,
     record_schema,
 )
 
@@ -82,53 +81,45 @@ class Priority:
 
 MAX_TIMEOUT_SECONDS = 31 * 24 * 3600.0
 
-FIELDS: dict[str, Kind] = {
-    "task_id": Text(128, 1, ID_PATTERN, "letters, digits, dot, dash, underscore; the file's name without .json"),
-    "worker": Text(64, 1, WORKER_PATTERN, "the folder's name"),
-    "description": Text(1 << 20, 1),
-    "timeout": Number(0.1, MAX_TIMEOUT_SECONDS),
-    "priority": Priority(),
-    "dependencies": ListOf(Text(193, 1, f"(?:{WORKER_PATTERN}/)?{ID_PATTERN}", "an id, or worker/id"), 20_000),
-    "metadata": Object(),
-    "agent_id": Text(128, 1),
-    "provider": Text(64, 1, r"[A-Za-z0-9][A-Za-z0-9._-]*"),
-    "model": Text(128, 1, r"[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]*", "no leading dash: it is an argument"),
-    "cwd": Text(4096, 1, r"/.*", "an absolute path"),
-    "not_before": Moment(),
-    "batch_id": Text(128, 1),
-    "max_retries": Number(0, 100, integer=True),
-}
-
 #: What a task that runs again carries along: one object for each earlier run, the oldest first.
 PAST = "x_history"
-
-_NULLABLE = frozenset(FIELDS) - {"description"}
 
 
 @dataclass(slots=True)
 class Task:
     """One task as it runs. `submitted` is the whole object as it was written, unknown fields included."""
 
-    task_id: str
-    worker: str
-    description: str
+    task_id: Annotated[
+        str, Text(128, 1, ID_PATTERN, "letters, digits, dot, dash, underscore; the file's name without .json")
+    ]
+    worker: Annotated[str, Text(64, 1, WORKER_PATTERN, "the folder's name")]
+    description: Annotated[str, Text(1 << 20, 1)]
     sha256: str
-    timeout: float | None = None
-    priority: int = 0
-    dependencies: tuple[str, ...] = ()
-    metadata: dict[str, Any] | None = None
-    agent_id: str | None = None
-    provider: str | None = None
-    model: str | None = None
-    cwd: str | None = None
-    not_before: float | None = None
-    batch_id: str | None = None
-    max_retries: int | None = None
+    timeout: Annotated[float | None, Number(0.1, MAX_TIMEOUT_SECONDS)] = None
+    priority: Annotated[int, Priority()] = 0
+    dependencies: Annotated[
+        tuple[str, ...], ListOf(Text(193, 1, f"(?:{WORKER_PATTERN}/)?{ID_PATTERN}", "an id, or worker/id"), 20_000)
+    ] = ()
+    metadata: Annotated[dict[str, Any] | None, Object()] = None
+    agent_id: Annotated[str | None, Text(128, 1)] = None
+    provider: Annotated[str | None, Text(64, 1, r"[A-Za-z0-9][A-Za-z0-9._-]*")] = None
+    model: Annotated[
+        str | None,
+        Text(128, 1, r"[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]*", "no leading dash: it is an argument"),
+    ] = None
+    cwd: Annotated[str | None, Text(4096, 1, r"/.*", "an absolute path")] = None
+    not_before: Annotated[float | None, Moment()] = None
+    batch_id: Annotated[str | None, Text(128, 1)] = None
+    max_retries: Annotated[int | None, Number(0, 100, integer=True)] = None
     submitted: dict[str, Any] = field(default_factory=dict)
 
     def unknown_fields(self) -> list[str]:
         """Names that this version does not know; they stay in the file and in a dead letter."""
         return [name for name in self.submitted if name not in FIELDS and not name.startswith(("dlq_", "x_"))]
+
+
+FIELDS: dict[str, Kind] = fields_of(Task)
+_NULLABLE = frozenset(FIELDS) - {"description"}
 
 
 def refuse_to_unset(submitted: dict[str, Any], changes: dict[str, Any]) -> None:

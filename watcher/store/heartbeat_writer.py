@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from watcher.clock import Clock
@@ -22,7 +22,7 @@ from watcher.telemetry.events import Event, TaskRefused, TaskRetryScheduled, Tas
 
 @dataclass(slots=True)
 class Pulse:
-    """What the worker knows at the moment of a beat."""
+    """What the worker knows at the moment of a beat: some fields of the heartbeat, by their names there."""
 
     status: HeartbeatStatus
     reason: str | None
@@ -83,24 +83,17 @@ class Beats:
             worker=self._worker,
             at=self._clock.wall(),
             uptime_seconds=self._clock.monotonic() - self._started,
-            queue_size=pulse.queue_size,
             active_tasks=len(pulse.active),
-            circuit_breaker_state=pulse.circuit_breaker_state,
             stats=self.stats,
-            status=pulse.status,
             incarnation=self._incarnation,
             pid=os.getpid(),
             host=self._host,
             sequence=self._sequence,
             interval_seconds=self._interval,
-            reason=pulse.reason,
             instance=self._instance,
-            held_until=pulse.held_until,
             metrics_port=self._metrics_port(),
-            wake=pulse.wake,
             fence=fence.state(),
-            oldest_pending_age_seconds=pulse.oldest_pending_age_seconds,
-            active=pulse.active,
+            **{field.name: getattr(pulse, field.name) for field in fields(pulse)},
         )
         replace(self._folder, self._name, heartbeat.dump(), self._incarnation)
         self._written = self._clock.monotonic()

@@ -286,7 +286,14 @@ def _usage(result: Event, cost: float | None, session: str) -> Usage:
     models = quota.get("model_usage")
     models = [one for one in models if isinstance(one, dict)] if isinstance(models, list) else []
     model = name(models[0].get("model")) if models else None
-    return Usage(inputs, outputs, cost, cached, None, model, name(session))
+    return Usage(
+        input_tokens=inputs,
+        cached_input_tokens=cached,
+        output_tokens=outputs,
+        cost_usd=cost,
+        model=model,
+        session_id=name(session),
+    )
 
 
 def _member(event: Any, key: str) -> Event:

@@ -507,7 +507,15 @@ def _usage(
     model: str | None,
     session_id: str | None,
 ) -> Usage | None:
-    made = Usage(inputs, outputs, cost_usd, cached, turns, model, session_id)
+    made = Usage(
+        input_tokens=inputs,
+        cached_input_tokens=cached,
+        output_tokens=outputs,
+        cost_usd=cost_usd,
+        turns=turns,
+        model=model,
+        session_id=session_id,
+    )
     return None if made == Usage() else made
 
 
