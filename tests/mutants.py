@@ -57,8 +57,8 @@ _REPLACES = "(lambda a, b, c, d: __import__('os').rename(b, d, src_dir_fd=a.fd, 
 #: These names tell one file from another; a comparison of them is answered as if it were the same one.
 _IDENTITY = frozenset({"st_ino", "st_nlink", "file_state", "FileSignature"})
 
-#: Every mutant of the store is tried by these first, then by the unit tests that import its module, then by the rest.
-FIRST = ("tests/unit/test_durability.py", "tests/unit/test_files.py")
+#: Every mutant is tried by these, and before them by what knows its module and is written for such steps.
+ALWAYS = ("tests/unit/test_durability.py", "tests/unit/test_files.py")
 THEN = (
     ("tests/conformance",),
     ("tests/crash/test_command_kills.py", "tests/acceptance/test_instances.py", "tests/acceptance/test_commands.py"),
@@ -174,7 +174,8 @@ def tests_of(module: str, tree: Path) -> list[tuple[str, ...]]:
         for file in sorted((tree / "tests/unit").glob("test_*.py"))
         if any(_imports(line, dotted, package, name) for line in file.read_text().splitlines())
     ]
-    return [FIRST, tuple(one for one in knows if one not in FIRST), *THEN]
+    steps = [one for one in knows if one.endswith("_steps.py")]
+    return [tuple(dict.fromkeys([*steps, *ALWAYS, *knows])), *THEN]
 
 
 def _imports(line: str, dotted: str, package: str, name: str) -> bool:
@@ -190,7 +191,7 @@ def noticed_by(mutant: Mutant, tree: Path, tests: list[tuple[str, ...]]) -> str 
     source = path.read_bytes()
     path.write_bytes(mutant.applied_to(source))
     try:
-        return next((failed for group in tests if group and (failed := first_failure(tree, group))), None)
+        return next((failed for group in tests if (failed := first_failure(tree, group))), None)
     finally:
         path.write_bytes(source)
 
@@ -246,7 +247,7 @@ def main() -> int:
         def attempt(one: Mutant) -> str | None:
             tree = trees.get()
             try:
-                return noticed_by(one, tree, tests_of(one.module, tree)[: 2 if options.quick else None])
+                return noticed_by(one, tree, tests_of(one.module, tree)[: 1 if options.quick else None])
             finally:
                 trees.put(tree)
 

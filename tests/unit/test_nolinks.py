@@ -45,6 +45,8 @@ def test_link_anywhere_in_a_path_is_refused_with_what_to_do(tmp_path: Path) -> N
         with pytest.raises(no_links.Refused):
             no_links.open_file(tmp_path / path, os.O_RDONLY)
     with pytest.raises(no_links.Refused):
+        no_links.open_file(tmp_path / "link", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    with pytest.raises(no_links.Refused):
         no_links.open_file(tmp_path / "link" / "made", os.O_WRONLY | os.O_CREAT)
     with pytest.raises(no_links.Refused):
         no_links.remove(tmp_path / "link" / "deep" / "x")

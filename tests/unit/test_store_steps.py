@@ -21,7 +21,7 @@ from watcher.formats.receipt_and_notice import Notice
 from watcher.intake.webhook import deliveries
 from watcher.intake.webhook.durable_posts import Accepter
 from watcher.policy.budget_limits import BudgetLimits
-from watcher.store import changes, in_hand, reassign, rescue, result_writer, run_again, submitting
+from watcher.store import changes, in_hand, reassign, rescue, result_writer, results, run_again, submitting
 from watcher.store.folders import WorkerFolders
 from watcher.store.hold_cache import KnownHolds
 from watcher.store.holds import hold_provider
@@ -301,6 +301,31 @@ def test_task_is_read_from_one_closed_file(tmp_path: Path, kind: str) -> None:
         assert isinstance(found, Unreadable)
         assert found.error.reason == ("hard_link" if kind == "two names" else "not_regular")
     folder.close()
+
+
+def test_status_is_read_through_no_link(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text('{"task_id": "t", "worker": "marie", "status": "completed"}')
+    folder = Folder(tmp_path / "results")
+    os.symlink(tmp_path / "theirs", "t.json", dir_fd=folder.fd)
+    with pytest.raises(OSError, match="symbolic"):
+        results.read_status("t.json", folder.fd)
+    folder.close()
+
+
+def test_waiting_file_that_was_exchanged_since_the_listing_tells_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = site.task("t", batch_id="listed")
+    real = no_links.open_file
+
+    def exchange(name: Any, *more: Any) -> int:
+        if name == path or str(name) == str(path):
+            path.with_name(".new").write_text('{"description": "x", "batch_id": "other"}')
+            path.with_name(".new").replace(path)
+        return real(name, *more)
+
+    monkeypatch.setattr(no_links, "open_file", exchange)
+    assert "other" not in site.sight().batches
 
 
 def test_result_that_is_a_link_or_a_folder_is_reported_and_not_read(site: Site, private: Path) -> None:

@@ -189,7 +189,10 @@ def changed(task: Task, changes: dict[str, Any], worker: str) -> bytes:
 
 
 def _rewrite(mine: Folder, handle: str, raw: bytes) -> None:
-    """Replace the bytes in one step; the new file keeps the old one's time, which orders it among the others."""
+    """Replace the bytes in one step; the new file keeps the old one's time, which orders it among the others.
+
+    Either version may stand after a power cut until the task is back: that flushes both folders.
+    """
     there = os.stat(handle, dir_fd=mine.fd, follow_symlinks=False)
     mine.remove(_NEW_VERSION)
     mine.write_new(_NEW_VERSION, raw)
@@ -197,7 +200,6 @@ def _rewrite(mine: Folder, handle: str, raw: bytes) -> None:
     os.chmod(_NEW_VERSION, there.st_mode & 0o777, dir_fd=mine.fd)
     fsync_file(mine, _NEW_VERSION)
     os.rename(_NEW_VERSION, handle, src_dir_fd=mine.fd, dst_dir_fd=mine.fd)
-    os.fsync(mine.fd)
 
 
 def _read(places: WorkerFolders, handle: str, task_id: str, max_bytes: int) -> Task:

@@ -35,7 +35,7 @@ _BY_WORRY: tuple[State, ...] = (
 )  # fmt: skip
 
 #: Never follow a link, never block on a FIFO.
-READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _MAX_BEAT_BYTES = 16 << 20
 #: A beat older than this many intervals is worth a word.
 _SILENT_INTERVALS = 3

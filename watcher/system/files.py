@@ -34,7 +34,7 @@ FEW = 2
 #: What `read_regular` says of a name that is no regular file: a folder, a FIFO or a device; a link; a socket.
 NO_FILE = frozenset({errno.EINVAL, errno.ELOOP, errno.EMLINK, errno.ENXIO})
 
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC  # O_EXCL follows no link either (open(2))
 
 
 class Folder:
