@@ -207,7 +207,7 @@ def test_tool_that_opencode_forbids_is_denied(printed: Any) -> None:
 
 def test_tokens_of_a_run_that_its_budget_ended_are_those_of_its_models(printed: Any) -> None:
     from watcher.runner.printed_text import events
-    from watcher.runner.providers.output_events import read_claude
+    from watcher.runner.providers.claude_events import read_claude
 
     models = {"m": {"inputTokens": 200_000, "outputTokens": 20_000, "cacheReadInputTokens": 5, "costUSD": 1.2}}
     event = claude_result(

@@ -17,9 +17,10 @@ from tests.printing import INIT, LIMIT_EVENT, NOW, claude_failure, claude_result
 from watcher.policy.after_attempt import Ending, Failure
 from watcher.runner.printed_text import events
 from watcher.runner.providers.built_in import built_in
+from watcher.runner.providers.claude_events import read_claude
 from watcher.runner.providers.failure_words import Printed
 from watcher.runner.providers.judging import judge
-from watcher.runner.providers.output_events import Reading, read_claude, read_codex, read_opencode
+from watcher.runner.providers.output_events import Reading, read_codex, read_opencode
 from watcher.runner.providers.provider import Provider, Rule
 
 __all__ = ["printed"]

@@ -10,14 +10,8 @@ import pytest
 from tests.printing import INIT, LIMIT_EVENT, claude_result, lines, printed
 from watcher.runner import printed_text as module
 from watcher.runner.printed_text import bounded_text, events, harmless, shortened
-from watcher.runner.providers.output_events import (
-    Reading,
-    read_claude,
-    read_codex,
-    read_gemini,
-    read_opencode,
-    read_qwen,
-)
+from watcher.runner.providers.claude_events import read_claude, read_qwen
+from watcher.runner.providers.output_events import Reading, read_codex, read_gemini, read_opencode
 
 __all__ = ["printed"]
 

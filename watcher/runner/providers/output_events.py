@@ -1,9 +1,9 @@
-"""Read the events of each agent CLI: one reader for each shape of machine-readable output, all giving a Reading.
+"""Say what a Reading of an agent CLI's events is, and read those of gemini, codex and opencode.
 
-A reader never raises for what it reads and decides nothing (`judging` does, from the Reading): what has another type
-than expected is left out. The shapes were recorded from claude 2.1.330, gemini 0.61.0, codex 0.169.0, opencode 1.18.33
-and qwen 0.15.10 and 0.24.4 (tests/data/providers); cursor-agent's is documented at
-https://cursor.com/docs/cli/reference/output-format. Any other JSON is read by `json_fields`.
+One reader for each shape of machine-readable output, all giving a Reading; `claude_events` has claude's, `json_fields`
+reads any other JSON. A reader never raises for what it reads and decides nothing (`judging` does, from the Reading):
+what has another type than expected is left out. The shapes were recorded from gemini 0.61.0, codex 0.169.0 and opencode
+1.18.33 (tests/data/providers).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from watcher.runner.providers.early_stops import Begun
 
 Event = dict[str, Any]
 #: Longer names are cut: they come from a command and go into results.
-_LONGEST_NAME = 200
+LONGEST_NAME = 200
 
 
 @dataclass(slots=True)
@@ -58,108 +58,6 @@ class Reading:
 Reader = Callable[[Iterator[Event]], Reading]
 
 
-def read_claude(found: Iterator[Event]) -> Reading:
-    """Events of claude, and of cursor-agent, which is made after it."""
-    out = Reading()
-    about = Usage()
-    begun = Begun()
-    for event in found:
-        kind = event.get("type")
-        _read_claude_work(event, out, begun)
-        if kind == "result":
-            _read_claude_result(event, out)
-            out.usage = _claude_usage(event, about)
-        elif kind == "system" and event.get("subtype") == "init":
-            _read_claude_init(event, out, about)
-        elif kind == "rate_limit_event":
-            _read_claude_limit(event.get("rate_limit_info"), out)
-        elif kind == "assistant":
-            if isinstance(event.get("error"), str):
-                out.signs["error"] = event["error"]
-                out.message = _text_of(event.get("message")) or out.message
-            out.has_acted = out.has_acted or _uses_a_tool(event.get("message"))
-    if out.usage is None and (about.model or about.session_id):
-        out.usage = about
-    out.lost, out.remarks = begun.lost(), begun.remarks()
-    return out
-
-
-#: Tools with which claude's agent ends its own background work.
-_CLAUDE_STOPS = {"KillShell", "KillBash", "TaskStop"}
-
-
-def _read_claude_work(event: Event, out: Reading, begun: Begun) -> None:
-    """Tools and background tasks. A task that a tool runs in the foreground is told as one too; `is_backgrounded`,
-    there or in a later patch, tells them apart."""
-    kind, subtype, patch = event.get("type"), event.get("subtype"), _member(event, "patch")
-    for source in (event, patch):
-        if isinstance(source.get("is_backgrounded"), bool):
-            begun.move_behind(event.get("task_id"), source["is_backgrounded"])
-    if kind == "system" and subtype == "task_started":
-        about = event.get("description") or event.get("task_type")
-        is_behind = event.get("is_backgrounded") is True
-        begun.begin_work(event.get("task_id"), about, event.get("tool_use_id"), is_behind)
-    elif kind == "system" and subtype == "task_notification":
-        begun.end_work(event.get("task_id"), event.get("status"))
-    elif kind == "system" and subtype == "task_updated" and patch.get("status") in ("completed", "failed", "killed"):
-        begun.end_work(event.get("task_id"), patch["status"])
-    elif kind == "result":
-        begun.answer()
-    elif kind == "tool_call":  # cursor-agent's
-        out.has_acted = True
-        if subtype == "started":
-            begun.begin_tool(event.get("call_id"), next(iter(_member(event, "tool_call")), "a tool"))
-        else:
-            begun.end_tool(event.get("call_id"))
-    elif kind in ("assistant", "user"):
-        for block in _blocks(event.get("message")):
-            if block.get("type") == "tool_use":
-                is_behind = _member(block, "input").get("run_in_background") is True
-                begun.begin_tool(block.get("id"), block.get("name"), is_behind)
-                if block.get("name") in _CLAUDE_STOPS:
-                    begun.stopped_by_agent(_member(block, "input").values())
-            elif block.get("type") == "tool_result":
-                begun.end_tool(block.get("tool_use_id"))
-
-
-_QWEN_ERROR = re.compile(r"\[API Error: ([^\[]*)\]\s*\Z")
-_QWEN_STATUS = re.compile(r"(?:\w+ )?(\d{3})\b")
-
-
-def read_qwen(found: Iterator[Event]) -> Reading:
-    """Events of qwen: those of claude, but input that came from the cache is counted in `input_tokens`, and a failed
-    API call is told as `[API Error: 401 ...]`: as the error of its final event, and before 0.24 as a success whose
-    answer ends so."""
-    seen: list[Event] = []
-    joined = (
-        0  # a model that ran out of tokens is asked to go on, a few times; what the last one ended with is not told
-    )
-
-    def remembering() -> Iterator[Event]:
-        nonlocal joined
-        for event in found:
-            if event.get("type") == "result":
-                seen.append(event)
-            joined += _member(event, "data").get("preserveText") is True
-            yield event
-
-    out = read_claude(remembering())
-    if joined:
-        out.remarks = (*out.remarks, f"its answer was cut and gone on with {joined} times, so its end may be missing")
-    if seen and out.usage is not None:
-        out.usage.input_tokens = count(_member(seen[-1], "usage").get("input_tokens"))
-    told = _error_message(seen[-1]) if seen else ""
-    error = _QWEN_ERROR.search(told if out.is_error else out.answer or "")
-    out.message = told or out.message
-    if error is not None:
-        out.is_error = True
-        out.message = error.group(1)
-        status = _QWEN_STATUS.match(out.message)
-        if status is not None:
-            out.signs["status"] = status.group(1)
-    return out
-
-
 def read_gemini(found: Iterator[Event]) -> Reading:
     """Events of gemini. The answer is what it said after its last tool call, as claude's is."""
     out = Reading()
@@ -186,8 +84,8 @@ def read_gemini(found: Iterator[Event]) -> Reading:
         elif kind == "result":
             out.is_finished = True
             out.is_error = event.get("status") != "success"
-            out.ends |= _ends(event, "status", "finish_reason", "finishReason", "stop_reason")
-            out.message = _error_message(event) or out.message
+            out.ends |= ends(event, "status", "finish_reason", "finishReason", "stop_reason")
+            out.message = error_message(event) or out.message
             out.usage = _gemini_usage(event.get("stats"), about)
         elif "response" in event or ("error" in event and kind is None):  # the one object of `-o json`
             about.session_id = name(event.get("session_id"))
@@ -210,7 +108,7 @@ def _read_gemini_warning(message: str, out: Reading) -> None:
     if message in _GEMINI_STOPS:
         out.ends["error"] = _GEMINI_STOPS[message]
     else:
-        out.remarks = (*out.remarks, f"it said: {message[:_LONGEST_NAME]}")
+        out.remarks = (*out.remarks, f"it said: {message[:LONGEST_NAME]}")
 
 
 #: Tools of gemini itself that it hides from the model in a mode or by a policy that forbids them.
@@ -219,7 +117,7 @@ _GEMINI_ACTS = {"run_shell_command", "write_file", "replace"}
 
 def _gemini_denial(event: Event) -> tuple[str, ...]:
     tool = str(event.get("tool_id")).partition("__")[0]
-    kind = _member(event, "error").get("type")
+    kind = member(event, "error").get("type")
     is_hidden = kind == "tool_not_registered" and tool in _GEMINI_ACTS
     return (tool,) if is_hidden or kind == "policy_violation" else ()
 
@@ -233,15 +131,15 @@ def _read_gemini_error(out: Reading) -> None:
         out.signs["error"] = "api"
     framed = re.fullmatch(r"\[API Error: (\{.*\})\].*", out.message, re.S)
     if framed is not None:
-        out.message = _error_message(_object(framed.group(1))) or out.message
+        out.message = error_message(_object(framed.group(1))) or out.message
 
 
 def _read_gemini_object(event: Event, out: Reading, about: Usage) -> list[str]:
     out.is_finished = True
     out.is_error = event.get("error") is not None
-    out.message = _error_message(event)
+    out.message = error_message(event)
     out.usage = _gemini_usage(event.get("stats"), about)
-    tools = _member(_member(event, "stats"), "tools")
+    tools = member(member(event, "stats"), "tools")
     out.has_acted = bool(count(tools.get("totalCalls")))
     warnings = event.get("warnings")
     for warning in warnings if isinstance(warnings, list) else []:
@@ -261,7 +159,7 @@ def read_codex(found: Iterator[Event]) -> Reading:
     begun = Begun()
     for event in found:
         kind = event.get("type")
-        item = _member(event, "item")
+        item = member(event, "item")
         if kind == "thread.started":
             about.session_id = name(event.get("thread_id"))
         elif kind == "turn.started":
@@ -277,11 +175,11 @@ def read_codex(found: Iterator[Event]) -> Reading:
                 out.denied = (*out.denied, str(item.get("type")))
         elif kind == "turn.completed":
             out.is_finished, out.is_error, out.lost = True, False, ()
-            out.ends = _ends(event, "status", "reason", "stop_reason")
+            out.ends = ends(event, "status", "reason", "stop_reason")
             out.usage = _codex_usage(event.get("usage"), about)
         elif kind in ("turn.failed", "error"):
             out.is_finished = out.is_error = True
-            said = _error_message(event) or event.get("message")
+            said = error_message(event) or event.get("message")
             out.message = _codex_message(said if isinstance(said, str) else "", out)
     if out.usage is None and about.session_id:
         out.usage = about
@@ -297,7 +195,7 @@ def _codex_message(said: str, out: Reading) -> str:
     if half is not None:
         out.signs["ended"] = half.group(1)
     if said.startswith("{"):  # what the API answered to a request that it refuses
-        error = _member(_object(said), "error")
+        error = member(_object(said), "error")
         out.signs["error"] = "invalid_request"
         said = error["message"] if isinstance(error.get("message"), str) else said
     return said
@@ -311,7 +209,7 @@ def read_opencode(found: Iterator[Event]) -> Reading:
     begun = Begun()
     for event in found:
         kind = event.get("type")
-        part = _member(event, "part")
+        part = member(event, "part")
         total.session_id = name(event.get("sessionID")) or total.session_id
         if kind == "step_start":
             out.is_finished, out.ends = False, {}
@@ -321,17 +219,17 @@ def read_opencode(found: Iterator[Event]) -> Reading:
             out.has_acted = True
             parts = []
             out.denied += _opencode_denial(part)
-            if _member(part, "state").get("status") in ("completed", "error"):
+            if member(part, "state").get("status") in ("completed", "error"):
                 begun.end_tool(part.get("callID"))
             else:
                 begun.begin_tool(part.get("callID"), part.get("tool"))
         elif kind == "step_finish":
             out.is_finished = part.get("reason") != "tool-calls"
-            out.ends = _ends(part, "reason")
+            out.ends = ends(part, "reason")
             _add_opencode_step(part, total)
         elif kind == "error":
             out.is_finished = out.is_error = True
-            _read_opencode_error(_member(event, "error"), out)
+            _read_opencode_error(member(event, "error"), out)
     out.answer = "\n".join(parts) if parts or out.is_finished else None
     out.usage = total if total != Usage() else None
     out.remarks += begun.remarks()
@@ -345,17 +243,17 @@ _OPENCODE_REFUSALS = ("The user rejected permission", "The user has specified a 
 
 def _opencode_denial(part: Event) -> tuple[str, ...]:
     """A tool that is not there because it is forbidden is told as a call of the tool `invalid`."""
-    state = _member(part, "state")
-    asked = _member(state, "input")
+    state = member(part, "state")
+    asked = member(state, "input")
     if part.get("tool") == "invalid" and asked.get("tool") in _OPENCODE_ACTS:
         return (str(asked["tool"]),) if "unavailable tool" in str(asked.get("error")) else ()
     is_refused = state.get("status") == "error" and str(state.get("error")).startswith(_OPENCODE_REFUSALS)
-    return (str(part.get("tool"))[:_LONGEST_NAME],) if is_refused else ()
+    return (str(part.get("tool"))[:LONGEST_NAME],) if is_refused else ()
 
 
 def _add_opencode_step(part: Event, total: Usage) -> None:
-    tokens = _member(part, "tokens")
-    cache = _member(tokens, "cache")
+    tokens = member(part, "tokens")
+    cache = member(tokens, "cache")
     cached = count(cache.get("read")) or 0
     fresh = sum(count(value) or 0 for value in (tokens.get("input"), cache.get("write")))
     said = sum(count(value) or 0 for value in (tokens.get("output"), tokens.get("reasoning")))
@@ -369,109 +267,12 @@ def _add_opencode_step(part: Event, total: Usage) -> None:
 
 
 def _read_opencode_error(error: Event, out: Reading) -> None:
-    data = _member(error, "data")
+    data = member(error, "data")
     said = data.get("message")
     out.message = said if isinstance(said, str) else str(error.get("name") or "")
     for sign, value in (("error", error.get("name")), ("status", data.get("statusCode"))):
         if isinstance(value, str | int) and not isinstance(value, bool):
             out.signs[sign] = str(value)
-
-
-def _read_claude_init(event: Event, out: Reading, about: Usage) -> None:
-    out.version = name(event.get("claude_code_version")) or name(event.get("qwen_code_version")) or ""
-    out.login = name(event.get("apiKeySource")) or ""
-    out.mode = name(event.get("permissionMode")) or name(event.get("permission_mode")) or ""
-    servers = event.get("mcp_servers")
-    for server in servers if isinstance(servers, list) else []:
-        if isinstance(server, dict) and isinstance(server.get("name"), str):
-            out.mcp[server["name"][:_LONGEST_NAME]] = str(server.get("status"))[:_LONGEST_NAME]
-    about.model, about.session_id = name(event.get("model")), name(event.get("session_id"))
-
-
-def _read_claude_result(event: Event, out: Reading) -> None:
-    """Exit 0 and subtype `success` prove nothing: a run that was not logged in says both, and `is_error`."""
-    out.is_finished = True
-    subtype = event.get("subtype")
-    is_error = event.get("is_error")
-    out.is_error = is_error if isinstance(is_error, bool) else subtype != "success"
-    for sign, name in (
-        ("subtype", "subtype"),
-        ("status", "api_error_status"),
-        ("terminal", "terminal_reason"),
-        ("ended", "stop_reason"),
-    ):
-        value = event.get(name)
-        if isinstance(value, str | int) and not isinstance(value, bool):
-            out.signs[sign] = str(value)
-    answer = event.get("result")
-    out.answer = answer if isinstance(answer, str) else None
-    out.asked_nobody = event.get("num_turns") == 0 and not out.is_error
-    out.ends = _ends(event, "subtype", "stop_reason", "terminal_reason")
-    if out.ends.get("terminal_reason") == "completed" and out.ends.get("stop_reason") == "tool_use":
-        del out.ends["stop_reason"]  # an answer by a schema is a tool call
-    denials = event.get("permission_denials")
-    found = [d.get("tool_name") for d in denials if isinstance(d, dict)] if isinstance(denials, list) else []
-    out.denied = tuple(name for name in found if isinstance(name, str))
-    if out.is_error:
-        errors = event.get("errors")
-        said = [e for e in errors if isinstance(e, str)] if isinstance(errors, list) else []
-        out.message = out.answer or "; ".join(said) or out.message
-
-
-def _read_claude_limit(info: object, out: Reading) -> None:
-    """See `rate_limit_info` in the Agent SDK's types: `resetsAt` is seconds since the epoch."""
-    if not isinstance(info, dict):
-        return
-    if info.get("status") == "rejected":
-        out.signs["limit"] = "rejected"
-        out.resets_at = number(info.get("resetsAt"))
-    else:
-        out.signs.pop("limit", None)
-        out.resets_at = None
-
-
-def _claude_usage(event: Event, about: Usage) -> Usage | None:
-    """Anthropic counts input that came from or went into the cache apart from `input_tokens`; a person means all."""
-    usage = _member(event, "usage")
-    cached = _first_count(usage, "cache_read_input_tokens", "cacheReadTokens")
-    parts = (
-        _first_count(usage, "input_tokens", "inputTokens"),
-        _first_count(usage, "cache_creation_input_tokens", "cacheWriteTokens"),
-        cached,
-    )
-    known = [part for part in parts if part is not None]
-    models = event.get("modelUsage")
-    outputs = _first_count(usage, "output_tokens", "outputTokens")
-    if not sum(known) and not outputs and isinstance(models, dict) and models:
-        # A run that its own budget ended tells its tokens by model only.
-        return _claude_usage_of_models(event, models, about)
-    model = about.model or (name(next(iter(models))) if isinstance(models, dict) and models else None)
-    return _usage(
-        sum(known) if known else None,
-        outputs,
-        number(event.get("total_cost_usd")),
-        cached,
-        count(event.get("num_turns")),
-        model,
-        name(event.get("session_id")) or about.session_id,
-    )
-
-
-def _claude_usage_of_models(event: Event, models: Event, about: Usage) -> Usage | None:
-    def total(*names: str) -> int | None:
-        found = [count(model.get(kind)) for model in models.values() if isinstance(model, dict) for kind in names]
-        return sum(known) if (known := [one for one in found if one is not None]) else None
-
-    cached = total("cacheReadInputTokens")
-    return _usage(
-        total("inputTokens", "cacheReadInputTokens", "cacheCreationInputTokens"),
-        total("outputTokens"),
-        number(event.get("total_cost_usd")),
-        cached,
-        count(event.get("num_turns")),
-        about.model or name(next(iter(models), None)),
-        name(event.get("session_id")) or about.session_id,
-    )
 
 
 def _gemini_usage(stats: object, about: Usage) -> Usage | None:
@@ -483,22 +284,22 @@ def _gemini_usage(stats: object, about: Usage) -> Usage | None:
     if "input_tokens" in stats or "output_tokens" in stats:
         counts = (count(stats.get(name)) for name in ("input_tokens", "output_tokens", "cached"))
     else:
-        tokens = [_member(m, "tokens") for m in by_name.values() if isinstance(m.get("tokens"), dict)]
+        tokens = [member(m, "tokens") for m in by_name.values() if isinstance(m.get("tokens"), dict)]
         if not tokens:
-            return _usage(None, None, None, None, None, model, about.session_id)
+            return usage_of(None, None, None, None, None, model, about.session_id)
         counts = (sum(count(t.get(name)) or 0 for t in tokens) for name in ("prompt", "candidates", "cached"))
     inputs, outputs, cached = counts
-    return _usage(inputs, outputs, None, cached, None, model, about.session_id)
+    return usage_of(inputs, outputs, None, cached, None, model, about.session_id)
 
 
 def _codex_usage(usage: object, about: Usage) -> Usage | None:
     usage = usage if isinstance(usage, dict) else {}
     counts = (count(usage.get(name)) for name in ("input_tokens", "output_tokens", "cached_input_tokens"))
     inputs, outputs, cached = counts
-    return _usage(inputs, outputs, None, cached, None, None, about.session_id)
+    return usage_of(inputs, outputs, None, cached, None, None, about.session_id)
 
 
-def _usage(
+def usage_of(
     inputs: int | None,
     outputs: int | None,
     cost_usd: float | None,
@@ -519,7 +320,7 @@ def _usage(
     return None if made == Usage() else made
 
 
-def _ends(event: Event, *names: str) -> dict[str, str]:
+def ends(event: Event, *names: str) -> dict[str, str]:
     """The words in which an event says why something ended."""
     return {known: said for known in names if (said := name(event.get(known))) is not None}
 
@@ -541,18 +342,14 @@ def count(value: object) -> int | None:
     return None if found is None or found > 1e15 else int(found)
 
 
-def _first_count(usage: Event, *names: str) -> int | None:
-    return next((found for name in names if (found := count(usage.get(name))) is not None), None)
-
-
 def name(value: object) -> str | None:
     """A short text on one line, or None."""
     if not isinstance(value, str) or not value:
         return None
-    return "".join(c if c.isprintable() else "\ufffd" for c in value[:_LONGEST_NAME])
+    return "".join(c if c.isprintable() else "\ufffd" for c in value[:LONGEST_NAME])
 
 
-def _member(event: object, name: str) -> Event:
+def member(event: object, name: str) -> Event:
     value = event.get(name) if isinstance(event, dict) else None
     return value if isinstance(value, dict) else {}
 
@@ -565,22 +362,8 @@ def _object(text: str) -> Event:
     return value if isinstance(value, dict) else {}
 
 
-def _error_message(event: Event) -> str:
+def error_message(event: Event) -> str:
     error = event.get("error")
     if isinstance(error, dict):
         error = error.get("message")
     return error if isinstance(error, str) else ""
-
-
-def _text_of(message: object) -> str:
-    texts = [block.get("text") for block in _blocks(message)]
-    return "\n".join(text for text in texts if isinstance(text, str))
-
-
-def _uses_a_tool(message: object) -> bool:
-    return any(block.get("type") == "tool_use" for block in _blocks(message))
-
-
-def _blocks(message: object) -> list[Event]:
-    content = message.get("content") if isinstance(message, dict) else None
-    return [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []

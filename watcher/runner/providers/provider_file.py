@@ -22,31 +22,20 @@ from watcher.errors import SettingError
 from watcher.formats.fields import Choice, FieldError, Flag, Kind, ListOf, Number, Object, Text
 from watcher.formats.result import USAGE_FIELDS
 from watcher.policy.after_attempt import Failure
+from watcher.runner.providers.claude_events import MENTIONS, read_claude, read_qwen
 from watcher.runner.providers.cures import CURES
 from watcher.runner.providers.json_fields import FieldReader
-from watcher.runner.providers.output_events import (
-    Reader,
-    read_claude,
-    read_codex,
-    read_gemini,
-    read_opencode,
-    read_qwen,
-)
+from watcher.runner.providers.output_events import Reader, read_codex, read_gemini, read_opencode
 from watcher.runner.providers.provider import OUTPUTS, PROMPT_FILE, Argument, Prompt, Provider, Rule, Where
 
 #: How a process may be kept warm between tasks; empty: each task starts one of its own.
 PROTOCOLS = ("acp", "claude", "")
-#: Lines of claude's stream that matter to its reader; parsing all of them would cost what the agent's tools returned.
-_CLAUDE_MENTIONS = (
-    b'"result"', b'"rate_limit_event"', b'"error"', b'"init"', b'"tool_use"', b'"tool_result"', b'"tool_call"',
-    b'"task_started"', b'"task_updated"', b'"task_notification"', b'"preserveText"',
-)  # fmt: skip
 _READERS: Mapping[str, tuple[Reader, tuple[bytes, ...]]] = {
-    "claude": (read_claude, _CLAUDE_MENTIONS),
+    "claude": (read_claude, MENTIONS),
     "gemini": (read_gemini, ()),
     "codex": (read_codex, ()),
     "opencode": (read_opencode, ()),
-    "qwen": (read_qwen, _CLAUDE_MENTIONS),
+    "qwen": (read_qwen, MENTIONS),
 }
 _CLASSES = {kind.value: kind for kind in (Failure.TRANSIENT, Failure.PERMANENT, Failure.AUTH, Failure.LIMIT)}
 #: `{{limit}}` in a pattern stands for a pattern of the same table, `{{claude.limit}}` for one of a known provider.
