@@ -8,7 +8,7 @@ import shutil
 import signal
 
 from tests.acceptance.conftest import Site
-from watcher.cli.health_probe import LATE_INTERVALS, LATE_SECONDS
+from watcher.policy.health import AGE_SLACK_SECONDS, DEAD_INTERVALS
 
 #: Seconds. A beat may be late by three of them, which a busy machine keeps.
 BEAT = 5
@@ -44,7 +44,7 @@ def test_frozen_worker_is_not_well_until_its_sequence_moves_again(site: Site) ->
     worker = site.start("marie")
     worker.freeze()
     beat = site.root / "heartbeats" / "marie.json"
-    stamp = beat.stat().st_mtime - LATE_INTERVALS * 0.1 - LATE_SECONDS - 1  # as if it had been frozen for so long
+    stamp = beat.stat().st_mtime - DEAD_INTERVALS * 0.1 - AGE_SLACK_SECONDS - 1  # as if it had been frozen for so long
     os.utime(beat, (stamp, stamp))
     assert site.run("health", "marie").returncode == 1
     worker.signal(signal.SIGCONT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from watcher.policy.health import Health, Signs, judge, recovery_wait
+from watcher.policy.health import Health, Signs, is_late, judge, lease_seconds, recovery_wait
 
 
 def judged(silent: float, **more: object) -> Health:
@@ -38,3 +38,17 @@ def test_recovery_of_a_flapping_worker_is_told_later_each_time() -> None:
     assert waits[0] == 0.0
     assert waits == sorted(waits)
     assert waits[1] == 4.0 and waits[-1] == 300.0
+
+
+@pytest.mark.parametrize(("age", "interval", "expected"), [
+    (32.0, 10.0, False), (32.1, 10.0, True), (2.3, 0.1, False), (2.4, 0.1, True), (32.0, None, False),
+    (32.1, None, True),
+])  # fmt: skip
+def test_beat_is_late_by_its_age_after_three_intervals_and_a_margin(
+    age: float, interval: float | None, expected: bool
+) -> None:
+    assert is_late(age, interval) is expected
+
+
+def test_lease_is_three_intervals_and_never_too_short_for_a_busy_machine() -> None:
+    assert lease_seconds(10.0) == 30.0 and lease_seconds(0.1) == 5.0

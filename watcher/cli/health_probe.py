@@ -26,9 +26,6 @@ from watcher.store.workers import Beat
 if TYPE_CHECKING:
     from watcher.settings.folders import Folders
 
-#: A beat may be late by this many intervals and this many seconds: a busy machine is not a dead worker.
-LATE_INTERVALS = 3.0
-LATE_SECONDS = 2.0
 _LOOK_EVERY_SECONDS = 0.1
 #: The worker itself claims nothing with less than this.
 _FULL_BYTES = 64 << 10
@@ -63,7 +60,7 @@ def probe(
         first = _watch(lambda: _beats(folders, worker, instance), end)
     found = []
     for beat in first:
-        if not _is_fresh(beat) and not _is_last(beat):
+        if beat.is_late and not _is_last(beat):
             moved = _watch(partial(_moved, folders, beat), end)
             found.append(_judge(folders, moved[0], strict) if moved else _silent(beat))
         else:
@@ -90,14 +87,6 @@ def _moved(folders: Folders, old: Beat) -> list[Beat]:
     return [b for b in there if b.fields is not None and (b.incarnation, b.fields["sequence"]) != marks]
 
 
-def _is_fresh(beat: Beat) -> bool:
-    if beat.fields is None:
-        return False
-    interval = beat.fields.get("heartbeat_interval_seconds")
-    limit = LATE_SECONDS + LATE_INTERVALS * (interval if isinstance(interval, (int, float)) else 10.0)
-    return beat.age_seconds <= limit
-
-
 def _is_last(beat: Beat) -> bool:
     return beat.fields is not None and beat.fields.get("status") == "stopped"
 
@@ -105,9 +94,9 @@ def _is_last(beat: Beat) -> bool:
 def _silent(beat: Beat) -> ProbeAnswer:
     age = round(beat.age_seconds, 3)
     if beat.fields is None:
-        return ProbeAnswer(_name(beat), False, beat.problem or "its heartbeat cannot be read", beat_age_seconds=age)
+        return ProbeAnswer(beat.name, False, beat.problem or "its heartbeat cannot be read", beat_age_seconds=age)
     text = f"no heartbeat for {age:.0f} s: it is dead, frozen or cannot write to HEARTBEAT_DIR"
-    return ProbeAnswer(_name(beat), False, text, str(beat.fields["status"]), age, beat.fields["sequence"])
+    return ProbeAnswer(beat.name, False, text, str(beat.fields["status"]), age, beat.fields["sequence"])
 
 
 def _judge(folders: Folders, beat: Beat, strict: bool) -> ProbeAnswer:
@@ -117,11 +106,11 @@ def _judge(folders: Folders, beat: Beat, strict: bool) -> ProbeAnswer:
     facts = (status, round(beat.age_seconds, 3), beat.fields["sequence"])
     said = f"{status}: {reason}" if reason and status != "healthy" else status
     if status == "stopped":
-        return ProbeAnswer(_name(beat), False, f"stopped: {reason or 'it ended'}", *facts)
+        return ProbeAnswer(beat.name, False, f"stopped: {reason or 'it ended'}", *facts)
     problem = _cannot_claim(folders, beat)
     if problem is not None:
-        return ProbeAnswer(_name(beat), False, f"{said}; {problem}", *facts)
-    return ProbeAnswer(_name(beat), status == "healthy" or not strict, said, *facts)
+        return ProbeAnswer(beat.name, False, f"{said}; {problem}", *facts)
+    return ProbeAnswer(beat.name, status == "healthy" or not strict, said, *facts)
 
 
 def _cannot_claim(folders: Folders, beat: Beat) -> str | None:
@@ -145,7 +134,3 @@ def _is_full(path: Path) -> bool:
     except OSError:
         return False  # what cannot be asked is no proof
     return space.f_bavail * space.f_frsize < _FULL_BYTES
-
-
-def _name(beat: Beat) -> str:
-    return beat.worker if beat.instance is None else f"{beat.worker}@{beat.instance}"

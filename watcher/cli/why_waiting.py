@@ -30,17 +30,16 @@ _OF_PROVIDER = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63}): ")
 
 def holdup(folders: Folders, worker: str, provider: str | None) -> str | None:
     """What keeps this worker from starting a task of this provider (None: its default), or None."""
-    beats = workers.read_beats(folders.heartbeats, time.time(), [], worker)
-    claims = workers.read_claims(folders.tasks / worker, [])
-    living = [one for one in workers.processes(worker, beats, claims, time.time()) if one.is_alive]
+    found = workers.processes_of(folders.heartbeats, folders.tasks, worker, time.time())
+    living = [one for one in found if one.is_alive]
     if not living:
         return f"no process of {worker} runs"
     if no_links.is_there(folders.control / worker / PAUSED):
         return f"{worker} is paused; go on with: watcher resume {worker}"
     if all(one.state == "draining" for one in living):
         return f"{worker} drains and takes nothing more"
-    found = [_of_a_hold(folders, worker, living, provider), _of_a_breaker(folders, worker, living, provider)]
-    return "; ".join(filter(None, found)) or None
+    holdups = [_of_a_hold(folders, worker, living, provider), _of_a_breaker(folders, worker, living, provider)]
+    return "; ".join(filter(None, holdups)) or None
 
 
 def _if_default(worker: str, asked: str | None, told: str) -> str:

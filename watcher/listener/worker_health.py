@@ -13,17 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from watcher.clock import Clock
-from watcher.formats import heartbeat, strict_json
-from watcher.formats.fields import FieldError
 from watcher.formats.receipt_and_notice import Notice
 from watcher.policy.health import FLAP_WINDOW_SECONDS, Health, Signs, is_overdue, is_silent, judge, recovery_wait
 from watcher.store import workers as presence
 from watcher.store.folders import History
-from watcher.store.layout import HEARTBEAT
 from watcher.store.listener_database import Ledger
 from watcher.store.notice_publisher import Findings
-from watcher.system import no_links
-from watcher.system.files import is_blank
 from watcher.telemetry.events import Emit, FileIgnored, WorkerJudged, WorkerMissed
 
 _HELD = "held"
@@ -148,46 +143,35 @@ class WorkerHealth:
     # --- reading
 
     def _read_beats(self) -> None:
-        try:
-            with no_links.entries_in(self._folder) as entries:
-                found = [(e.name, e.stat(follow_symlinks=False)) for e in entries if HEARTBEAT.fullmatch(e.name)]
-        except OSError as error:
-            presence.refuse_shortage(f"list {self._folder}", error)
+        found = presence.beat_marks(self._folder)
+        if found is None:
             return
-        for name, info in found:
-            mark = (info.st_ino, info.st_mtime_ns)
-            member = self.members.get(name[:-5])
+        for name, mark in found.items():
+            member = self.members.get(name)
             if (member is None or member.file_mark != mark) and self._unreadable.get(name) != mark:
                 self._read_beat(name, mark, member)
-        gone = self.members.keys() - {name[:-5] for name, _ in found}
-        for name in gone:
+        for name in self.members.keys() - found.keys():
             # A beat that somebody removed says nothing any more; one that died with it was told before.
             del self.members[name]
 
     def _read_beat(self, name: str, mark: tuple[int, int], member: Member | None) -> None:
-        matched = HEARTBEAT.fullmatch(name)
-        assert matched is not None  # only such names come here
-        worker, instance = matched[1], matched[2]
+        worker, _, instance = name.partition("@")
         if self._wanted and worker not in self._wanted:
             return
         try:
-            raw = presence.read_small(self._folder / name)[0]
-            if is_blank(raw):
-                return
-            beat = heartbeat.parse_heartbeat(raw)
-        except FileNotFoundError:
-            return
-        except (OSError, strict_json.NotStrictJson, FieldError) as error:
-            if isinstance(error, OSError):
-                presence.refuse_shortage(f"read {name}", error)
+            found = presence.read_beat(self._folder / f"{name}.json")
+        except (OSError, ValueError) as error:
             self._unreadable[name] = mark
-            self._emit(FileIgnored(f"heartbeats/{name}", f"not a heartbeat: {error}"))
+            self._emit(FileIgnored(f"heartbeats/{name}.json", f"not a heartbeat: {error}"))
             return
+        if found is None:
+            return
+        beat = found[0]
         now = self._clock.monotonic()
         if member is None:
-            told, held = self._told.get(f"worker:{name[:-5]}", "ok"), self._held.get(f"held:{name[:-5]}", "")
-            member = self.members[name[:-5]] = Member(
-                name[:-5], worker, instance, moved_at=now, since=now, told=told, told_held=held
+            told, held = self._told.get(f"worker:{name}", "ok"), self._held.get(f"held:{name}", "")
+            member = self.members[name] = Member(
+                name, worker, instance or None, moved_at=now, since=now, told=told, told_held=held
             )
         elif _life(member.beat) != _life(beat):
             member.moved_at, member.has_moved = now, True

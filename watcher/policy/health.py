@@ -1,9 +1,10 @@
-"""Judge whether a worker's process lives, from how long its heartbeat has not moved. Pure: no file, no clock.
+"""Judge whether a worker's process is silent or dead; the thresholds stand here alone. Pure: no file, no clock.
 
 Silence is measured by the reader, on its own monotonic clock, from the moment at which it saw the sequence move; wall
 clocks are never compared, so a jump of either cannot kill a living worker. The process's own lock is a second witness:
 the kernel holds it for exactly as long as the process lives. A free lock makes a silent worker dead sooner; a held
 one makes it frozen (`stale`), however long it is silent, because nobody could rescue its tasks anyway.
+Who looks once and has only the age of a heartbeat asks `is_late`; whose word counts until it dies asks `lease_seconds`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,12 @@ STALE_INTERVALS = 2
 DEAD_INTERVALS = 3
 #: Seconds on top: a reader that polls sees a beat this late, and a busy machine beats a little late.
 SLACK_SECONDS = 0.5
+#: The same for an age by wall clock, which takes in the steps of time stamps and the difference of two machines.
+AGE_SLACK_SECONDS = 2.0
+#: No lease is shorter: a busy machine may delay short beats so long.
+SHORTEST_LEASE_SECONDS = 5.0
+#: The interval of a heartbeat that does not say its own.
+DEFAULT_INTERVAL_SECONDS = 10.0
 #: Deaths within this time make a worker one that flaps.
 FLAP_WINDOW_SECONDS = 600.0
 _LONGEST_WAIT_SECONDS = 300.0
@@ -64,6 +71,17 @@ def is_silent(signs: Signs) -> bool:
 def is_overdue(signs: Signs) -> bool:
     """Whether it has been silent for so long that it is dead, or frozen when its lock is held."""
     return signs.silent_seconds >= DEAD_INTERVALS * signs.interval_seconds + SLACK_SECONDS
+
+
+def is_late(age_seconds: float, interval_seconds: float | None) -> bool:
+    """Whether a heartbeat of this age, by wall clock, speaks against its process: a hint, since clocks may differ."""
+    interval = DEFAULT_INTERVAL_SECONDS if interval_seconds is None else interval_seconds
+    return age_seconds > DEAD_INTERVALS * interval + AGE_SLACK_SECONDS
+
+
+def lease_seconds(interval_seconds: float) -> float:
+    """How long the word of a process counts that has stopped to renew it at each beat."""
+    return max(SHORTEST_LEASE_SECONDS, DEAD_INTERVALS * interval_seconds)
 
 
 def recovery_wait(deaths_lately: int, interval_seconds: float) -> float:

@@ -134,9 +134,7 @@ class OverviewReader:
 
     def processes(self, worker: str) -> tuple[Process, ...]:
         """Who serves or served this worker; cheap, because it counts nothing."""
-        now = self._clock.wall()
-        beats = presence.read_beats(self._folders.heartbeats, now, [], worker)
-        return presence.processes(worker, beats, presence.read_claims(self._folders.tasks / worker, []), now)
+        return presence.processes_of(self._folders.heartbeats, self._folders.tasks, worker, self._clock.wall())
 
     def _worker(self, worker: str, beats: list[Beat], running: list[RunningTask], now: float) -> WorkerOverview:
         inbox = self._folders.tasks / worker

@@ -21,6 +21,7 @@ from watcher.clock import parse_rfc3339
 from watcher.errors import SHORTAGES, WorkerTrouble
 from watcher.formats import heartbeat, strict_json
 from watcher.formats.fields import FieldError
+from watcher.policy.health import is_late
 from watcher.store.folders import History
 from watcher.store.layout import CLAIMS, HEARTBEAT, INCARNATION, LOCK, NOTES
 from watcher.system import no_links
@@ -37,8 +38,6 @@ _BY_WORRY: tuple[State, ...] = (
 #: Never follow a link, never block on a FIFO.
 READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _MAX_BEAT_BYTES = 16 << 20
-#: A beat older than this many intervals is worth a word.
-_SILENT_INTERVALS = 3
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -80,7 +79,7 @@ class Process:
         """It lives and has not beaten for a while: it is frozen, or the clocks of two machines differ."""
         if not self.is_alive or self.beat_age_seconds is None or self.interval_seconds is None:
             return False
-        return self.beat_age_seconds > _SILENT_INTERVALS * self.interval_seconds + 1.0
+        return is_late(self.beat_age_seconds, self.interval_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +106,16 @@ class Beat:
     @property
     def incarnation(self) -> str:
         return str((self.fields or {}).get("incarnation"))
+
+    @property
+    def name(self) -> str:
+        """`marie`, or `marie@2` when the process has an instance."""
+        return self.worker if self.instance is None else f"{self.worker}@{self.instance}"
+
+    @property
+    def is_late(self) -> bool:
+        """Whether its age speaks against its process; true where it cannot be read."""
+        return self.fields is None or is_late(self.age_seconds, _checked(self.fields, "heartbeat_interval_seconds"))
 
     def active(self, task_id: str) -> Json:
         """What it says about a running task; nothing when it does not know it."""
@@ -158,21 +167,50 @@ def read_beats(place: Path, now: float, problems: list[str], worker: str | None 
         problem: str | None = None
         changed_at = now
         try:
-            raw, changed_at = read_small(place / name)
-            if is_blank(raw) and stat.S_ISREG((place / name).lstat().st_mode):
-                continue  # a power cut may leave that of one that was not flushed: it has said nothing
-            fields = heartbeat.parse_heartbeat(raw)
-        except FileNotFoundError:
-            continue
+            beat = read_beat(place / name)
+            if beat is None:
+                continue
+            fields, changed_at = beat
         except OSError as error:
-            refuse_shortage(f"read {place / name}", error)
             problem = f"its heartbeat cannot be read: {error.strerror or error}"
-        except (strict_json.NotStrictJson, FieldError) as error:
+        except ValueError as error:
             problem = f"not a heartbeat of ours: {error}"
         if problem is not None:
             problems.append(f"{place / name}: {problem}")
         out.append(Beat(found[1], found[2], max(0.0, now - changed_at), fields, problem))
     return out
+
+
+def read_beat(path: Path) -> tuple[Json, float] | None:
+    """What one heartbeat says and when it was written (wall seconds); None for one that is gone or says nothing.
+
+    A power cut leaves an empty file where a beat was not flushed. Raises OSError, ValueError for what is no heartbeat,
+    WorkerTrouble.
+    """
+    try:
+        raw, changed_at = read_small(path)
+        if is_blank(raw) and stat.S_ISREG(path.lstat().st_mode):
+            return None
+        return heartbeat.parse_heartbeat(raw), changed_at
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        refuse_shortage(f"read {path}", error)
+        raise
+
+
+def beat_marks(place: Path) -> dict[str, tuple[int, int]] | None:
+    """Which heartbeats are there, by `marie` or `marie@2`, each with a mark that another beat changes.
+
+    None when the folder cannot be listed now. Raises WorkerTrouble.
+    """
+    try:
+        with no_links.entries_in(place) as entries:
+            found = [(e.name, e.stat(follow_symlinks=False)) for e in entries if HEARTBEAT.fullmatch(e.name)]
+    except OSError as error:
+        refuse_shortage(f"list {place}", error)
+        return None
+    return {name[:-5]: (info.st_ino, info.st_mtime_ns) for name, info in found}
 
 
 def read_claims(inbox: Path, problems: list[str]) -> list[Claims]:
@@ -191,6 +229,11 @@ def claims_of(tasks: Path, worker: str) -> list[Claims]:
     with contextlib.suppress(WorkerTrouble):
         return read_claims(tasks / worker, [])
     return []
+
+
+def processes_of(heartbeats: Path, tasks: Path, worker: str, now: float) -> tuple[Process, ...]:
+    """Who serves or served this worker; cheap, because it counts nothing. `now` is wall seconds."""
+    return processes(worker, read_beats(heartbeats, now, [], worker), read_claims(tasks / worker, []), now)
 
 
 def processes(worker: str, beats: list[Beat], claims: list[Claims], now: float) -> tuple[Process, ...]:
@@ -226,10 +269,7 @@ def _without_beat(worker: str, claim: Claims, now: float) -> Process | None:
 
     None for a tool that changes a task there.
     """
-    notes: Json = {}
-    with contextlib.suppress(OSError, ValueError):
-        value = strict_json.loads(read_small(claim.place.with_name(claim.incarnation + NOTES))[0])
-        notes = value if isinstance(value, dict) else {}
+    notes = read_notes(claim.place.with_name(claim.incarnation + NOTES)) or {}
     if notes.get("visit"):
         return None
     started_at = moment(notes.get("started_at")) if claim.lives else None
@@ -285,6 +325,14 @@ def read_small(path: Path) -> tuple[bytes, float]:
         return read_up_to(fd, _MAX_BEAT_BYTES), os.fstat(fd).st_mtime
     finally:
         os.close(fd)
+
+
+def read_notes(path: Path) -> Json | None:
+    """What a process says of itself in a small file; None where that is missing, cannot be read or is no object."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        value = strict_json.loads(read_small(path)[0])
+        return value if isinstance(value, dict) else None
+    return None
 
 
 def has_history(name: str) -> bool:

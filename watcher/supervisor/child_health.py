@@ -7,13 +7,12 @@ Reads only; a file that is missing or cannot be read is silence.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from watcher.policy.health import Health, Signs, judge
-from watcher.store.workers import read_small
+from watcher.store.workers import read_notes
 
 #: Where the file does not say how often it is written: the listener's status.
 _DEFAULT_INTERVAL_SECONDS = 5.0
@@ -44,11 +43,8 @@ class ChildHealth:
 
     def look(self, pid: int | None, now: float) -> None:
         """Read the file; `pid` is the process whose word counts (None: anybody's)."""
-        try:
-            value = json.loads(read_small(self._path)[0])
-        except (OSError, ValueError, RecursionError):
-            return
-        if not isinstance(value, dict) or (pid is not None and value.get("pid") != pid):
+        value = read_notes(self._path)
+        if value is None or (pid is not None and value.get("pid") != pid):
             return
         token = (value.get("pid"), value.get("sequence"), value.get("timestamp", value.get("taken_at")))
         if token != self._token:

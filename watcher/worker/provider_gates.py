@@ -22,6 +22,7 @@ from watcher.clock import Clock, rfc3339
 from watcher.formats.breakers import dump_breakers, parse_breakers
 from watcher.policy.breaker import Breaker, BreakerState
 from watcher.policy.claim_order import doubted, undoubted
+from watcher.policy.health import lease_seconds
 from watcher.policy.provider_gate import Gate, Hold, next_pause
 from watcher.store.hold_cache import KnownHolds, try_to_replace
 from watcher.store.holds import StoredHold, key_of, safe_account, split_name, split_ramp_name
@@ -41,8 +42,6 @@ _LONGEST_HOLD_SECONDS = 8 * 24 * 3600.0
 OWN_REASONS = frozenset({"command_missing", "command_not_executable", "refuses_root", "unknown_provider", "unusable"})
 #: A permit that was taken for a task which did not come is not asked for again before this.
 _UNUSED_SECONDS = 1.0
-#: A probe counts until three beats of its worker have failed to come; a busy machine may delay short ones so long.
-_SHORTEST_LEASE_SECONDS = 5.0
 
 
 class Gates:
@@ -68,7 +67,7 @@ class Gates:
         self._clock = clock
         self._emit = emit
         self._gates: dict[str, Gate] = {}
-        self._permits = Permits(holds, owner.id, max(_SHORTEST_LEASE_SECONDS, 3 * config.heartbeat_interval), clock)
+        self._permits = Permits(holds, owner.id, lease_seconds(config.heartbeat_interval), clock)
         self._probes: dict[str, tuple[str, str | None]] = {}
         self._in_hand: dict[str, str] = {}
         self._not_before: dict[str, float] = {}
