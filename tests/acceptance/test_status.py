@@ -14,7 +14,7 @@ from watcher.formats.schemas import all_schemas
 HEARTBEAT_FIELDS = {
     "worker", "timestamp", "uptime_seconds", "queue_size", "active_tasks", "circuit_breaker_state", "stats", "status",
     "reason", "incarnation", "instance", "pid", "host", "sequence", "heartbeat_interval_seconds", "held_until",
-    "metrics_port", "wake", "oldest_pending_age_seconds", "active",
+    "metrics_port", "wake", "fence", "oldest_pending_age_seconds", "active",
 }  # fmt: skip
 #: Works unless a file `broken` is there; notes each run.
 FRAGILE = 'echo "$WATCHER_TASK_ID $WATCHER_ATTEMPT" >> "$SITE/notes"; test ! -e "$SITE/broken"'
