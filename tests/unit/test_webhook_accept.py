@@ -214,3 +214,29 @@ def test_names_are_forgotten_after_their_retention(tmp_path: Path) -> None:
     assert memory.find("a") is None
     assert memory.find("b") == Delivery("b", "w", "b", b"1")
     memory.close()
+
+
+@pytest.mark.parametrize("step", ["_find_copy", "_write"])
+def test_post_that_fails_in_an_unforeseen_way_fails_no_other_of_its_group(
+    places: Folders, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    true = getattr(Accepter, step)
+
+    def fails(self: Accepter, given: Any) -> None:
+        works = given if isinstance(given, list) else [given]
+        if any(work.submission.task_id == "poison" for work in works):
+            raise RecursionError("injected")
+        true(self, given)
+
+    monkeypatch.setattr(Accepter, step, fails)
+    names = ["a", "poison", "z"]
+
+    async def work(accepter: Accepter) -> None:
+        answers = (accepter.accept(submission(name)) for name in names)
+        ends = await asyncio.gather(*answers, return_exceptions=True)
+        assert [getattr(end, "outcome", type(end).__name__) for end in ends] == [
+            "accepted", "RecursionError", "accepted",
+        ]  # fmt: skip
+
+    run(places, work)
+    assert sorted(os.listdir(places.tasks / "marie")) == ["a.json", "z.json"]

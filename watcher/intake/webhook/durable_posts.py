@@ -168,6 +168,9 @@ class Accepter:
                     work.judge("full")
             except OSError as error:
                 work.trouble = WorkerTrouble(f"look for {given.worker}/{given.task_id}", error)
+            except Exception as error:  # noqa: BLE001 - one post's trouble, not its group's
+                _log.exception("a post could not be taken")
+                work.trouble = error
 
     def _find_copy(self, work: _AcceptWork) -> None:
         given = work.submission
@@ -197,14 +200,15 @@ class Accepter:
     def _put_in(self, works: list[_AcceptWork]) -> None:
         try:
             self._write(works)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - found out and told below
             if len(works) == 1:
                 given = works[0].submission
-                works[0].trouble = WorkerTrouble(
-                    f"put {given.task_id} into {self._folders.tasks / given.worker}", error
-                )
+                what = f"put {given.task_id} into {self._folders.tasks / given.worker}"
+                if not isinstance(error, OSError):
+                    _log.exception("a post could not be taken")
+                works[0].trouble = WorkerTrouble(what, error) if isinstance(error, OSError) else error
                 return
-            for work in works:  # one folder may be at fault, and the others' tasks shall not pay for it
+            for work in works:  # one folder or one post may be at fault, and the others shall not pay for it
                 if work.verdict is None:
                     self._put_in([work])
 
@@ -249,7 +253,7 @@ class Accepter:
             if time.monotonic() >= self._prune_due:
                 self._prune_due = time.monotonic() + _PRUNE_SECONDS
                 self._memory.forget_old(now)
-        except sqlite3.Error as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is
             # The tasks are in, durably, and the folders know them: no reason to refuse them.
             _log.warning("deliveries could not be remembered: %s; they are known as long as their results", error)
 
