@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.collecting import Site, site
+from watcher.listener import batches as batches_module
 from watcher.listener.batches import Batches, Graphs
 from watcher.store import new_outcomes as collector_module
 from watcher.store import waiting_tasks as waiting_module
 from watcher.store.notice_publisher import Findings
+from watcher.store.outcome_totals import Finished
 from watcher.store.retention import Pruner, Retention
 from watcher.telemetry.events import FileIgnored, FilesPruned, FolderFound, FolderLost
 
@@ -245,8 +248,32 @@ def test_batch_that_grows_is_told_again_when_it_is_complete_again(site: Site) ->
     assert check(site, Batches(site.ledger, site.clock, site.memory, 0.0)) == []
 
 
+def test_batch_and_graph_over_which_the_listener_fails_keep_no_other_from_being_told(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = Batches(site.ledger, site.clock, site.memory, 0.0)
+    graphs = Graphs(site.ledger, site.clock, site.memory, 0.0)
+    for batch in ("a", "poison", "z"):
+        site.result(batch, batch_id=batch)
+        site.result(f"{batch}-root")
+        graphs.add([("marie", batch, f"{batch}-root")])
+    site.collect()
+    true = batches_module._summary
+
+    def summary(outcomes: list[Finished], counts: Counter[str]) -> dict[str, Any]:
+        if any("poison" in outcome.task_id for outcome in outcomes):
+            raise RecursionError("injected")
+        return true(outcomes, counts)
+
+    monkeypatch.setattr(batches_module, "_summary", summary)
+    assert [told["batch_id"] for told in check(site, batches)] == ["a", "z"] and check(site, batches) == []
+    news = graphs.check(site.sight(), 1, lambda worker, task: site.ledger.find(worker, "results", f"{task}.json"))
+    assert sorted(notice.fields["tasks"][0]["task_id"] for notice, _ in news.notices) == ["a", "z"]
+    assert [told.file for told in site.memory.of(FileIgnored)] == ["batch poison", "graph of marie/poison"]
+
+
 def test_graph_is_told_when_all_that_hangs_together_has_ended(site: Site) -> None:
-    graphs = Graphs(site.ledger, site.clock, 0.0)
+    graphs = Graphs(site.ledger, site.clock, site.memory, 0.0)
     waiting = [site.task("leaf", "anga", dependencies=["marie/root", "twig"]), site.task("twig", "anga")]
     learnt = Findings()
     graphs.learn(site.sight(), learnt)
@@ -273,7 +300,7 @@ def test_graph_is_told_when_all_that_hangs_together_has_ended(site: Site) -> Non
     (told,) = look()
     assert [f"{t['worker']}/{t['task_id']}" for t in told["tasks"]] == ["anga/leaf", "anga/twig", "marie/root"]
     assert look() == []
-    graphs = Graphs(site.ledger, site.clock, 0.0)
+    graphs = Graphs(site.ledger, site.clock, site.memory, 0.0)
     assert look() == []
 
 

@@ -22,6 +22,7 @@ from watcher.store.notice_publisher import Findings
 from watcher.store.outcome_totals import Finished
 from watcher.store.waiting_tasks import Sight
 from watcher.telemetry.events import BatchEnded, Emit
+from watcher.telemetry.record_guard import RecordGuard
 
 #: Tasks listed in one notice; the counts are of all.
 MAX_LISTED = 10_000
@@ -42,6 +43,7 @@ class Batches:
         self._ledger = ledger
         self._clock = clock
         self._emit = emit
+        self._guard = RecordGuard(emit)
         self._settle = settle_seconds
         self._complete: dict[str, tuple[int, float]] = {}
         self.open: dict[str, int] = ledger.open_batches()
@@ -65,7 +67,8 @@ class Batches:
             if seen != last:
                 seen, since = self._complete[batch_id] = (last, sight.began_at)
             if sight.began_at - since >= self._settle:
-                self._tell(batch_id, last, news)
+                with self._guard.over(f"batch {batch_id}"):
+                    self._tell(batch_id, last, news)
         return news
 
     def settling_in(self) -> float | None:
@@ -94,26 +97,28 @@ class Batches:
 
     def _tell(self, batch_id: str, last: int, news: Findings) -> None:
         outcomes = self._ledger.batch(batch_id)
-        news.entry.batches_told[batch_id] = last
         digest = hashlib.blake2b(digest_size=6)
         for outcome in outcomes:
             digest.update(f"{outcome.worker}/{outcome.name}/{outcome.print}\n".encode())
         counts = Counter(outcome.status for outcome in outcomes)
         failed = sum(counts.values()) - counts["completed"]
+        if max((o.finished_us or 0 for o in outcomes), default=0) / 1e6 >= self._ledger.silent_before:
+            news.notices.append((self._notice(batch_id, digest.hexdigest(), outcomes, counts), None))
+        news.entry.batches_told[batch_id] = last
         self._emit(BatchEnded(batch_id, len(outcomes), failed))
-        if max((o.finished_us or 0 for o in outcomes), default=0) / 1e6 < self._ledger.silent_before:
-            return
+
+    def _notice(self, batch_id: str, digest: str, outcomes: list[Finished], counts: Counter[str]) -> Notice:
         told = {"batch_id": batch_id, **_summary(outcomes, counts)}
-        stem = f"batch_done~{_slug(batch_id)}-{digest.hexdigest()}"
-        notice_id = f"batch_done/{batch_id}/{digest.hexdigest()}"
-        news.notices.append((Notice("batch_done", stem, notice_id, self._clock.wall(), told), None))
+        stem = f"batch_done~{_slug(batch_id)}-{digest}"
+        return Notice("batch_done", stem, f"batch_done/{batch_id}/{digest}", self._clock.wall(), told)
 
 
 class Graphs:
     """The same for what hangs together by dependencies. Tasks are `worker/id`."""
 
-    def __init__(self, ledger: Ledger, clock: Clock, settle_seconds: float) -> None:
+    def __init__(self, ledger: Ledger, clock: Clock, emit: Emit, settle_seconds: float) -> None:
         self._ledger = ledger
+        self._guard = RecordGuard(emit)
         self._clock = clock
         self._settle = settle_seconds
         self._edges: set[tuple[str, str, str]] = set(ledger.edges())
@@ -158,7 +163,8 @@ class Graphs:
             if seen != digest:
                 seen, since = self._complete[first] = (digest, sight.began_at)
             if sight.began_at - since >= self._settle:
-                self._tell(first, digest, there, news)
+                with self._guard.over(f"graph of {first}"):
+                    self._tell(first, digest, there, news)
         return news
 
     def settling_in(self) -> float | None:
@@ -190,15 +196,12 @@ class Graphs:
         return [sorted(names) for names in groups.values()]
 
     def _tell(self, first: str, digest: str, outcomes: list[Finished], news: Findings) -> None:
+        if max((o.finished_us or 0 for o in outcomes), default=0) / 1e6 >= self._ledger.silent_before:
+            told = _summary(outcomes, Counter(outcome.status for outcome in outcomes))
+            stem = f"graph_done~{_slug(first)}-{digest}"
+            notice = Notice("graph_done", stem, f"graph_done/{first}/{digest}", self._clock.wall(), told)
+            news.notices.append((notice, None))
         news.entry.told[f"graph:{first}"] = digest
-        if max((o.finished_us or 0 for o in outcomes), default=0) / 1e6 < self._ledger.silent_before:
-            return
-        counts = Counter(outcome.status for outcome in outcomes)
-        stem = f"graph_done~{_slug(first)}-{digest}"
-        told = _summary(outcomes, counts)
-        news.notices.append(
-            (Notice("graph_done", stem, f"graph_done/{first}/{digest}", self._clock.wall(), told), None)
-        )
 
 
 def _summary(outcomes: list[Finished], counts: Counter[str]) -> dict[str, Any]:

@@ -15,13 +15,12 @@ import contextlib
 import os
 import re
 import socket
-import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from watcher.clock import Clock, rfc3339
-from watcher.errors import WorkerTrouble
+from watcher.errors import WatcherError, WorkerTrouble
 from watcher.formats import strict_json
 from watcher.formats.task import WORKER_PATTERN
 from watcher.listener.batches import Batches, Graphs
@@ -43,6 +42,7 @@ from watcher.system.files import Folder, replace
 from watcher.system.inotify import Waker
 from watcher.telemetry.events import Emit, ListenerStarted, ListenerStopped, TroubleBegan, TroubleEnded, WakeDegraded
 from watcher.telemetry.listener_metrics import ListenerMetrics, Numbers
+from watcher.telemetry.record_guard import RecordGuard
 
 #: Files read and told in one step: enough to share the flush, few enough to judge heartbeats in between.
 _PORTION = 1000
@@ -91,6 +91,7 @@ class Orchestrator:
         self._s = services
         self._clock = clock
         self._emit = emit
+        self._guard = RecordGuard(emit)
         self._metrics = metrics
         self._waker: Waker | None = None
         self._stop_reason: str | None = None
@@ -116,7 +117,9 @@ class Orchestrator:
                 try:
                     await self._turn()
                     self._tell_trouble(None)
-                except (WorkerTrouble, sqlite3.Error, OSError) as error:
+                except Exception as error:
+                    if isinstance(error, WatcherError) and not isinstance(error, WorkerTrouble):
+                        raise  # a lock that is lost: somebody else listens
                     self._tell_trouble(f"{type(error).__name__}: {error}")
                     self._scan_due = 0.0  # what was found may have been dropped
                     await self._wait(_TROUBLE_PAUSE_SECONDS)
@@ -242,19 +245,24 @@ class Orchestrator:
         await self._collect_named()
         s.batches.refresh()
         sight = s.waiting.sight
-        learnt = Findings()
-        s.graphs.learn(sight, learnt)
-        self._record(learnt)
-        batch_news = s.batches.check(sight)
-        self._record(batch_news)
-        s.batches.told(batch_news)
-        graph_news = s.graphs.check(sight, self._seen, self._outcome)
-        self._record(graph_news)
-        s.graphs.told(graph_news)
-        late_news = s.lateness.check(sight, self._workers)
-        self._record(late_news)
-        s.lateness.recorded(late_news)
-        self._record(s.reassigner.check(s.worker_health.dead_for, self._workers))
+        with self._guard.over("dependencies"):
+            learnt = Findings()
+            s.graphs.learn(sight, learnt)
+            self._record(learnt)
+        with self._guard.over("batches"):
+            batch_news = s.batches.check(sight)
+            self._record(batch_news)
+            s.batches.told(batch_news)
+        with self._guard.over("graphs"):
+            graph_news = s.graphs.check(sight, self._seen, self._outcome)
+            self._record(graph_news)
+            s.graphs.told(graph_news)
+        with self._guard.over("late tasks"):
+            late_news = s.lateness.check(sight, self._workers)
+            self._record(late_news)
+            s.lateness.recorded(late_news)
+        with self._guard.over("tasks of dead workers"):
+            self._record(s.reassigner.check(s.worker_health.dead_for, self._workers))
         self._looked_at = seen
         now = self._clock.monotonic()
         self._look_due = now + max(self._interval(), (now - began) / _SHARE)

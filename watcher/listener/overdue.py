@@ -14,6 +14,7 @@ from watcher.store.listener_database import Ledger
 from watcher.store.notice_publisher import Findings
 from watcher.store.waiting_tasks import OnItsWay, Sight
 from watcher.telemetry.events import Emit, TaskLate
+from watcher.telemetry.record_guard import RecordGuard
 
 
 class Lateness:
@@ -25,6 +26,7 @@ class Lateness:
     ) -> None:  # fmt: skip
         self._clock = clock
         self._emit = emit
+        self._guard = RecordGuard(emit)
         self._limits = limits
         self._timeout = default_timeout
         self._has_outcome = has_outcome
@@ -37,15 +39,19 @@ class Lateness:
         for task in sight.tasks.values():
             if task.is_held:
                 continue  # somebody wants it to wait
-            found = overdue(self._state(task, sight, workers), self._limits)
-            key = f"late:{task.worker}/{task.task_id}"
-            if found is not None:
-                late.add(key)
-                if self._told.get(key) != found.mark and not self._has_outcome(task.worker, task.task_id):
-                    self._tell(task, found, key, news)
+            with self._guard.over(f"{task.worker}/{task.task_id}"):
+                self._look_at(task, sight, workers, late, news)
         for key in self._told.keys() - late:
             news.entry.told[key] = None
         return news
+
+    def _look_at(self, task: OnItsWay, sight: Sight, workers: set[str], late: set[str], news: Findings) -> None:
+        found = overdue(self._state(task, sight, workers), self._limits)
+        key = f"late:{task.worker}/{task.task_id}"
+        if found is not None:
+            late.add(key)
+            if self._told.get(key) != found.mark and not self._has_outcome(task.worker, task.task_id):
+                self._tell(task, found, key, news)
 
     def recorded(self, news: Findings) -> None:
         for key, mark in news.entry.told.items():
@@ -72,8 +78,6 @@ class Lateness:
         return any((worker, task_id) in sight.tasks for worker in ([owner] if owner else [own, *workers]))
 
     def _tell(self, task: OnItsWay, found: Overdue, key: str, news: Findings) -> None:
-        self._emit(TaskLate(task.task_id, task.worker, found.reason, found.detail))
-        news.entry.told[key] = found.mark
         told = {
             "worker": task.worker,
             "task_id": task.task_id,
@@ -85,6 +89,8 @@ class Lateness:
         stem = f"task_overdue~{task.worker}--{task.task_id}"
         notice_id = f"task_overdue/{task.worker}/{task.task_id}/{found.mark}"[:1024]
         news.notices.append((Notice("task_overdue", stem, notice_id, self._clock.wall(), told), None))
+        news.entry.told[key] = found.mark
+        self._emit(TaskLate(task.task_id, task.worker, found.reason, found.detail))
 
 
 def _places(needs: str, task: OnItsWay, workers: set[str]) -> list[tuple[str, str]]:

@@ -91,7 +91,7 @@ class ListenerService:
             ),
             waiting=WaitingTasks(places.tasks, clock),
             batches=Batches(ledger, clock, emit, config.batch_settle_seconds),
-            graphs=Graphs(ledger, clock, config.batch_settle_seconds),
+            graphs=Graphs(ledger, clock, emit, config.batch_settle_seconds),
             lateness=Lateness(
                 ledger,
                 clock,

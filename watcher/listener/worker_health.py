@@ -20,6 +20,7 @@ from watcher.store.folders import History
 from watcher.store.listener_database import Ledger
 from watcher.store.notice_publisher import Findings
 from watcher.telemetry.events import Emit, FileIgnored, WorkerJudged, WorkerMissed
+from watcher.telemetry.record_guard import RecordGuard
 
 _HELD = "held"
 
@@ -79,6 +80,7 @@ class WorkerHealth:
         self._wanted = frozenset(wanted)
         self._clock = clock
         self._emit = emit
+        self._guard = RecordGuard(emit)
         self._default_interval = default_interval
         self._told = ledger.told("worker:")
         self._held = ledger.told("held:")
@@ -99,7 +101,8 @@ class WorkerHealth:
         self._read_beats()
         news = Findings()
         for member in self.members.values():
-            self._judge(member, news)
+            with self._guard.over(f"heartbeat of {member.worker}"):
+                self._judge(member, news)
         return news
 
     def recorded(self, news: Findings) -> None:
@@ -149,7 +152,8 @@ class WorkerHealth:
         for name, mark in found.items():
             member = self.members.get(name)
             if (member is None or member.file_mark != mark) and self._unreadable.get(name) != mark:
-                self._read_beat(name, mark, member)
+                with self._guard.over(f"heartbeats/{name}.json"):
+                    self._read_beat(name, mark, member)
         for name in self.members.keys() - found.keys():
             # A beat that somebody removed says nothing any more; one that died with it was told before.
             del self.members[name]

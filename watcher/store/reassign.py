@@ -70,7 +70,7 @@ class Reassigner:
             if is_dead:
                 self._hold_all(worker, substitute)
             self._finish(worker, moved)  # also what a killed listener left held, whoever lives by now
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - one worker's tasks, never the listener's loop
             self._emit(HintFailed("", f"tasks of {worker} could not be moved to {substitute}: {error}"))
         if moved:
             self._emit(TasksReassigned(worker, substitute, len(moved)))
@@ -133,7 +133,11 @@ class Reassigner:
     def _publish(self, held: Folder, name: str, target: Folder, worker: str, together: set[str]) -> None:
         raw = held.read(name, _MAX_BYTES)
         changed_ns = os.stat(name, dir_fd=held.fd, follow_symlinks=False).st_mtime_ns  # it keeps its place in line
-        put(target, name, _changed(raw, worker, target.path.name, together, self._results), changed_ns)
+        try:
+            changed = _changed(raw, worker, target.path.name, together, self._results)
+        except (MemoryError, RecursionError, ValueError):
+            changed = raw  # one that nobody can change keeps no other behind: its new worker says what is wrong with it
+        put(target, name, changed, changed_ns)
 
 
 def _changed(raw: bytes, worker: str, substitute: str, together: set[str], results: Path) -> bytes:

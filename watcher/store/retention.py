@@ -18,6 +18,7 @@ from watcher.clock import Clock, NeverAhead
 from watcher.store.layout import NOTICES, ORIGINALS, OUTPUT
 from watcher.system import no_links
 from watcher.telemetry.events import Emit, FilesPruned
+from watcher.telemetry.record_guard import RecordGuard
 
 #: No living process is silent for so long: HEARTBEAT_INTERVAL is at most one hour.
 _LONGEST_BEAT_SECONDS = 7200.0
@@ -40,6 +41,7 @@ class Pruner:
         self._retention = retention
         self._clock = clock
         self._emit = emit
+        self._guard = RecordGuard(emit)
         self._never_ahead = NeverAhead(clock)
 
     def now(self) -> float:
@@ -57,10 +59,11 @@ class Pruner:
                 yield
         for worker in _folders_in(folders["results"]):
             for place, name in self._old(folders["results"] / worker, retention.results):
-                if not keep(worker, name[:-5]):
-                    removed["results"] += _remove(place / name)
-                    for stream in ("stdout", "stderr"):
-                        _remove(place / OUTPUT / f"{name[:-5]}.{stream}")
+                with self._guard.over(f"{worker}/{name}"):
+                    if not keep(worker, name[:-5]):
+                        removed["results"] += _remove(place / name)
+                        for stream in ("stdout", "stderr"):
+                            _remove(place / OUTPUT / f"{name[:-5]}.{stream}")
                 yield
         for worker in _folders_in(folders["dlq"]):
             for place, name in self._old(folders["dlq"] / worker, retention.dead_letters):
