@@ -23,10 +23,10 @@ from tests.acceptance.realcli import program_of
 from tests.stub_model import StubModel
 from tests.stub_wires import Error, Json, Reply
 from watcher.clock import SystemClock
-from watcher.runner.oneshot import OneShotRunner, OneShotSettings
-from watcher.runner.prestart import PrestartSettings
+from watcher.runner.oneshot import OneShotRunner
 from watcher.runner.providers.built_in import built_in
-from watcher.runner.runner_interface import Attempt
+from watcher.runner.runner_interface import Attempt, Workplace
+from watcher.settings.worker_groups import RunnerSettings
 from watcher.system import processes
 
 _READY_SECONDS = 60.0
@@ -63,11 +63,12 @@ def _measure(options: argparse.Namespace, stub: Timing, place: Path) -> None:
         "PATH": os.environ["PATH"], "HOME": str(place), "IS_SANDBOX": "1", "ANTHROPIC_API_KEY": "not-a-key",
         "ANTHROPIC_BASE_URL": stub.url,
     }  # fmt: skip
-    ahead = PrestartSettings(1, f"{os.getpid():016x}{'b' * 16}.w")
+    here = Workplace(place, environ, id=f"{os.getpid():016x}{'b' * 16}", default_cwd=place)
     runners = {
         how: OneShotRunner(
             built_in({"claude": (options.claude,)}),
-            OneShotSettings(place, None, environ, default_cwd=place, prestart=ahead if how == "warm" else None),
+            RunnerSettings.model_construct(warm_agents=1 if how == "warm" else 0),
+            here,
             SystemClock(),
         )
         for how in ("cold", "warm")

@@ -11,14 +11,16 @@ from typing import Any
 
 import pytest
 
+from tests.configs import made
 from tests.waiting import wait_for
 from watcher.clock import SystemClock
 from watcher.policy.after_attempt import Failure
 from watcher.runner import oneshot
-from watcher.runner.oneshot import OneShotRunner, OneShotSettings
+from watcher.runner.oneshot import OneShotRunner
 from watcher.runner.providers.built_in import built_in
 from watcher.runner.providers.provider import Provider
-from watcher.runner.runner_interface import Attempt, Outcome
+from watcher.runner.runner_interface import Attempt, Outcome, Workplace
+from watcher.settings.worker_groups import RunnerSettings
 from watcher.system import processes
 
 SOON = 60.0
@@ -55,13 +57,15 @@ class Workshop:
         *command: str,
         providers: Mapping[str, Provider] | None = None,
         environ: Mapping[str, str] | None = None,
+        default_cwd: Path | None = None,
         **more: Any,
     ) -> OneShotRunner:
         path = f"{self.bin}:{os.environ['PATH']}"
         environ = {"PATH": path, "HOME": str(self.folder.parent), "IS_SANDBOX": "1"} if environ is None else environ
-        settings = OneShotSettings(self.folder, self.busy_fd, environ, **({"kill_grace_seconds": SOON} | more))
+        place = Workplace(self.folder, environ, busy_fd=self.busy_fd, default_cwd=default_cwd)
+        config = made(RunnerSettings, **({"kill_grace": SOON, "min_free_bytes": 0} | more))
         known = built_in({"command": command}) if providers is None else providers
-        runner = OneShotRunner(known, settings, SystemClock())
+        runner = OneShotRunner(known, config, place, SystemClock())
         self.runners.append(runner)
         return runner
 

@@ -16,6 +16,7 @@ import pytest
 
 from tests.acceptance.conftest import is_alive
 from tests.adoption import family
+from tests.configs import made
 from tests.waiting import wait_for
 from tests.workshop import attempt, reason
 from watcher.clock import SystemClock
@@ -23,10 +24,11 @@ from watcher.policy.after_attempt import Failure
 from watcher.runner.acp import process
 from watcher.runner.acp import runner as acprunner
 from watcher.runner.acp.process import _granted
-from watcher.runner.acp.runner import AcpRunner, AcpSettings
-from watcher.runner.oneshot import OneShotRunner, OneShotSettings
+from watcher.runner.acp.runner import AcpRunner
+from watcher.runner.oneshot import OneShotRunner
 from watcher.runner.providers.built_in import built_in
-from watcher.runner.runner_interface import Attempt, Outcome
+from watcher.runner.runner_interface import Attempt, Outcome, Workplace
+from watcher.settings.worker_groups import RunnerSettings
 
 __all__ = ["family"]
 pytestmark = pytest.mark.skipif(
@@ -40,17 +42,20 @@ PATIENCE = 60.0
 class Peers:
     """A runner of the peer, and what the peer noted."""
 
-    def __init__(self, place: Path, script: Path = PEER, options: Any = None, **more: Any) -> None:
+    def __init__(
+        self, place: Path, script: Path = PEER, options: Any = None, max_requests: int = 50, **more: Any
+    ) -> None:
         self.notes = place / "notes"
         self.folder = place / "claims"
         self.folder.mkdir()
         words = () if options is None else (json.dumps(options),)
         providers = built_in({"acp": (sys.executable, str(script), str(self.notes), *words)})
         environ = {"PATH": os.environ["PATH"], "HOME": str(place)}
-        self.once = OneShotRunner(providers, OneShotSettings(self.folder, None, environ), SystemClock())
-        prefix = f"{os.getpid():016x}{'a' * 16}.a"
-        settings = AcpSettings(self.folder, "marie", environ, prefix, grace_seconds=2.0, **more)
-        self.runner = AcpRunner({"acp": providers["acp"]}, self.once, settings, SystemClock())
+        self.once = OneShotRunner(providers, made(RunnerSettings), Workplace(self.folder, environ), SystemClock())
+        workplace = Workplace(self.folder, environ, "marie", f"{os.getpid():016x}{'a' * 16}")
+        config = made(RunnerSettings, kill_grace=2.0, **more)
+        only = {"acp": providers["acp"]}
+        self.runner = AcpRunner(only, self.once, config, workplace, SystemClock(), max_requests)
 
     def do(self, prompt: str, **more: Any) -> Outcome:
         return self.run(attempt(prompt, "acp", **({"timeout_seconds": PATIENCE} | more)))
@@ -152,8 +157,9 @@ def test_one_that_died_while_it_was_kept_costs_nothing(peers: Peers) -> None:
 
 def test_a_command_that_is_missing_holds_the_provider(tmp_path: Path) -> None:
     providers = built_in({"acp": ("/no/such/agent",)})
-    once = OneShotRunner(providers, OneShotSettings(tmp_path, None, {"PATH": ""}), SystemClock())
-    runner = AcpRunner(providers, once, AcpSettings(tmp_path, "marie", {"PATH": ""}, "0" * 32), SystemClock())
+    once = OneShotRunner(providers, made(RunnerSettings), Workplace(tmp_path, {"PATH": ""}), SystemClock())
+    place = Workplace(tmp_path, {"PATH": ""}, "marie", "0" * 32)
+    runner = AcpRunner(providers, once, made(RunnerSettings), place, SystemClock())
     assert reason(runner.run(attempt("x", "acp"))) == (Failure.AUTH, "command_missing")
     runner.close()
 
@@ -259,7 +265,7 @@ def test_all_that_was_said_is_kept_whole_in_a_file(player: Callable[..., Peers])
 
 
 def test_one_that_wants_a_login_is_asked_for_it_by_the_way_that_is_named(player: Callable[..., Peers]) -> None:
-    peers = player({"login": "api-key"}, auth_method="api-key")
+    peers = player({"login": "api-key"}, acp_auth_method="api-key")
     assert played(peers, chunk("42"), END).stdout.text == "42"
     assert played(peers, chunk("43"), END).stdout.text == "43"
     assert len(peers.noted("authenticate api-key")) == len(peers.noted("started")) == 1
@@ -273,7 +279,7 @@ def test_one_that_wants_a_login_is_asked_for_it_by_the_way_that_is_named(player:
 def test_one_that_cannot_be_logged_in_says_which_ways_it_has(
     method: str, words: str, player: Callable[..., Peers]
 ) -> None:
-    outcome = played(player({"login": "api-key"}, auth_method=method), chunk("42"), END)
+    outcome = played(player({"login": "api-key"}, acp_auth_method=method), chunk("42"), END)
     assert reason(outcome) == (Failure.AUTH, "not_authenticated")
     assert words in str(outcome.ending.detail) and "ACP_AUTH_METHOD" in str(outcome.ending.detail)
 

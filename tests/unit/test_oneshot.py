@@ -184,7 +184,7 @@ def test_exit_0_on_our_own_term_is_no_success(shop: Workshop) -> None:
 def test_attempt_that_ignores_term_is_killed_with_its_children(shop: Workshop) -> None:
     one = attempt(timeout_seconds=0.2)
     script = "trap '' TERM; echo up; setsid sleep 600 & while :; do sleep 600; done"
-    runner = shop.shell(script, kill_grace_seconds=0.2)
+    runner = shop.shell(script, kill_grace=0.2)
     outcome = run(runner, one)
     assert reason(outcome) == (Failure.TRANSIENT, "timeout")
     assert outcome.exit_code == -9
@@ -208,7 +208,7 @@ def test_attempt_is_stopped_from_another_thread(shop: Workshop, failure: Failure
 def test_command_that_tidies_up_is_asked_once_however_often_it_is_stopped(shop: Workshop) -> None:
     runner = shop.shell(
         "trap 'echo asked; sleep 0.3; sleep 0.3; exit 0' TERM; echo up; while :; do sleep 0.05; done",
-        kill_grace_seconds=30.0,
+        kill_grace=30.0,
     )
     one = attempt()
     running = Running(runner, one)
@@ -366,7 +366,7 @@ def test_attempt_that_is_ended_for_a_reason_says_which(shop: Workshop) -> None:
 
 @pytest.mark.usefixtures("printing")
 def test_silent_command_is_ended_with_all_its_children_and_may_be_tried_again(shop: Workshop) -> None:
-    runner = shop.shell("echo $$; sleep 600 & sleep 600", stall_timeout_seconds=0.4, kill_grace_seconds=0.2)
+    runner = shop.shell("echo $$; sleep 600 & sleep 600", stall_timeout=0.4, kill_grace=0.2)
     out = runner.run(attempt())
     assert (out.ending.failure, out.ending.reason, out.ending.timed_out) == (Failure.TRANSIENT, "stalled", False)
     assert "STALL_TIMEOUT" in (out.ending.detail or "")
@@ -388,7 +388,7 @@ def test_output_on_either_stream_is_progress_and_the_deadline_stays(
             return False
 
     monkeypatch.setattr(oneshot, "StallWatch", Noting)
-    runner = shop.shell(f"while :; do echo x >&{stream}; sleep 0.05; done", stall_timeout_seconds=1.0)
+    runner = shop.shell(f"while :; do echo x >&{stream}; sleep 0.05; done", stall_timeout=1.0)
     one = attempt()
     running = Running(runner, one)
     wait_for("looks at what it prints that differ", lambda: len(set(looks)) >= 3)
@@ -400,9 +400,7 @@ def test_output_on_either_stream_is_progress_and_the_deadline_stays(
 
 def test_provider_whose_output_comes_at_the_end_is_not_watched_and_is_named_once(shop: Workshop) -> None:
     shop.program("claude", "#!/bin/sh\nsleep 1; echo done\n")
-    runner = shop.runner(
-        providers=built_in({"claude": ["claude", "--output-format", "text"]}), stall_timeout_seconds=0.2
-    )
+    runner = shop.runner(providers=built_in({"claude": ["claude", "--output-format", "text"]}), stall_timeout=0.2)
     for _ in range(2):
         assert runner.run(attempt(provider="claude")).ending.failure is None
     (named,) = runner.unwatched()

@@ -16,15 +16,17 @@ import pytest
 
 from tests.acceptance.conftest import is_alive
 from tests.adoption import family
+from tests.configs import made
 from tests.waiting import wait_for
 from tests.workshop import Running, Workshop, attempt, reason, run
 from watcher.clock import SystemClock
 from watcher.policy.after_attempt import Failure
-from watcher.runner.oneshot import OneShotRunner, OneShotSettings
-from watcher.runner.prestart import Prestarter, PrestartSettings, attending
+from watcher.runner.oneshot import OneShotRunner
+from watcher.runner.prestart import Patience, Prestarter, attending
 from watcher.runner.prestarted_process import Key
 from watcher.runner.providers.built_in import BUILT_IN, built_in
-from watcher.runner.runner_interface import Attempt
+from watcher.runner.runner_interface import Attempt, Workplace
+from watcher.settings.worker_groups import RunnerSettings
 from watcher.telemetry.events import ProviderHeld, ProviderResumed, WorkerPaused, WorkerResumed
 
 __all__ = ["family"]
@@ -46,11 +48,11 @@ class Stable:
 
     def runner(self, way: str = "", count: int = 1, words: tuple[str, ...] = (), **more: Any) -> OneShotRunner:
         command = (sys.executable, "-I", str(STANDIN), str(self.notes), way, *words)
-        prefix = f"{os.getpid():016x}{len(self.runners):016x}.w"
-        ahead = PrestartSettings(count, prefix, pass_fds=(self.shop.busy_fd,), **({"grace_seconds": 1.0} | more))
+        prefix = f"{os.getpid():016x}{len(self.runners):016x}"
         environ = {"PATH": os.environ["PATH"], "HOME": str(self.home), "IS_SANDBOX": "1"}
-        settings = OneShotSettings(self.shop.folder, self.shop.busy_fd, environ, prestart=ahead)
-        runner = OneShotRunner(built_in({"claude": command}), settings, self.clock)
+        place = Workplace(self.shop.folder, environ, id=prefix, busy_fd=self.shop.busy_fd)
+        config = made(RunnerSettings, warm_agents=count, kill_grace=1.0, min_free_bytes=0)
+        runner = OneShotRunner(built_in({"claude": command}), config, place, self.clock, Patience(**more))
         self.runners.append(runner)
         return runner
 

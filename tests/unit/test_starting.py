@@ -30,7 +30,7 @@ def test_command_is_told_its_task_and_sees_nothing_that_is_not_allowed(shop: Wor
         "MY_TOOL_HOME": "/x",
         "WATCHER_MARK": "of our own worker",
     }
-    runner = shop.runner("env", environ=environ, more_environment=("MY_TOOL_*",))
+    runner = shop.runner("env", environ=environ, agent_env=("MY_TOOL_*",))
     one = attempt(number=2, model="m1")
     seen = dict(line.split("=", 1) for line in run(runner, one).stdout.text.splitlines())
     assert seen == {

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
+from tests.configs import made
 from tests.doubles import HandClock, Memory
 from watcher.policy.after_attempt import Ending, Failure
 from watcher.runner.runner_interface import Attempt, Live, Outcome, Output
 from watcher.runner.warm.jsonrpc import Executed, RpcError
 from watcher.runner.warm.pool import HandlerFault, NotWarm, PoolClosed, PoolFull, Reply, Ticket
-from watcher.runner.warm.runner import Router, WarmRunner, WarmRunnerSettings
+from watcher.runner.warm.runner import Router, WarmRunner
+from watcher.settings.worker_groups import RunnerSettings
 from watcher.telemetry import events
 
 
@@ -102,9 +104,9 @@ class Shop:
             self.tell = tell
             return self.pool
 
-        settings = WarmRunnerSettings(folder, max_output_bytes=100, allowed_cwd=(folder,))
+        config = made(RunnerSettings, max_output_bytes=100, allowed_cwd=(folder,))
         self.runner = WarmRunner(
-            make, self.once, settings, self.clock, emit or self.memory, soon or (lambda call: None)
+            make, self.once, config, folder, self.clock, emit or self.memory, soon or (lambda call: None)
         )
 
     def run(self, says: Any = None, **more: Any) -> Outcome:

@@ -17,16 +17,19 @@ import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from watcher.clock import Clock
 from watcher.policy.after_attempt import Failure
-from watcher.runner.oneshot import OneShotRunner, OneShotSettings
+from watcher.runner.oneshot import OneShotRunner
 from watcher.runner.providers.built_in import BUILT_IN
 from watcher.runner.providers.judging import missing_mcp
 from watcher.runner.providers.output_events import Reading
 from watcher.runner.providers.provider import Provider, environment_for, find_program
-from watcher.runner.runner_interface import Attempt, Outcome
+from watcher.runner.runner_interface import Attempt, Outcome, Workplace
+
+if TYPE_CHECKING:
+    from watcher.settings.worker_groups import RunnerSettings
 
 CANARY = "Answer with the single word READY. Do not use any tool and do not explain."
 #: A warm handler is asked whether it lives: it takes no prompt (docs/handlers.md).
@@ -64,13 +67,12 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class CheckSettings:
-    """What all examinations have in common: the environment and those settings that commands depend on."""
+    """What all examinations have in common: the settings of a runner, the environment and the limits."""
 
+    config: RunnerSettings
     environ: Mapping[str, str]
-    more_environment: tuple[str, ...] = ()
     model: str | None = None
     timeout_seconds: float = 90.0
-    kill_grace_seconds: float = 5.0
     calls: bool = True
 
 
@@ -88,7 +90,7 @@ class Doctor:
     def examine(self, provider: Provider) -> Finding:
         """All about one provider. Blocks for at most the time limit and the looks."""
         found = Finding(provider.name)
-        path = environment_for(provider, self._settings.environ, self._settings.more_environment)["PATH"]
+        path = environment_for(provider, self._settings.environ, self._settings.config.agent_env)["PATH"]
         found.program = find_program(provider, path)
         with tempfile.TemporaryDirectory(prefix="watcher-doctor-") as place:
             if found.program is not None:
@@ -156,12 +158,9 @@ class Doctor:
         outputs, work = place / f"out-{self._number}", place / f"work-{self._number}"
         outputs.mkdir()
         work.mkdir()
-        common = self._settings
         cwd = work if _is_known_cli(provider) else None
-        settings = OneShotSettings(
-            outputs, None, common.environ, common.more_environment, common.kill_grace_seconds, default_cwd=cwd
-        )
-        runner = OneShotRunner({provider.name: provider}, settings, self._clock)
+        own = Workplace(outputs, self._settings.environ, default_cwd=cwd)
+        runner = OneShotRunner({provider.name: provider}, self._settings.config, own, self._clock)
         mark = f"{secrets.token_hex(16)}.{self._number}"
         attempt = Attempt("canary", "doctor", 1, mark, prompt, provider.name, seconds, model)
         with self._lock:

@@ -12,8 +12,7 @@ import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from watcher.clock import Clock
 from watcher.policy.after_attempt import Ending, Failure
@@ -28,33 +27,17 @@ from watcher.runner.providers.provider import (
     missing_problem,
     root_problem,
 )
-from watcher.runner.runner_interface import Attempt
+from watcher.runner.runner_interface import Attempt, Workplace
 from watcher.runner.start_failures import Launch, start_failure
 from watcher.system import processes
+
+if TYPE_CHECKING:
+    from watcher.settings.worker_groups import RunnerSettings
 
 #: The longest single argument that Linux passes to a program: MAX_ARG_STRLEN without the NUL (execve(2)).
 MAX_ARGUMENT_BYTES = 131_071
 #: `problem` looks for the command at most this often.
 _LOOK_EVERY_SECONDS = 5.0
-
-
-class PlanSettings(Protocol):
-    """What of a runner's settings decides how commands are started."""
-
-    @property
-    def folder(self) -> Path: ...
-
-    @property
-    def environ(self) -> Mapping[str, str]: ...
-
-    @property
-    def more_environment(self) -> tuple[str, ...]: ...
-
-    @property
-    def allowed_cwd(self) -> tuple[Path, ...]: ...
-
-    @property
-    def default_cwd(self) -> Path | None: ...
 
 
 @dataclass(slots=True)
@@ -91,9 +74,12 @@ class Plan:
 class Planner:
     """Makes plans for the providers that a runner knows, by their names."""
 
-    def __init__(self, providers: Mapping[str, Provider], settings: PlanSettings, clock: Clock) -> None:
+    def __init__(
+        self, providers: Mapping[str, Provider], config: RunnerSettings, place: Workplace, clock: Clock
+    ) -> None:
         self._providers = dict(providers)
-        self._settings = settings
+        self._config = config
+        self._place = place
         self._clock = clock
         self._prepared: dict[str, Prepared] = {}
         self._numbers = itertools.count(1)
@@ -150,7 +136,7 @@ class Planner:
             cure = f"name one of {known}, or describe it in PROVIDERS_FILE"
             return Ending(Failure.PERMANENT, "unknown_provider", f"provider {name!r} is not known here; {cure}")
         argv, output = provider.argv()
-        visible = environment_for(provider, self._settings.environ, self._settings.more_environment)
+        visible = environment_for(provider, self._place.environ, self._config.agent_env)
         environment = {os.fsencode(name): os.fsencode(value) for name, value in visible.items()}
         prepared = Prepared(provider, argv, output, environment, visible["PATH"])
         self._look(prepared)
@@ -168,10 +154,9 @@ class Planner:
             prepared.problem = root_problem(provider, prepared.program, prepared.argv, visible)
 
     def _cwd(self, wanted: str | None) -> str | Ending | None:
-        settings = self._settings
         if wanted is None:
-            return None if settings.default_cwd is None else str(settings.default_cwd)
-        return checked_cwd(wanted, settings.allowed_cwd)
+            return None if self._place.default_cwd is None else str(self._place.default_cwd)
+        return checked_cwd(wanted, self._config.allowed_cwd)
 
     def _place_prompt(self, plan: Plan, raw: bytes) -> Ending | None:
         """Into the plan: on stdin, as the last argument, or in a file that is named in the command."""
@@ -180,7 +165,7 @@ class Planner:
             return _add_argument(plan, raw)
         plan.prompt = raw
         if wanted == "file":
-            plan.prompt_file = path = str(self._settings.folder / f"prompt-{next(self._numbers)}.txt")
+            plan.prompt_file = path = str(self._place.folder / f"prompt-{next(self._numbers)}.txt")
             named = [word.replace(PROMPT_FILE, path) if isinstance(word, str) else word for word in plan.argv]
             plan.argv = named if named != plan.argv else [*named, path]
         return None

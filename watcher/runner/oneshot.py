@@ -22,6 +22,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from watcher.clock import Clock
 from watcher.policy.after_attempt import Ending, Failure
@@ -29,42 +30,19 @@ from watcher.policy.output_limit import FULL_BYTES, OUTPUT_TOO_LARGE, PrintWatch
 from watcher.runner.attempt_files import Slot, Slots, remove, unnamed_file, write_file
 from watcher.runner.command_line import Plan, Planner, waiting_key
 from watcher.runner.live_view import Live, LiveView
-from watcher.runner.prestart import Prestarter, PrestartSettings
+from watcher.runner.prestart import PATIENCE, Patience, Prestarter
 from watcher.runner.providers.outcome import EndedCommand, outcome_of
 from watcher.runner.providers.provider import Provider
-from watcher.runner.runner_interface import MAX_ATTEMPT_OUTPUT_BYTES, Attempt, Outcome, without_output
+from watcher.runner.runner_interface import Attempt, Outcome, Workplace, without_output
 from watcher.runner.stall_timer import StallWatch
 from watcher.runner.start_failures import trouble
 from watcher.system import processes
 
+if TYPE_CHECKING:
+    from watcher.settings.worker_groups import RunnerSettings
+
 #: One that prints too much gets no longer to end by itself: in a second it may print a gigabyte more.
 _FLOOD_GRACE_SECONDS = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class OneShotSettings:
-    """What all attempts have in common.
-
-    `folder` is this incarnation's claim folder; `busy_fd` the descriptor of its `.busy` lock, which every command
-    inherits. Of `environ` (the worker's own) a command sees what its provider and `more_environment` (globs) allow.
-    `stall_timeout_seconds`: a command that prints nothing for so long is ended; 0 lets it be.
-    `prestart`: processes of providers that can are started before their tasks.
-    `max_attempt_output_bytes`: what one attempt may print, both streams together; a disk with less free than
-    `min_free_bytes` is full.
-    """
-
-    folder: Path
-    busy_fd: int | None
-    environ: Mapping[str, str]
-    more_environment: tuple[str, ...] = ()
-    kill_grace_seconds: float = 5.0
-    max_output_bytes: int = 1 << 20
-    allowed_cwd: tuple[Path, ...] = ()
-    default_cwd: Path | None = None
-    stall_timeout_seconds: float = 0.0
-    prestart: PrestartSettings | None = None
-    max_attempt_output_bytes: int = MAX_ATTEMPT_OUTPUT_BYTES
-    min_free_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -92,17 +70,25 @@ class _OneShotRun:
 class OneShotRunner:
     """A Runner (see `runner.runner_interface`) that starts one process per attempt."""
 
-    def __init__(self, providers: Mapping[str, Provider], settings: OneShotSettings, clock: Clock) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        providers: Mapping[str, Provider],
+        config: RunnerSettings,
+        place: Workplace,
+        clock: Clock,
+        patience: Patience = PATIENCE,
+    ) -> None:
+        self._config = config
+        self._place = place
         self._clock = clock
-        self._planner = Planner(providers, settings, clock)
-        self._pass_fds = () if settings.busy_fd is None else (settings.busy_fd,)
+        self._planner = Planner(providers, config, place, clock)
         self._lock = threading.Lock()
         self._running: dict[str, _OneShotRun] = {}
-        self._slots = Slots(settings.folder)
+        self._slots = Slots(place.folder)
         self._told_unwatched: set[str] = set()
-        wanted = settings.prestart
-        self.prestart = None if wanted is None else Prestarter(wanted, self._slots.take, self._slots.give_back, clock)
+        self.prestart = None
+        if config.warm_agents:
+            self.prestart = Prestarter(config, place, self._slots.take, self._slots.give_back, clock, patience)
 
     def problem(self, provider: str) -> Ending | None:
         """Why attempts of this provider cannot run at all now, or None. Cheap: it looks again every few seconds."""
@@ -134,7 +120,7 @@ class OneShotRunner:
                 return
             if run.stopped is not None and run.child is not None and run.child.was_told_to_end:
                 return  # a command that tidies up on the first TERM may take a second one for haste
-            if run.child is None or run.child.end(self._settings.kill_grace_seconds):
+            if run.child is None or run.child.end(self._config.kill_grace):
                 run.why = run.why if run.stopped else reason
                 run.stopped = run.stopped or failure
             elif run.is_waiting_one:  # it has ended; if it did nothing, the attempt is not over
@@ -151,7 +137,7 @@ class OneShotRunner:
             if run is None:
                 return None
             changed = [at for at in (run.slot.stdout.changed_at(), run.slot.stderr.changed_at()) if at is not None]
-            return self._settings.folder / run.slot.stdout.name, max(changed, default=None)
+            return self._place.folder / run.slot.stdout.name, max(changed, default=None)
 
     def live(self, mark: str) -> Live | None:
         """What it does just now, read from its events; None when it prints none."""
@@ -163,7 +149,7 @@ class OneShotRunner:
 
     def unwatched(self) -> list[tuple[str, str]]:
         """Providers that the stall rule has turned out not to fit, each once."""
-        if not self._settings.stall_timeout_seconds:
+        if not self._config.stall_timeout:
             return []
         news = [found for found in self._planner.silent() if found[0] not in self._told_unwatched]
         self._told_unwatched.update(name for name, _ in news)
@@ -246,7 +232,7 @@ class OneShotRunner:
         with self._lock:
             run.child, run.look = child, look
             if run.stopped is not None:
-                child.end(self._settings.kill_grace_seconds)
+                child.end(self._config.kill_grace)
 
     def _spawn(self, attempt: Attempt, plan: Plan, run: _OneShotRun) -> processes.Child | Ending:
         prepared = plan.prepared
@@ -270,42 +256,49 @@ class OneShotRunner:
             if plan.prompt_file is not None:
                 write_file(plan.prompt_file, plan.prompt or b"")
             elif plan.prompt is not None:
-                stdin = unnamed_file(plan.prompt, self._settings.folder)
+                stdin = unnamed_file(plan.prompt, self._place.folder)
             with self._lock:
                 if run.stopped is not None:
                     return Ending(run.stopped, run.why)
             slot = run.slot
             return processes.spawn(
-                plan.argv, plan.environment, plan.cwd, stdin, slot.stdout.fd, slot.stderr.fd, self._pass_fds, program
+                plan.argv,
+                plan.environment,
+                plan.cwd,
+                stdin,
+                slot.stdout.fd,
+                slot.stderr.fd,
+                self._place.pass_fds,
+                program,
             )
         finally:
             if stdin is not None:
                 os.close(stdin)
 
     def _finish(self, attempt: Attempt, plan: Plan, run: _OneShotRun, child: processes.Child) -> Outcome:
-        prepared, settings = plan.prepared, self._settings
-        watch = PrintWatch(settings.max_attempt_output_bytes, run.slot.free_bytes(), time.monotonic())
+        prepared, config = plan.prepared, self._config
+        watch = PrintWatch(config.max_attempt_output_bytes, run.slot.free_bytes(), time.monotonic())
         try:
             code = self._wait(run, child, prepared.is_silent, attempt.timeout_seconds, watch)
         finally:
             leftovers = processes.attempt_over(child, run.mark)
         self._give_room(run, code, watch)
-        cut_short = _cut_short(run, prepared.provider.name, attempt.timeout_seconds, settings.stall_timeout_seconds)
+        cut_short = _cut_short(run, prepared.provider.name, attempt.timeout_seconds, config.stall_timeout)
         ended = EndedCommand(prepared.provider, prepared.output, code, cut_short)
-        outcome = outcome_of(ended, run.slot, settings.max_output_bytes, self._clock.wall())
+        outcome = outcome_of(ended, run.slot, config.max_output_bytes, self._clock.wall())
         outcome.leftovers_killed = leftovers
         return outcome
 
     def _wait(
         self, run: _OneShotRun, child: processes.Child, is_silent: bool, timeout_seconds: float, prints: PrintWatch
     ) -> int:
-        settings = self._settings
-        stall = settings.stall_timeout_seconds
+        config = self._config
+        stall = config.stall_timeout
         watch = StallWatch(stall) if stall and not is_silent else None
         ends_at = time.monotonic() + timeout_seconds
         code, too_much = _wait_watching(child, run, watch, prints, ends_at)
         if code is None:
-            grace = settings.kill_grace_seconds
+            grace = config.kill_grace
             with self._lock:
                 if run.stopped is None and child.end(min(grace, _FLOOD_GRACE_SECONDS) if too_much else grace):
                     run.too_much = too_much
@@ -318,16 +311,16 @@ class OneShotRunner:
         """What printed too much keeps as much as it might have printed, and what filled the disk no more than a
         result holds: so its outcome can be stored, and everybody else goes on. One that ended between two looks has
         printed too much all the same, and so has what it left behind until now."""
-        settings, slot = self._settings, run.slot
+        config, slot = self._config, run.slot
         printed = slot.printed_bytes()
         if run.stopped is None and not run.is_cut_short:
             run.too_much = watch.over_limit(printed)
-            if run.too_much is None and code and not slot.has_room(settings.min_free_bytes):
-                needed = max(settings.min_free_bytes, FULL_BYTES)
+            if run.too_much is None and code and not slot.has_room(config.min_free_bytes):
+                needed = max(config.min_free_bytes, FULL_BYTES)
                 if has_filled_disk(printed, watch.free_before, slot.free_bytes(), needed):
                     run.too_much = f"its output, {printed} bytes, filled the disk; it ended with exit code {code}"
         if run.too_much is not None or printed > watch.limit_bytes:
-            slot.cut(watch.limit_bytes if slot.has_room(settings.min_free_bytes) else settings.max_output_bytes)
+            slot.cut(watch.limit_bytes if slot.has_room(config.min_free_bytes) else config.max_output_bytes)
 
 
 def _wait_watching(

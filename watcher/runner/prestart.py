@@ -19,30 +19,33 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from watcher.clock import Clock
 from watcher.runner.attempt_files import Slot
 from watcher.runner.prestarted_process import Key, WaitingProcess
+from watcher.runner.runner_interface import Workplace
 from watcher.telemetry.events import Event, ProviderHeld, ProviderResumed, WorkerDraining, WorkerPaused, WorkerResumed
+
+if TYPE_CHECKING:
+    from watcher.settings.worker_groups import RunnerSettings
 
 #: How often the thread looks at what waits, for deaths, late starts and age.
 _LOOK_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class PrestartSettings:
-    """`mark_prefix` begins the mark of every process and must be nobody else's; `busy_lock` is the path of the lock
-    whose descriptor is in `pass_fds`."""
+class Patience:
+    """How long one may take to start, and may wait for a task; for how many kinds of task some wait; and how long none
+    is started after a failure, at first and at most."""
 
-    count: int
-    mark_prefix: str
-    busy_lock: str = ""
-    pass_fds: tuple[int, ...] = ()
-    grace_seconds: float = 5.0
     start_seconds: float = 60.0
     idle_seconds: float = 600.0
     most_keys: int = 4
     backoff_seconds: tuple[float, float] = (60.0, 3600.0)
+
+
+PATIENCE = Patience()
 
 
 @dataclass(slots=True)
@@ -78,18 +81,23 @@ class Prestarter:
 
     def __init__(
         self,
-        settings: PrestartSettings,
+        config: RunnerSettings,
+        place: Workplace,
         take_slot: Callable[[], Slot],
         give_back: Callable[[Slot, bool], None],
         clock: Clock,
+        patience: Patience,
     ) -> None:
         from watcher.runner.orphan_guard_client import Guarding  # only workers that keep something ready need it
 
-        self._settings = settings
+        self._config = config
+        self._place = place
+        self._mark_prefix = f"{place.id}.w"
+        self._patience = patience
         self._take_slot = take_slot
         self._give_back = give_back
         self._clock = clock
-        self._guarding = Guarding(settings.mark_prefix, settings.busy_lock)
+        self._guarding = Guarding(self._mark_prefix, place.busy_lock)
         self._changed = threading.Condition()
         self._lines: OrderedDict[Key, _Line] = OrderedDict()
         self._leaving: list[WaitingProcess] = []
@@ -112,7 +120,7 @@ class Prestarter:
         with self._changed:
             line = self._line(key)
             now = self._clock.monotonic()
-            line.is_wanted = line.is_wanted or now - line.used_at <= self._settings.idle_seconds
+            line.is_wanted = line.is_wanted or now - line.used_at <= self._patience.idle_seconds
             line.used_at = now
             self._nudge()
         while (one := self._ready(line)) is not None:
@@ -176,7 +184,7 @@ class Prestarter:
     def _line(self, key: Key) -> _Line:
         line = self._lines.setdefault(key, _Line())
         self._lines.move_to_end(key)
-        while len(self._lines) > self._settings.most_keys:
+        while len(self._lines) > self._patience.most_keys:
             _, old = self._lines.popitem(last=False)
             self._see_off_all(old)
         return line
@@ -193,7 +201,7 @@ class Prestarter:
         self._nudge()
 
     def _count_failure(self, line: _Line, why: str) -> None:
-        first, longest = self._settings.backoff_seconds
+        first, longest = self._patience.backoff_seconds
         line.why = why
         line.start_at = self._clock.monotonic() + min(longest, first * 2.0 ** min(line.failures, 32))
         line.failures += 1
@@ -214,9 +222,9 @@ class Prestarter:
         if self._is_closing or self._is_paused:
             return None
         for key, line in reversed(self._lines.items()):
-            is_in_use = line.is_wanted and now - line.used_at <= self._settings.idle_seconds
+            is_in_use = line.is_wanted and now - line.used_at <= self._patience.idle_seconds
             is_allowed = key.provider not in self._held and now >= line.start_at
-            if is_in_use and is_allowed and len(line.waiting) < self._settings.count:
+            if is_in_use and is_allowed and len(line.waiting) < self._config.warm_agents:
                 return key, line
         return None
 
@@ -226,11 +234,11 @@ class Prestarter:
         for line in self._lines.values():
             for one in list(line.waiting):
                 state = one.look()
-                if state == "starting" and now - one.began > self._settings.start_seconds:
-                    state = f"it did not answer `initialize` within {self._settings.start_seconds:g} s"
+                if state == "starting" and now - one.began > self._patience.start_seconds:
+                    state = f"it did not answer `initialize` within {self._patience.start_seconds:g} s"
                 if state not in ("starting", "ready"):
                     self._count_failure(line, state)
-                elif now - one.began <= self._settings.idle_seconds:
+                elif now - one.began <= self._patience.idle_seconds:
                     continue
                 line.waiting.remove(one)
                 self._leaving.append(one)
@@ -291,9 +299,9 @@ class Prestarter:
     def _start(self, key: Key) -> WaitingProcess:
         self._guarding.ensure()
         slot = self._take_slot()
-        mark = f"{self._settings.mark_prefix}{next(self._numbers)}"
+        mark = f"{self._mark_prefix}{next(self._numbers)}"
         try:
-            return WaitingProcess(key, mark, slot, self._settings.pass_fds, self._clock.monotonic())
+            return WaitingProcess(key, mark, slot, self._place.pass_fds, self._clock.monotonic())
         except OSError:
             self._give_back(slot, False)
             raise
@@ -302,7 +310,7 @@ class Prestarter:
         with self._changed:
             leaving, self._leaving = self._leaving, []
         for one in leaving:
-            one.ask_to_end(self._settings.grace_seconds)
+            one.ask_to_end(self._config.kill_grace)
         for one in leaving:
             one.end()
             self._give_back(one.slot, False)

@@ -20,6 +20,28 @@ from watcher.runner.providers.output_events import Reading
 MAX_ATTEMPT_OUTPUT_BYTES = 256 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """Where the processes of one incarnation run: what all its runners have in common beside the settings.
+
+    `folder` is its claim folder; every command inherits `busy_fd`, the descriptor of the lock at `busy_lock`. `id`
+    begins the marks of processes that are kept running and must be nobody else's. Of `environ`, the worker's own, a
+    command sees what its provider and AGENT_ENV allow.
+    """
+
+    folder: Path
+    environ: Mapping[str, str]
+    worker: str = ""
+    id: str = ""
+    busy_fd: int | None = None
+    busy_lock: str = ""
+    default_cwd: Path | None = None
+
+    @property
+    def pass_fds(self) -> tuple[int, ...]:
+        return () if self.busy_fd is None else (self.busy_fd,)
+
+
 @dataclass(slots=True)
 class Attempt:
     """One try of one task. `prompt` is the description, whose references the slot fills in; `mark` is unique for ever.

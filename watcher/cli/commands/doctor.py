@@ -53,9 +53,9 @@ def run(options: argparse.Namespace) -> int:
     config = load_watcher_config().config
     environ = process_environment()
     wanted = _wanted(config, environ, options.provider)
-    settings = CheckSettings(
-        environ, config.agent_env, config.model or None, options.timeout, config.kill_grace, calls=not options.no_call
-    )
+    # A look has its own time limit and starts nothing ahead.
+    own = config.model_copy(update={"stall_timeout": 0.0, "warm_agents": 0})
+    settings = CheckSettings(own, environ, config.model or None, options.timeout, calls=not options.no_call)
     become_subreaper()
     if config.agent_sudo:
         fence.leave_open()

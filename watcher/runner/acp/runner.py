@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from watcher.clock import Clock
 from watcher.formats.result import Usage
@@ -33,12 +33,12 @@ from watcher.runner.providers.failure_words import Printed
 from watcher.runner.providers.judging import judge
 from watcher.runner.providers.provider import Provider, environment_for
 from watcher.runner.runner_interface import (
-    MAX_ATTEMPT_OUTPUT_BYTES,
     Attempt,
     Outcome,
     Output,
     Runner,
     Unseen,
+    Workplace,
     without_output,
 )
 from watcher.runner.start_failures import Launch, start_failure
@@ -46,6 +46,11 @@ from watcher.runner.warm.handler_process import Start, start_of
 from watcher.runner.warm.jsonrpc import RpcError
 from watcher.runner.warm.pipes import WireBroken
 
+if TYPE_CHECKING:
+    from watcher.settings.worker_groups import RunnerSettings
+
+#: An agent that has served so many tasks, or so long, is replaced.
+_MAX_REQUESTS, _MAX_AGE_SECONDS = 50, 3600.0
 #: An agent that takes longer to say its first words is broken.
 _START_SECONDS = 60.0
 #: How long one that was cancelled, or is worn out, may take to end by itself.
@@ -57,27 +62,6 @@ _BROKEN = {
     "handler_answer_too_long": "answer_too_long",
     OUTPUT_TOO_LARGE: OUTPUT_TOO_LARGE,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class AcpSettings:
-    """What all attempts have in common. `mark_prefix` begins the mark of every process and must be nobody else's;
-    `auth_method` is for providers that name none."""
-
-    folder: Path
-    worker: str
-    environ: Mapping[str, str]
-    mark_prefix: str
-    more_environment: tuple[str, ...] = ()
-    busy_lock: str = ""
-    pass_fds: tuple[int, ...] = ()
-    grace_seconds: float = 5.0
-    max_output_bytes: int = 1 << 20
-    max_attempt_output_bytes: int = MAX_ATTEMPT_OUTPUT_BYTES
-    allowed_cwd: tuple[Path, ...] = ()
-    max_requests: int = 50
-    max_age_seconds: float = 3600.0
-    auth_method: str = ""
 
 
 @dataclass(slots=True)
@@ -96,16 +80,27 @@ class _AcpRun:
 class AcpRunner(Unseen):
     """The runner of providers that speak the protocol; `once` knows whether they are there."""
 
-    def __init__(self, providers: Mapping[str, Provider], once: Runner, settings: AcpSettings, clock: Clock) -> None:
+    def __init__(
+        self,
+        providers: Mapping[str, Provider],
+        once: Runner,
+        config: RunnerSettings,
+        place: Workplace,
+        clock: Clock,
+        max_requests: int = _MAX_REQUESTS,
+    ) -> None:
         self._providers = dict(providers)
         self._once = once
-        self._settings = settings
+        self._config = config
+        self._place = place
+        self._mark_prefix = f"{place.id}.a"
+        self._max_requests = max_requests
         self._clock = clock
         self._lock = threading.Lock()
         self._idle: dict[tuple[str, ...], list[AcpProcess]] = {}
         self._running: dict[str, _AcpRun] = {}
         self._numbers = itertools.count(1)
-        self._guarding = Guarding(settings.mark_prefix, settings.busy_lock)
+        self._guarding = Guarding(self._mark_prefix, place.busy_lock)
 
     def problem(self, provider: str) -> Ending | None:
         """Why attempts of this provider cannot run at all now, or None."""
@@ -115,7 +110,7 @@ class AcpRunner(Unseen):
         """Run it to its end. Blocks."""
         started_at, began = self._clock.wall(), self._clock.monotonic()
         problem = self.problem(attempt.provider)
-        cwd = os.getcwd() if attempt.cwd is None else checked_cwd(attempt.cwd, self._settings.allowed_cwd)
+        cwd = os.getcwd() if attempt.cwd is None else checked_cwd(attempt.cwd, self._config.allowed_cwd)
         if problem is not None or isinstance(cwd, Ending):
             outcome = without_output(problem if problem is not None else cwd)  # type: ignore[arg-type]
         else:
@@ -184,7 +179,7 @@ class AcpRunner(Unseen):
                     agent = self._begin(start)
                 self._hand(run, agent)
                 refused = None if is_kept else agent.initialize(min(deadline, time.monotonic() + _START_SECONDS))
-                method = provider.auth_method or self._settings.auth_method
+                method = provider.auth_method or self._config.acp_auth_method
                 answer = refused or _asked(agent, attempt.prompt, cwd, method, deadline)
                 run.usage, run.methods = agent.heard.usage(), agent.methods
                 ending = self._judged(provider, answer, run)
@@ -205,21 +200,20 @@ class AcpRunner(Unseen):
             run.agent = agent
             if run.failure is not None:
                 raise WireBroken("stopped", "ended on request")
-        agent.process.wire.allow(self._settings.max_attempt_output_bytes, agent.process.tail)
+        agent.process.wire.allow(self._config.max_attempt_output_bytes, agent.process.tail)
 
     def _after(self, key: tuple[str, ...], run: _AcpRun, agent: AcpProcess, began: int, is_good: bool) -> None:
         process = agent.process
         with self._lock:
             run.agent = None
             is_worn = (
-                process.requests >= self._settings.max_requests
-                or self._clock.monotonic() - process.began >= self._settings.max_age_seconds
+                process.requests >= self._max_requests or self._clock.monotonic() - process.began >= _MAX_AGE_SECONDS
             )
             is_kept = is_good and run.failure is None and not is_worn
         process.tail.drain()
         if not is_kept:
             agent.cancel()
-            process.end(_LEAVE_SECONDS if is_good or run.failure is not None else 0.0, self._settings.grace_seconds)
+            process.end(_LEAVE_SECONDS if is_good or run.failure is not None else 0.0, self._config.kill_grace)
             run.leftovers = process.leftovers if not (is_good or run.failure is not None) else 0
         run.stderr = process.tail.since(began)
         if not is_kept:
@@ -236,13 +230,15 @@ class AcpRunner(Unseen):
     def _begin(self, start: Start) -> AcpProcess:
         with self._lock:
             self._guarding.ensure()
-        return AcpProcess(start, f"{self._settings.mark_prefix}{next(self._numbers)}", self._clock.monotonic())
+        return AcpProcess(start, f"{self._mark_prefix}{next(self._numbers)}", self._clock.monotonic())
 
     def _start(self, provider: Provider, model: str | None) -> Start:
-        settings = self._settings
-        visible = environment_for(provider, settings.environ, settings.more_environment)
+        visible = environment_for(provider, self._place.environ, self._config.agent_env)
         start = start_of(
-            provider, visible | {"WATCHER_WORKER": settings.worker}, settings.pass_fds, settings.max_output_bytes
+            provider,
+            visible | {"WATCHER_WORKER": self._place.worker},
+            self._place.pass_fds,
+            self._config.max_output_bytes,
         )
         words = () if model is None or provider.model_flag is None else (provider.model_flag, model)
         return Start(
@@ -250,7 +246,7 @@ class AcpRunner(Unseen):
         )
 
     def _path(self, provider: Provider) -> str:
-        return environment_for(provider, self._settings.environ, self._settings.more_environment)["PATH"]
+        return environment_for(provider, self._place.environ, self._config.agent_env)["PATH"]
 
     def _end_idle(self, provider: str | None) -> None:
         with self._lock:
@@ -258,9 +254,9 @@ class AcpRunner(Unseen):
             leaving = [agent for key in keys for agent in self._idle.pop(key)]
         for agent in leaving:
             agent.process.wire.close_stdin()
-            agent.process.ask_to_end(self._settings.grace_seconds)
+            agent.process.ask_to_end(self._config.kill_grace)
         for agent in leaving:
-            agent.process.end(self._settings.grace_seconds, 0)
+            agent.process.end(self._config.kill_grace, 0)
             agent.process.close()
 
     # --- what it came to
@@ -270,8 +266,7 @@ class AcpRunner(Unseen):
         if turn is not None:
             stdout, usage = self._output(turn.reading.answer or "", "stdout"), turn.reading.usage
             if turn.whole and stdout.kept is None:
-                settings = self._settings
-                stdout.kept = kept_text(turn.whole, settings.folder, "stdout", self._numbers)
+                stdout.kept = kept_text(turn.whole, self._place.folder, "stdout", self._numbers)
             said += ("\n" if said and not said.endswith("\n") else "") + turn.notices
         code = 0 if ending.failure is None else None
         return Outcome(ending, code, stdout, self._output(said, "stderr"), 0.0, 0.0, usage, run.leftovers)
@@ -305,7 +300,7 @@ class AcpRunner(Unseen):
         return Outcome(ending, None, Output(), self._output(run.stderr, "stderr"), 0.0, 0.0, run.usage, run.leftovers)
 
     def _output(self, text: str, stream: str) -> Output:
-        return output_of(text, self._settings.max_output_bytes, self._settings.folder, stream, self._numbers)
+        return output_of(text, self._config.max_output_bytes, self._place.folder, stream, self._numbers)
 
 
 def _asked(agent: AcpProcess, prompt: str, cwd: str, method: str, deadline: float) -> Turn | RpcError:

@@ -17,9 +17,8 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from watcher.clock import Clock
 from watcher.errors import WorkerTrouble, is_trouble
@@ -32,6 +31,9 @@ from watcher.runner.warm.jsonrpc import FOR_GOOD, Executed, RpcError
 from watcher.runner.warm.pool import HandlerFault, HandlerPool, NotWarm, PoolClosed, PoolFull, Reply, Ticket
 from watcher.telemetry.events import Emit, Event
 
+if TYPE_CHECKING:
+    from watcher.settings.worker_groups import RunnerSettings
+
 #: The name of the provider whose attempts run in the pool.
 HANDLER = "handler"
 #: The handler of a task whose metadata names none.
@@ -43,15 +45,6 @@ _COLD_HOLD_SECONDS = 60.0
 _MOST_EVENTS = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class WarmRunnerSettings:
-    """What all attempts have in common; `folder` is the claim folder, in which whole outputs are kept."""
-
-    folder: Path
-    max_output_bytes: int = 1 << 20
-    allowed_cwd: tuple[Path, ...] = ()
-
-
 class WarmRunner(Unseen):
     """A Runner (see `runner.runner_interface`) for the provider `handler`; `once` runs what cannot be kept warm."""
 
@@ -59,7 +52,8 @@ class WarmRunner(Unseen):
         self,
         make_pool: Callable[[Callable[[Event], None]], HandlerPool],
         once: Runner,
-        settings: WarmRunnerSettings,
+        config: RunnerSettings,
+        folder: Path,
         clock: Clock,
         emit: Emit,
         soon: Callable[[Callable[[], None]], object] = lambda call: None,
@@ -68,7 +62,8 @@ class WarmRunner(Unseen):
         self._soon = soon
         self._pool = make_pool(self._note)
         self._once = once
-        self._settings = settings
+        self._config = config
+        self._folder = folder
         self._clock = clock
         self._emit = emit
         self._lock = threading.Lock()
@@ -129,7 +124,7 @@ class WarmRunner(Unseen):
         if not isinstance(_name(attempt), str):
             what = "metadata.handler must be the name of a handler, as text; correct the task"
             return without_output(Ending(Failure.PERMANENT, "bad_handler_name", what))
-        cwd = None if attempt.cwd is None else checked_cwd(attempt.cwd, self._settings.allowed_cwd)
+        cwd = None if attempt.cwd is None else checked_cwd(attempt.cwd, self._config.allowed_cwd)
         return without_output(cwd) if isinstance(cwd, Ending) else None
 
     def _warm(self, attempt: Attempt) -> Outcome | None:
@@ -192,7 +187,7 @@ class WarmRunner(Unseen):
         return outcome
 
     def _output(self, text: str, stream: str) -> Output:
-        return output_of(text, self._settings.max_output_bytes, self._settings.folder, stream, self._numbers)
+        return output_of(text, self._config.max_output_bytes, self._folder, stream, self._numbers)
 
 
 class Router:
