@@ -22,7 +22,7 @@ from tests.workshop import Running, Workshop, attempt, reason, run
 from watcher.clock import SystemClock
 from watcher.policy.after_attempt import Failure
 from watcher.runner.oneshot import OneShotRunner
-from watcher.runner.prestart import Patience, Prestarter, attending
+from watcher.runner.prestart import Prestarter, PrestartLimits, attending
 from watcher.runner.prestarted_process import Key
 from watcher.runner.providers.built_in import BUILT_IN, built_in
 from watcher.runner.runner_interface import Attempt, Workplace
@@ -52,7 +52,7 @@ class Stable:
         environ = {"PATH": os.environ["PATH"], "HOME": str(self.home), "IS_SANDBOX": "1"}
         place = Workplace(self.shop.folder, environ, id=prefix, busy_fd=self.shop.busy_fd)
         config = made(RunnerSettings, warm_agents=count, kill_grace=1.0, min_free_bytes=0)
-        runner = OneShotRunner(built_in({"claude": command}), config, place, self.clock, Patience(**more))
+        runner = OneShotRunner(built_in({"claude": command}), config, place, self.clock, PrestartLimits(**more))
         self.runners.append(runner)
         return runner
 

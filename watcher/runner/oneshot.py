@@ -30,7 +30,7 @@ from watcher.policy.output_limit import FULL_BYTES, OUTPUT_TOO_LARGE, PrintWatch
 from watcher.runner.attempt_files import Slot, Slots, remove, unnamed_file, write_file
 from watcher.runner.command_line import Plan, Planner, waiting_key
 from watcher.runner.live_view import Live, LiveView
-from watcher.runner.prestart import PATIENCE, Patience, Prestarter
+from watcher.runner.prestart import PRESTART_LIMITS, Prestarter, PrestartLimits
 from watcher.runner.providers.outcome import EndedCommand, outcome_of
 from watcher.runner.providers.provider import Provider
 from watcher.runner.runner_interface import Attempt, Outcome, Workplace, without_output
@@ -76,7 +76,7 @@ class OneShotRunner:
         config: RunnerSettings,
         place: Workplace,
         clock: Clock,
-        patience: Patience = PATIENCE,
+        patience: PrestartLimits = PRESTART_LIMITS,
     ) -> None:
         self._config = config
         self._place = place

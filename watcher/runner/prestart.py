@@ -35,7 +35,7 @@ _LOOK_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class PrestartLimits:
     """How long one may take to start, and may wait for a task; for how many kinds of task some wait; and how long none
     is started after a failure, at first and at most."""
 
@@ -45,7 +45,7 @@ class Patience:
     backoff_seconds: tuple[float, float] = (60.0, 3600.0)
 
 
-PATIENCE = Patience()
+PRESTART_LIMITS = PrestartLimits()
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ class Prestarter:
         take_slot: Callable[[], Slot],
         give_back: Callable[[Slot, bool], None],
         clock: Clock,
-        patience: Patience,
+        patience: PrestartLimits,
     ) -> None:
         from watcher.runner.orphan_guard_client import Guarding  # only workers that keep something ready need it
 
