@@ -68,11 +68,15 @@ def test_list_and_show_tell_each_state_with_and_without_a_worker(site: Site) -> 
     assert "after nobody" in text and "WORKER" in text
     assert re.search(r"marie +w +waiting +low ", text)
     assert said(site, "list", "marie").splitlines()[0] == text.splitlines()[0]
-    assert said(site, "list", "anga") == said(site, "list", "--worker", "anga") == "no task is on its way\n"
+    assert (
+        said(site, "list", "anga")
+        == said(site, "list", "--worker", "anga")
+        == f"no tasks waiting or running in {site.root}\n"
+    )
     assert "  priority  low\n" in said(site, "show", "w")
     assert [line["holdup"] for line in lines(site, "show", "w")] == [None]
     said(site, "pause", "marie")
-    assert "  held up   marie is paused; go on with: watcher resume marie\n" in said(site, "show", "w")
+    assert "  held up   marie is paused; end the pause: watcher resume marie\n" in said(site, "show", "w")
     worker.kill()
     assert {line["task_id"]: line["state"] for line in lines(site, "list")} == expected | {"r": "orphaned"}
     assert "  held up   no process of marie runs\n" in said(site, "show", "w")
@@ -173,7 +177,7 @@ def test_hold_says_that_no_provider_has_this_name_and_holds_it_all_the_same(site
     assert (site.root / "control" / "holds" / "clude.json").exists()
     for known in ("claude", "command", "handler", "acp", "mine"):
         assert "note" not in said(site, "hold", "--provider", known, PROVIDERS_FILE=described), known
-    described.write_text("no TOML")
+    described.write_text("not valid TOML")
     assert "note" not in said(site, "hold", "--provider", "mine", PROVIDERS_FILE=described)
 
 
@@ -263,7 +267,9 @@ def test_rerun_archives_the_result_and_runs_the_task_again_with_its_history(site
     worker.stop()
     said(site, "rerun", "x")  # while nobody serves
     assert site.results() == [] and site.pending() == ["x"]
-    assert "on its way already" in said(site, "rerun", "x", code=1) or "no result" in said(site, "rerun", "x", code=1)
+    assert "already waits, is held or runs" in said(site, "rerun", "x", code=1) or "no result" in said(
+        site, "rerun", "x", code=1
+    )
     site.start(AGENT_COMMAND=site.script(PICKY))
     assert len(site.result("x")["submitted"]["x_history"]) == 2
 

@@ -54,7 +54,7 @@ def test_status_counts_and_survives_rubbish(desk: Desk) -> None:
     assert (code, complaint) == (0, "")
     assert re.search(r"^marie +not started +1 +0 +1 +1 +0 +- ", out, re.MULTILINE)
     assert re.search(r"^anga +unknown +0 +0 +0 +0 +1 +- ", out, re.MULTILINE)
-    assert "marie: 1 task waiting and nobody serves them: python worker_watcher.py marie" in out
+    assert "marie: 1 task waiting and no process serves them; start one: python worker_watcher.py marie" in out
     told = json.loads(desk.run("--status", "--json")[1])
     assert [(w["worker"], w["pending"], w["done"], w["failed"]) for w in told["workers"]] == [
         ("anga", 0, 0, 0), ("marie", 1, 1, 1),

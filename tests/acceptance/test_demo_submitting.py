@@ -226,7 +226,7 @@ def test_wait_gives_up_in_time_says_that_nobody_serves_and_leaves_the_task(desk:
     code, out, complaint = desk.run("--task", "marie", "hi", "--wait", "1.2")
     assert code == 1
     assert "nobody serves marie now; start it: python worker_watcher.py marie" in complaint
-    assert "has not ended within 1.2 s; it goes on" in complaint
+    assert "has not ended within 1.2 s; it continues" in complaint
     assert f"result    {desk.root}/results/marie/{desk.inbox()[0].stem}.json" in out
 
 
@@ -235,7 +235,7 @@ def test_ctrl_c_while_waiting_ends_at_once_and_leaves_the_task(desk: Desk) -> No
     process.send_signal(signal.SIGINT)
     _, complaint = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 130
-    assert "goes on" in complaint.decode()
+    assert "continue" in complaint.decode()
     assert "Traceback" not in complaint.decode()
     assert len(desk.inbox()) == 1
 

@@ -141,7 +141,7 @@ def test_missing_login_is_ill_and_the_cure_is_told(clinic: Clinic) -> None:
     code, out, _ = clinic.run("--provider", "claude")
     text = " ".join(out.split())
     assert code == 1
-    assert out.split()[:2] == ["claude", "ILL"]
+    assert out.split()[:3] == ["claude", "NOT", "WORKING"]
     assert "not_authenticated: claude: Not logged in" in text
     assert "log in as the worker's user (claude, then /login) or set ANTHROPIC_API_KEY" in text
     assert "login none known to claude auth status" in text

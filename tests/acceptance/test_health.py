@@ -25,7 +25,7 @@ def test_serving_worker_is_well_and_one_that_stopped_is_not(site: Site) -> None:
 def test_worker_that_never_was_is_not_well(site: Site) -> None:
     done = site.run("health", "marie")
     assert done.returncode == 1
-    assert "marie: NOT WELL: WATCHER_ROOT=" in done.stdout
+    assert "marie: unhealthy: WATCHER_ROOT=" in done.stdout
     site.inbox("marie")
     done = site.run("health", "marie")
     assert done.returncode == 1

@@ -500,7 +500,7 @@ def test_status_and_report_say_what_the_listener_knows(site: Site, listener: Lis
         )  # fmt: skip
 
     assert demo("--report").returncode == 1
-    assert "No listener runs" in demo("--status").stdout
+    assert "listener: not running" in demo("--status").stdout
     listener.start()
     listener.one("task_done")
     worker.kill()

@@ -295,7 +295,7 @@ def test_bad_file_is_refused_with_its_lines_before_anything_starts(site: Site) -
     )
     alone = start_zones(site, file.read_text(), "--once")
     assert alone.ended(SECONDS) == 2
-    assert f"{file}:5: zone 'a': prompt: {{nme}} is no placeholder" in alone.text()
+    assert f"{file}:5: zone 'a': prompt: {{nme}} is not a placeholder" in alone.text()
     assert f"{file}:6: zone 'a': events must be one of created" in alone.text()
     inside = site.launch("marie", "--zones", str(file))
     assert inside.ended(SECONDS) == 2 and f"{file}:5:" in inside.text()

@@ -239,7 +239,7 @@ def test_empty_lines_cost_nothing_and_a_key_that_stands_twice_ends_the_conversat
     assert played(peers, {"raw": ""}, {"raw": " "}, chunk("42"), {"raw": ""}, END).stdout.text == "42"
     twice = '{"jsonrpc":"2.0","id":3,"result":{"stopReason":"refusal","stopReason":"end_turn"}}'
     outcome = played(peers, chunk("42"), {"raw": twice})
-    assert reason(outcome) == (Failure.TRANSIENT, "agent_bad_answer") and "stands twice" in str(outcome.ending.detail)
+    assert reason(outcome) == (Failure.TRANSIENT, "agent_bad_answer") and "appears twice" in str(outcome.ending.detail)
 
 
 def test_a_failed_call_that_ends_the_turn_well_is_a_failure_with_what_was_used(player: Callable[..., Peers]) -> None:

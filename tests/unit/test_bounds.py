@@ -22,7 +22,7 @@ def test_budgets_say_which_providers_they_cannot_bound() -> None:
     assert "MAX_TOKENS" not in money["cursor-agent"]
     both = unbound(BUILT_IN["cursor-agent"], BudgetLimits(1.0, 5.0, 1000))
     assert both is not None and both.startswith("MAX_COST_PER_TASK and DAILY_BUDGET cannot")
-    assert both.endswith("MAX_TOKENS_PER_TASK cannot bound cursor-agent, which tells no tokens")
+    assert both.endswith("MAX_TOKENS_PER_TASK cannot bound cursor-agent, which reports no tokens")
     assert set(all_unbound(BUILT_IN.values(), BudgetLimits(max_tokens_per_task=1))) == {"cursor-agent"}
     assert all_unbound(BUILT_IN.values(), BudgetLimits()) == {}
 

@@ -148,7 +148,7 @@ def test_table_of_a_built_in_name_changes_it_and_its_setting_still_wins(tmp_path
     ("text", "said"),
     [
         ("x = 1", "x: every table must be called [providers.NAME]"),
-        ("[providers.x", "is no TOML"),
+        ("[providers.x", "is not valid TOML"),
         ("[providers.x]", "[providers.x] command: is missing"),
         ('[providers."X y"]\ncommand = "x"', "small letters, digits, dot, dash, underscore"),
         ('[providers.x]\ncommand = ""', "[providers.x] command: must be a program and its arguments"),
@@ -309,5 +309,5 @@ def test_example_of_the_documentation_loads_as_it_stands(tmp_path: Path) -> None
 
 def test_file_that_is_nested_too_deep_is_refused(tmp_path: Path) -> None:
     (tmp_path / "deep.toml").write_text("x = " + "[" * 100_000)
-    with pytest.raises(SettingError, match="is no TOML"):
+    with pytest.raises(SettingError, match="is not valid TOML"):
         read_file(tmp_path / "deep.toml")

@@ -194,7 +194,7 @@ def test_a_busy_port_that_the_user_set_is_refused_with_what_to_do(registry: Coll
     with listener() as port, pytest.raises(SettingError) as caught:
         MetricsEndpoint(registry, "127.0.0.1", port, True, lambda: (True, "")).start()
     assert f"METRICS_PORT={port} is in use by another process" in str(caught.value)
-    assert "0 for any free one" in str(caught.value)
+    assert "set 0 for any free port" in str(caught.value)
 
 
 def test_a_busy_default_port_gives_the_next_free_one(registry: CollectorRegistry) -> None:

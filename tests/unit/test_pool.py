@@ -92,11 +92,11 @@ def test_an_error_of_the_protocol_is_an_answer_and_the_handler_lives_on(site: Si
 
 
 BAD = {
-    "crash": ("handler_crashed", "exit code 3; its last words: I cannot go on"),
+    "crash": ("handler_crashed", "exit code 3; its last output: I cannot go on"),
     "killed": ("handler_crashed", "ended by signal 9"),
     "garbage": ("handler_bad_answer", "a line that is not JSON: 'Traceback: this is no protocol'"),
     "not an answer": ("handler_bad_answer", "no JSON-RPC 2.0 response"),
-    "key twice": ("handler_bad_answer", "the key 'success' stands twice in one object"),
+    "key twice": ("handler_bad_answer", "the key 'success' appears twice in one object"),
     "wrong result": ("handler_bad_answer", "the result must be an object with success"),
     "other id": ("handler_bad_answer", "which nobody made"),
     "endless line": ("handler_answer_too_long", "longer than 1048576 bytes"),

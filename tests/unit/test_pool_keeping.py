@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sessions, pidfd
     [
         (("cat",), "ping: a line that is no JSON-RPC 2.0 response"),
         (("true",), "; exit code 0"),
-        (("sh", "-c", "echo no such module >&2; exit 3"), "exit code 3; its last words: no such module"),
+        (("sh", "-c", "echo no such module >&2; exit 3"), "exit code 3; its last output: no such module"),
         (("/nowhere/at-all",), "'/nowhere/at-all': No such file or directory"),
     ],
 )

@@ -67,13 +67,13 @@ def test_view_tells_totals_the_last_hour_and_how_many_ran_at_once(tmp_path: Path
 def test_no_listener_has_ever_run_is_said(tmp_path: Path) -> None:
     assert read_view(tmp_path / "none") is None
     assert not is_running(tmp_path)
-    assert listener_lines(False, read_status(tmp_path)) == ["No listener runs; all of this is from the folders."]
+    assert listener_lines(False, read_status(tmp_path)) == ["listener: not running."]
 
 
 def test_running_listener_is_seen_by_its_lock(tmp_path: Path) -> None:
     lock = ListenerLock(tmp_path)
     assert is_running(tmp_path)
-    assert "as the listener" in listener_lines(True, read_status(tmp_path))[0]
+    assert "listener: running" in listener_lines(True, read_status(tmp_path))[0]
     lock.close()
     assert not is_running(tmp_path)
 

@@ -73,7 +73,7 @@ def test_what_may_come_before_the_first_worker_says_that_it_made_the_root(
 ) -> None:
     monkeypatch.setenv("WATCHER_ROOT", str(tmp_path / "new"))
     assert main.main(words) == 0
-    assert f"{tmp_path / 'new'} was not there and is made; is WATCHER_ROOT right?" in capsys.readouterr().err
+    assert f"{tmp_path / 'new'} did not exist and was made; is WATCHER_ROOT right?" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("WATCHER_ROOT", str(tmp_path / "file"))
     assert main.main(words) == 2

@@ -203,7 +203,7 @@ def test_command_shows_and_raises_what_a_day_may_cost(
     assert main.main(["budget", "marie", "--raise", "2.5", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["worker"], told["spent_usd"], told["raised_by_usd"]) == ("marie", 0, 2.5)
-    assert main.main(["budget", "marie"]) == 0 and "raised by 2.5 until" in capsys.readouterr().out
+    assert main.main(["budget", "marie"]) == 0 and "raised by 2.5 USD until" in capsys.readouterr().out
     for words in (["budget", "../x"], ["budget", "marie", "--raise", "-1"], ["budget", "marie", "--raise", "nan"]):
         assert main.main(words) == 2
 

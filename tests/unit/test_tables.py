@@ -153,7 +153,10 @@ def test_reason_of_a_worker_that_is_not_well_is_told_with_its_end() -> None:
 
 def test_tasks_that_nobody_serves_come_with_the_command_that_helps() -> None:
     for worker in (served("dead"), served("stopped"), replace(MARIE, state="absent", processes=())):
-        assert "marie: 4 tasks waiting and nobody serves them: python worker_watcher.py marie" in lines_of(worker)
+        assert (
+            "marie: 4 tasks waiting and no process serves them; start one: python worker_watcher.py marie"
+            in lines_of(worker)
+        )
 
 
 def test_tasks_of_a_killed_process_are_not_lost_and_the_person_hears_it() -> None:

@@ -102,7 +102,7 @@ def test_an_empty_heartbeat_is_one_that_is_not_there(
     (tmp_path / "heartbeats").mkdir()
     (tmp_path / "heartbeats" / "marie.json").touch()
     assert main.main(["health", "marie"]) == 1
-    assert "it has never beaten here" in capsys.readouterr().out
+    assert "no heartbeat found" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("raw", [b"[]", b"{}", b"\xff"])

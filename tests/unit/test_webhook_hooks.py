@@ -108,7 +108,7 @@ def test_id_is_taken_from_the_signed_payload_when_the_file_says_so(tmp_path: Pat
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nonsense", "no TOML"),
+        ("nonsense", "not valid TOML"),
         ("a = 1", "nothing else"),
         ('[hooks."a/b"]\nworker="w"\ndescription="d"', "letters, digits"),
         ("[hooks.a]\ndescription='d'", "worker"),

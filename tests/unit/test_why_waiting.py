@@ -65,7 +65,7 @@ def test_paused_and_draining_workers_say_so(root: Folders) -> None:
     beat(root, "draining")
     assert holdup(root, "marie", None) == "marie drains and takes nothing more"
     pause(root.control, "marie", None)
-    assert holdup(root, "marie", None) == "marie is paused; go on with: watcher resume marie"
+    assert holdup(root, "marie", None) == "marie is paused; end the pause: watcher resume marie"
 
 
 @pytest.mark.usefixtures("lock")

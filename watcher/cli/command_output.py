@@ -33,7 +33,7 @@ def places(*, makes_them: bool = False) -> Folders:
     if not makes_them:
         check_root(found)
     elif not found.root.exists() and not found.tasks.exists():
-        tell(f"note: {found.root} was not there and is made; is WATCHER_ROOT right?")
+        tell(f"note: {found.root} did not exist and was made; is WATCHER_ROOT right?")
     return found
 
 

@@ -45,9 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     command_output.speak_as("demo_watcher")
     parser = _parser()
     options = parser.parse_args(arguments)
-    stopped = (
-        "stopped; its workers have ended, its files stay" if options.demo else "stopped; what was submitted goes on"
-    )
+    stopped = "stopped; its workers have ended, its files stay" if options.demo else "stopped; submitted tasks continue"
     return command_output.concluded("demo_watcher", lambda: _run(options, parser), stopped)
 
 
@@ -267,13 +265,13 @@ class _Parser(Parser):
     """Says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"demo_watcher: {message}; --help shows what there is\n")
+        self.exit(2, f"demo_watcher: {message}; --help lists the options\n")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="demo_watcher.py",
-        description="Give tasks to workers and look at what becomes of them.",
+        description="Submit tasks and look at their results.",
         usage="demo_watcher.py COMMAND [options]",
         epilog="Folders and settings come from the environment and .env, as for worker_watcher.py (WATCHER_ROOT, ...).",
         allow_abbrev=False,
@@ -287,7 +285,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_argument("--watch", action="store_true", help="the same, redrawn every second until Ctrl-C")
     commands.add_argument("--report", action="store_true", help="what the listener has counted: totals, times, cost")
     commands.add_argument("--examples", action="store_true", help="things to paste into a shell")
-    commands.add_argument("--demo", action="store_true", help="the whole show: three workers, a dozen tasks, 20 s")
+    commands.add_argument("--demo", action="store_true", help="the whole demo: three workers, a dozen tasks, 20 s")
     one = parser.add_argument_group("with --task")
     one.add_argument("--id", help="the task's id; without it a fresh one")
     one.add_argument("--after", metavar="ID,ID", help="wait for these tasks first (ID or WORKER/ID)")
@@ -304,7 +302,7 @@ def _parser() -> argparse.ArgumentParser:
     both.add_argument("--cwd", metavar="DIR", help="where the agent works")
     more = parser.add_argument_group("more")
     more.add_argument("--workers", metavar="A,B", help=f"with --setup: their names ({_DEFAULT_WORKERS})")
-    more.add_argument("--worker", metavar="W", help="with --batch: who gets the tasks")
+    more.add_argument("--worker", metavar="W", help="with --batch: the worker that gets the tasks")
     more.add_argument("--text", metavar="T", help="with --batch: the text; {n} and {total} are replaced")
     more.add_argument("--no-wait", action="store_true", help="with --batch: only submit")
     more.add_argument("--json", action="store_true", help="with --task, --status, --watch, --report: for programs")

@@ -44,7 +44,7 @@ def _why_not(worker: str, task_id: str) -> str:
         "ended": "it has ended; rerun it instead",
         "dead_letter": "it is a dead letter; redrive it instead",
         "held": "it is held",
-        "changing": "another command has it in hand; try again",
+        "changing": "another command is changing it; try again",
         "orphaned": "its worker died; try again when one has taken it back",
     }
     return f"{worker}/{task_id}: {cures.get(states[0], f'it is {states[0]} and not held')}"

@@ -26,10 +26,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("watcher.cli.commands.up", "start several workers and the listener, and keep them running"),
     "budget": ("watcher.cli.commands.budget", "show what a worker has spent today, and let it spend more"),
     "submit": ("watcher.cli.commands.submit", "give a worker a task"),
-    "list": ("watcher.cli.commands.list", "which tasks wait and run"),
-    "show": ("watcher.cli.commands.show", "where a task is and what is known of it"),
+    "list": ("watcher.cli.commands.list", "list tasks that wait or run"),
+    "show": ("watcher.cli.commands.show", "show where a task is and what is known of it"),
     "tail": ("watcher.cli.commands.tail", "follow what a running task prints"),
-    "results": ("watcher.cli.commands.results", "what has ended, newest first"),
+    "results": ("watcher.cli.commands.results", "list tasks that have ended, newest first"),
     "cancel": ("watcher.cli.commands.cancel", "end tasks that wait or run"),
     "hold": ("watcher.cli.commands.hold", "keep waiting tasks, or a provider, from starting"),
     "release": ("watcher.cli.commands.release", "let held tasks start"),
@@ -38,16 +38,19 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rerun": ("watcher.cli.commands.rerun", "run tasks again that have ended"),
     "redrive": ("watcher.cli.commands.redrive", "put dead letters back in line"),
     "purge": ("watcher.cli.commands.purge", "remove old results, dead letters and archives"),
-    "workers": ("watcher.cli.commands.workers", "who serves and how it is"),
-    "pause": ("watcher.cli.commands.pause", "let a worker start nothing for now"),
+    "workers": ("watcher.cli.commands.workers", "list worker processes and their state"),
+    "pause": ("watcher.cli.commands.pause", "keep a worker from starting tasks"),
     "resume": ("watcher.cli.commands.resume", "end a pause, or the hold of a provider"),
     "drain": ("watcher.cli.commands.drain", "let a worker finish what runs and end"),
-    "qshape": ("watcher.cli.commands.qshape", "how old what waits is, by worker and priority"),
-    "report": ("watcher.cli.commands.report", "what was done and what it cost"),
+    "qshape": ("watcher.cli.commands.qshape", "show how old waiting tasks are, by worker and priority"),
+    "report": ("watcher.cli.commands.report", "show totals, times and costs"),
     "health": ("watcher.cli.commands.health", "ask whether a worker is well, for container probes"),
-    "doctor": ("watcher.cli.commands.doctor", "start each provider once and say whether it works, and the cure if not"),
+    "doctor": (
+        "watcher.cli.commands.doctor",
+        "start each provider once and report whether it works, with the cure if not",
+    ),
     "validate": ("watcher.cli.commands.validate", "check task files and say what is wrong with them"),
-    "webhook": ("watcher.cli.commands.webhook", "take tasks over HTTP, and say what became of them"),
+    "webhook": ("watcher.cli.commands.webhook", "take tasks over HTTP, and answer with their results"),
     "completion": ("watcher.cli.commands.completion", "print the completion for bash, zsh or fish"),
     "zones": ("watcher.cli.commands.zones", "make a task of each file that is dropped into a folder"),
 }
@@ -113,4 +116,4 @@ def _call(name: str, rest: list[str]) -> int:
 def _overview() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
-    return "\n".join(["usage: watcher COMMAND ...", "", *lines, "", "`watcher help COMMAND` tells more of each."])
+    return "\n".join(["usage: watcher COMMAND ...", "", *lines, "", "`watcher help COMMAND` explains one."])

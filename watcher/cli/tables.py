@@ -50,14 +50,11 @@ def listener_lines(is_running: bool, status: Mapping[str, Any]) -> list[str]:
     """Below the table: whether a listener runs, and what only the listener knows. `status`: its last word."""
     if not is_running:
         taken_at = one_line(str(status.get("taken_at") or ""))
-        last = f". The last one was there until {taken_at}." if taken_at else "."
-        return [f"No listener runs; all of this is from the folders{last}"]
-    first = (
-        f"Outcomes are as the listener (pid {status.get('pid')}) has read them, the rest is from the folders; "
-        f"it has noticed {status.get('known_files')} outcomes"
-    )
+        last = f"; last seen {taken_at}." if taken_at else "."
+        return [f"listener: not running{last}"]
+    first = f"listener: running (pid {status.get('pid')}), {status.get('known_files')} outcomes read"
     if status.get("unread_files"):
-        first += f" and reads {status['unread_files']} more"
+        first += f", {status['unread_files']} to read"
     lines = [one_line(first)]
     found = status.get("processes")
     for process in found if isinstance(found, list) else []:
@@ -188,7 +185,7 @@ def silence_text(process: Process) -> str:
     if not process.is_silent:
         return ""
     age, interval = duration(process.beat_age_seconds or 0.0), duration(process.interval_seconds or 0.0)
-    return f"lives, but its last heartbeat is {age} old (one every {interval}): frozen, or two clocks differ"
+    return f"is alive, but its last heartbeat is {age} old (one every {interval}): frozen, or two clocks differ"
 
 
 def _about_tasks(worker: WorkerOverview) -> list[str]:
@@ -201,7 +198,9 @@ def _about_tasks(worker: WorkerOverview) -> list[str]:
         text = f"{count(worker.orphaned, 'task')} orphaned by a killed process, {worker.pending} waiting, none lost"
         out.append(f"{worker.worker}: {text}; start it again: {start}")
     elif worker.pending:
-        out.append(f"{worker.worker}: {count(worker.pending, 'task')} waiting and nobody serves them: {start}")
+        out.append(
+            f"{worker.worker}: {count(worker.pending, 'task')} waiting and no process serves them; start one: {start}"
+        )
     if worker.held:
         out.append(f"{worker.worker}: {count(worker.held, 'task')} held; let one start: watcher release ID")
     if worker.ignored:
@@ -294,6 +293,6 @@ def batch_summary(tally: BatchProgress, seconds: float, results: Path, letters: 
     rate = f", {tally.ended / seconds:.1f} tasks/s" if seconds > 0 and tally.ended else ""
     lines = [f"{tally.ended - tally.failed} completed, {tally.failed} failed in {duration(seconds)}{rate}"]
     if tally.ended < tally.total:
-        lines.append(f"{tally.total - tally.ended} not ended yet: they go on without this command")
+        lines.append(f"{tally.total - tally.ended} not ended yet; they continue without this command")
     lines.append(f"results: {results}")
     return "\n".join(lines + ([f"dead letters: {letters}"] if tally.failed else []))

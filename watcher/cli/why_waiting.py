@@ -35,7 +35,7 @@ def holdup(folders: Folders, worker: str, provider: str | None) -> str | None:
     if not living:
         return f"no process of {worker} runs"
     if no_links.is_there(folders.control / worker / PAUSED):
-        return f"{worker} is paused; go on with: watcher resume {worker}"
+        return f"{worker} is paused; end the pause: watcher resume {worker}"
     if all(one.state == "draining" for one in living):
         return f"{worker} drains and takes nothing more"
     holdups = [_of_a_hold(folders, worker, living, provider), _of_a_breaker(folders, worker, living, provider)]

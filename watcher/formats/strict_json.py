@@ -95,13 +95,13 @@ def _check_text(text: str) -> None:
 
 
 def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An `object_pairs_hook`: raises ValueError for a key that stands twice in one object."""
+    """An `object_pairs_hook`: raises ValueError for a key that appears twice in one object."""
     out = dict(pairs)
     if len(out) != len(pairs):
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise ValueError(f"the key {key!r:.60} stands twice in one object")
+                raise ValueError(f"the key {key!r:.60} appears twice in one object")
             seen.add(key)
     return out
 

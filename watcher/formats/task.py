@@ -122,6 +122,14 @@ FIELDS: dict[str, Kind] = fields_of(Task)
 _NULLABLE = frozenset(FIELDS) - {"description"}
 
 
+def unknown_field(name: str) -> str:
+    """What to say of a field that this version does not know: it is kept, and may be a slip."""
+    import difflib  # after all else: every submit imports this module
+
+    near = difflib.get_close_matches(name, FIELDS, n=1)
+    return f'unknown field "{name}"' + (f" (did you mean {near[0]}?)" if near else ", kept")
+
+
 def refuse_to_unset(submitted: dict[str, Any], changes: dict[str, Any]) -> None:
     """Raise InvalidTask when `changes` takes away (None) what is no field of a task and not in this one either."""
     for name in (name for name, value in changes.items() if value is None and name not in (*FIELDS, *submitted)):

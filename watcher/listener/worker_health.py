@@ -222,7 +222,9 @@ class WorkerHealth:
                 told["reason"] = "its heartbeat stopped and its lock is free: the process is gone"
             self._tell("worker_dead", member, told, "dead", news)
         elif member.health is Health.STALE and member.told == "ok" and is_overdue(signs):
-            told = _silence(signs) | {"reason": "it does not beat, and its lock is held: frozen, or its machine is"}
+            told = _silence(signs) | {
+                "reason": "no heartbeat, but its lock is held: the process or its machine is frozen"
+            }
             self._tell("worker_stale", member, told, "stale", news)
         elif member.health in (Health.HEALTHY, Health.STOPPED) and member.told != "ok":
             wait = recovery_wait(len(member.deaths), signs.interval_seconds) if member.told == "dead" else 0.0

@@ -42,9 +42,9 @@ def unbound(provider: TellsCost, limits: BudgetLimits) -> str | None:
     told, parts = provider.tells_of(), []
     if limits.of_money() and "cost" not in told:
         cure = "" if limits.max_tokens_per_task or "tokens" not in told else "; MAX_TOKENS_PER_TASK would"
-        parts.append(f"{limits.of_money()} cannot bound {provider.name}, which does not always tell a cost{cure}")
+        parts.append(f"{limits.of_money()} cannot bound {provider.name}, which does not always report a cost{cure}")
     if limits.max_tokens_per_task and "tokens" not in told:
-        parts.append(f"MAX_TOKENS_PER_TASK cannot bound {provider.name}, which tells no tokens")
+        parts.append(f"MAX_TOKENS_PER_TASK cannot bound {provider.name}, which reports no tokens")
     return "; ".join(parts) or None
 
 

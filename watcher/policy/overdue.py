@@ -57,6 +57,6 @@ def overdue(task: TaskState, limits: OverdueLimits) -> Overdue | None:
         names = ", ".join(task.missing[:10])
         return Overdue("blocked", "blocked " + " ".join(task.missing), f"waits for {names}, which nobody has submitted")
     if not task.is_blocked and 0 < limits.pending_alert_after < task.age_seconds:
-        asked = "`watcher workers` tells whether its worker is away or full"
+        asked = "`watcher workers` shows whether its worker is down or busy"
         return Overdue("pending", "pending", f"has been waiting for {task.age_seconds:.0f} s; {asked}")
     return None

@@ -93,14 +93,12 @@ class Restarts:
             reason = "a signal stopped it whose sender could not be seen; to stop it for good: watcher drain"
             return Decision(RestartVerdict.RESTART, reason, self.rules.delay(self.unasked))
         if code == EXIT_DRAINED:
-            return Decision(RestartVerdict.LEAVE, "it was asked to end by somebody else")
+            return Decision(RestartVerdict.LEAVE, "somebody else asked it to end")
         if code == EXIT_SETTING:
-            return Decision(
-                RestartVerdict.GIVE_UP, "a setting or the command line is wrong; its own words are in the log"
-            )
+            return Decision(RestartVerdict.GIVE_UP, "a setting or the command line is wrong; its log says which")
         if code in (EXIT_NAME_TAKEN, EXIT_SHORTAGE):
             self.waits += 1
-            reason = "its name is served by another process" if code == EXIT_NAME_TAKEN else words_of(code)
+            reason = "another process serves its name" if code == EXIT_NAME_TAKEN else words_of(code)
             return Decision(RestartVerdict.WAIT, reason, self.rules.delay(self.waits))
         self.crashes += 1
         self.waits = 0
@@ -134,5 +132,5 @@ def words_of(code: int) -> str:
             return f"killed by {signal.Signals(-code).name}"
         except ValueError:
             return f"ended, nobody knows how ({code})"
-    known = {4: "its folders or its lock were taken away", EXIT_SHORTAGE: "the machine refused something it needs"}
+    known = {4: "its folders or its lock were removed", EXIT_SHORTAGE: "the machine refused something it needs"}
     return f"exit code {code}" + (f": {known[code]}" if code in known else "")

@@ -167,7 +167,7 @@ class Pace:
             return rest
         if now >= self._end:
             some = ", ".join(f"{one.worker}/{i}" for one in awaited for i in sorted(one.open)[:3])
-            raise TimeoutError(f"{some} did not end within {self._seconds:g} s; it goes on")
+            raise TimeoutError(f"{some} did not end within {self._seconds:g} s; it continues")
         return min(rest, self._end - now)
 
 
@@ -210,4 +210,4 @@ def refuse_known(folders: Folders, worker: str, task_id: str) -> None:
     # What waits in the inbox itself is left to the put, which replaces nothing.
     kinds = [kind for kind in PLACE_KINDS if kind != "inbox"]
     if any(task_files(folders.tasks / worker, task_id, kinds)):
-        raise AlreadyKnown(f"task {task_id!r} of {worker} is on its way; wait for its result or choose another id")
+        raise AlreadyKnown(f"task {task_id!r} of {worker} waits or runs; wait for its result or choose another id")

@@ -96,7 +96,7 @@ def redrive(
         raise CannotRunAgain(f"{letter.name}: {task_id!r} cannot be a task's id; give another with --id")
     with ToolClaimFolder(folders, letter.worker, "redrive") as places:
         if not places.dlq.has(letter.path.name):
-            raise CannotRunAgain(f"{letter.name}: it is no dead letter any more; somebody else was faster")
+            raise CannotRunAgain(f"{letter.name}: no longer a dead letter: somebody else was faster")
         _refuse_if_on_its_way(places, task_id)
         raw, result = _what_to_send(places, letter, task_id, changes or {}, force, new_id)
         _send(places, task_id, raw, result, letter.path.name)
@@ -212,7 +212,7 @@ def _refuse_if_on_its_way(places: WorkerFolders, task_id: str) -> None:
         if not waits and not any(task_files(places.inbox.path, task_id, ("claims",))):
             return
         if waits or not places.results.has(f"{task_id}.json") or time.monotonic() > until:
-            raise CannotRunAgain(f"{places.worker}/{task_id} is on its way already: it waits, is held or runs")
+            raise CannotRunAgain(f"{places.worker}/{task_id} already waits, is held or runs")
         time.sleep(0.02)
 
 

@@ -108,7 +108,7 @@ class MetricsEndpoint:
         if number == errno.EADDRINUSE:
             return (
                 f"METRICS_PORT={port} is in use by another process: {where}; "
-                "set another port, 0 for any free one, or none to take the next free one"
+                "set another port, set 0 for any free port, or remove the setting to take the next free port"
             )
         if number == errno.EACCES:
             return f"METRICS_PORT={port} is not open to this user: {where}; set a port above 1023"

@@ -41,6 +41,6 @@ def run(options: argparse.Namespace) -> int:
         facts = {"worker": options.worker, "spent_usd": spent, "raised_by_usd": raised, "day_ends_at": ends_at}
         command_output.say_json(facts)
     else:
-        raised_text = f"DAILY_BUDGET is raised by {raised:g} until {ends_at}"
-        command_output.say(f"{options.worker} has spent {spent:.4f} USD today; {raised_text}")
+        lifted = f"; DAILY_BUDGET is raised by {raised:g} USD until {ends_at}" if raised else ""
+        command_output.say(f"{options.worker} spent {spent:.4f} USD today (UTC){lifted}")
     return 0

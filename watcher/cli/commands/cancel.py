@@ -75,7 +75,7 @@ def _cancel(places: Folders, worker: str, task_id: str, reason: str | None, wait
         from watcher.store.overview import OverviewReader
 
         served = any(process.is_alive for process in OverviewReader(places).processes(worker))
-        who = "its worker has been told" if served else f"nobody serves {worker}; the next worker ends it"
+        who = "its worker has the command" if served else f"nobody serves {worker}; its next process ends the task"
         return "asked", f"has not ended within {wait:g} s; {who}"
     return result.status, result.status if result.status == "cancelled" else f"ended as {result.status} meanwhile"
 

@@ -43,7 +43,7 @@ _INDENT = " " * 14
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--provider", action="append", metavar="NAME", help="examine this one; may be given again")
+    parser.add_argument("--provider", action="append", metavar="NAME", help="check this provider; may be repeated")
     parser.add_argument("--no-call", action="store_true", help="only look: program, version, login; no model call")
     parser.add_argument("--timeout", type=_seconds, default=90.0, metavar="S", help="seconds a call may take (90)")
     parser.add_argument("--json", action="store_true", help="one JSON object")
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         command_output.say(render(findings, called=not options.no_call))
         if fence.state() != IN_FORCE:
-            command_output.say(f"fence         WARNING  {fence.state()}")
+            command_output.say(f"fence         WARNING     {fence.state()}")
     return 0 if is_well else 1
 
 
@@ -93,13 +93,15 @@ def render(findings: Iterable[Finding], called: bool = True) -> str:
     """The findings for people: a line for each provider, and below it what it told and what to do."""
     width = min(120, max(60, shutil.get_terminal_size((100, 24)).columns))
     lines = [line for finding in findings for line in _lines(finding, width)]
-    return "\n".join(lines if called else [*lines, "", "no model call was made: a login or a limit shows only in one"])
+    return "\n".join(
+        lines if called else [*lines, "", "no model call was made; only a call shows a missing login or a limit"]
+    )
 
 
 def _lines(finding: Finding, width: int) -> list[str]:
-    word = {"well": "well", "warning": "WARNING", "ill": "ILL"}[finding.state]
+    word = {"well": "works", "warning": "WARNING", "ill": "NOT WORKING"}[finding.state]
     took = "" if finding.seconds is None else f"{finding.seconds:.1f} s"
-    head = f"{finding.provider:<13} {word:<8} {took:>7}  {finding.version or '-'}  {finding.program or 'not found'}"
+    head = f"{finding.provider:<13} {word:<11} {took:>7}  {finding.version or '-'}  {finding.program or 'not found'}"
     usage = finding.usage or {}
     tokens = f"{usage.get('input_tokens', 0)} tokens in, {usage.get('output_tokens', 0)} out" if usage else ""
     cost = f"${usage['cost_usd']:.4f}" if usage.get("cost_usd") else ""

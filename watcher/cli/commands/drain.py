@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         command_output.say_json({"worker": options.worker, "processes": sorted(meant), "has_ended": gone})
     else:
-        what = "has ended" if gone else "takes nothing more and ends when what runs has ended"
+        what = "has ended" if gone else "claims no more tasks and ends when its running tasks have ended"
         command_output.say(f"{options.worker} {what}")
     return 0 if gone or options.wait is None else 1
 

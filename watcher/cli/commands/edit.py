@@ -24,7 +24,7 @@ def add_changes(parser: argparse.ArgumentParser) -> None:
         "--description", metavar="TEXT", type=command_output.utf8, help="what to do; - is standard input"
     )
     task_flags.add_fields(parser)
-    parser.add_argument("--unset", metavar="FIELD", action="append", default=[], help="take this field away")
+    parser.add_argument("--unset", metavar="FIELD", action="append", default=[], help="remove this field")
 
 
 def given_changes(options: argparse.Namespace) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("worker", metavar="NAME", nargs="?", help="the worker, like marie or marie@2")
     parser.add_argument("--instance", metavar="I", help="one of several processes of this worker")
     parser.add_argument("--within", metavar="S", type=_seconds, default=0.0, help="watch a late heartbeat for so long")
-    parser.add_argument("--strict", action="store_true", help="degraded, paused, held and draining are not well either")
+    parser.add_argument("--strict", action="store_true", help="also unhealthy: degraded, paused, held, draining")
     parser.add_argument("--listener", action="store_true", help="ask about the listener, not about a worker")
     parser.add_argument("--json", action="store_true", help="one JSON object")
 
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     found = probe(places, name, wanted, options.within, options.strict)
     if not found:
         found = [
-            ProbeAnswer(options.worker, False, "it has never beaten here; is WATCHER_ROOT the same, has it started?")
+            ProbeAnswer(options.worker, False, "no heartbeat found; was it started, and with the same WATCHER_ROOT?")
         ]
     return _say(options, any(health.is_well for health in found), found)
 
@@ -65,7 +65,7 @@ def _say(options: argparse.Namespace, is_well: bool, found: list[ProbeAnswer]) -
         command_output.say_json(told)
     else:
         for health in found:
-            command_output.say(f"{health.name}: {'well' if health.is_well else 'NOT WELL'}: {one_line(health.why)}")
+            command_output.say(f"{health.name}: {'healthy' if health.is_well else 'unhealthy'}: {one_line(health.why)}")
     return 0 if is_well else 1
 
 

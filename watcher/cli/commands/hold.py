@@ -50,11 +50,13 @@ def run(options: argparse.Namespace) -> int:
         places.control, options.provider, account=options.account, detail=options.reason, until=until, now=time.time()
     )
     if not _is_known(options.provider):
-        command_output.tell(f"note: no provider is called {options.provider} here; the hold is for those who have one")
+        command_output.tell(
+            f"note: no provider is called {options.provider} here; the hold applies to workers that have one"
+        )
     if options.json:
         command_output.say_json({"provider": options.provider, "path": str(path)})
     else:
-        command_output.say(f"{options.provider} is held; go on with: watcher resume --provider {options.provider}")
+        command_output.say(f"{options.provider} is held; end the hold: watcher resume --provider {options.provider}")
     return 0
 
 

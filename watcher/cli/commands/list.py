@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
             command_output.say_json(sighting.as_json())
         return 0
     if not found:
-        command_output.say("no task is on its way")
+        command_output.say(f"no tasks waiting or running in {places.root}")
         return 0
     command_output.say_table(
         ["WORKER", "TASK", "STATE", "PRIORITY", "AGE", "WHAT"], [_row(s) for s in found[: options.limit]]

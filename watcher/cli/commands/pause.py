@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
         if options.json:
             command_output.say_json({"worker": worker, "is_paused": True, "path": str(path)})
         else:
-            command_output.say(f"{worker} is paused; go on with: watcher resume {worker}")
+            command_output.say(f"{worker} is paused; end the pause: watcher resume {worker}")
         if worker not in known:
-            command_output.tell(f"no worker {worker} is known in {places.root} yet; it will start paused when it comes")
+            command_output.tell(f"no worker {worker} is known in {places.root} yet; it will start paused")
     return 0

@@ -97,6 +97,8 @@ def _say(options: argparse.Namespace, name: str, task_id: str, problem: str | No
             {"dead_letter": name, "task_id": task_id or None, "is_done": not problem, "detail": problem}
         )
     elif problem is None:
-        command_output.say(f"{name} is in line again" + (f" as {task_id}" if not name.endswith(f"/{task_id}") else ""))
+        command_output.say(
+            f"{name} is back in its inbox" + (f" as {task_id}" if not name.endswith(f"/{task_id}") else "")
+        )
     else:
         command_output.tell(problem)

@@ -17,4 +17,4 @@ def run(options: argparse.Namespace) -> int:
     from watcher.store.changes import release
 
     places = command_output.places()
-    return each_task(options, "may start", lambda worker, task_id: release(places, worker, task_id))
+    return each_task(options, "released", lambda worker, task_id: release(places, worker, task_id))

@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     places = command_output.places()
     if options.provider is not None:
         done = lift_hold(places.control, options.provider, options.account)
-        _say(options, "provider", options.provider, done, "is held no more", "was not held")
+        _say(options, "provider", options.provider, done, "hold removed", "was not held")
         if not done:
             _name_accounts(places, options)
         return 0 if done else 1
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     code = 0
     for worker in options.workers:
         done = resume(places.control, worker)
-        _say(options, "worker", worker, done, "goes on", "was not paused")
+        _say(options, "worker", worker, done, "resumed", "was not paused")
         code = code if done else 1
     return code
 
@@ -55,11 +55,11 @@ def _name_accounts(places: Folders, options: argparse.Namespace) -> None:
         return
     held = sorted(hold.account for hold in list_holds(places.control) if hold.provider == options.provider)
     if held:
-        command_output.tell(f"held are its accounts {', '.join(held)}; name one with --account")
+        command_output.tell(f"its accounts are held: {', '.join(held)}; name one with --account")
 
 
 def _say(options: argparse.Namespace, kind: str, name: str, done: bool, yes: str, no: str) -> None:
     if options.json:
         command_output.say_json({kind: name, "was_stopped": done})
     else:
-        command_output.say(f"{name} {yes if done else no}")
+        command_output.say(f"{name}: {yes if done else no}")

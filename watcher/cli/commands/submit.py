@@ -111,7 +111,7 @@ def say_outcome(
         stored = {"result": None if refused else record, "dead_letter": record if refused else None}
         command_output.say_json(about(places, worker, task_id) | told | stored)
     elif outcome is None or record is None:
-        command_output.tell(f"{worker}/{task_id} has not ended within {wait:g} s; it goes on")
+        command_output.tell(f"{worker}/{task_id} has not ended within {wait:g} s; it continues")
         command_output.say(f"result    {places.results / worker / task_id}.json")
     elif outcome.status == "refused":
         command_output.say_drawn(refused_text(record, outcome.path, command_output.look()))

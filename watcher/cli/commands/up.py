@@ -48,15 +48,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max", type=_number, metavar="N", help="at most so many, by the number of tasks that wait")
     parser.add_argument("--max-cpu", metavar="P", help="percent of CPU above which instances go (MAX_CPU_PERCENT)")
     parser.add_argument("--max-memory", metavar="P", help="percent of memory, the same (MAX_MEMORY_PERCENT)")
-    parser.add_argument("--grow-after", type=_seconds, default=5.0, metavar="S", help="slots must be full so long")
-    parser.add_argument("--shrink-after", type=_seconds, default=60.0, metavar="S", help="and free so long")
+    parser.add_argument(
+        "--grow-after", type=_seconds, default=5.0, metavar="S", help="seconds all slots must be busy (5)"
+    )
+    parser.add_argument(
+        "--shrink-after", type=_seconds, default=60.0, metavar="S", help="seconds some slots must be free (60)"
+    )
     parser.add_argument("--max-restarts", metavar="N", help="restarts in a row (MAX_RESTARTS)")
     parser.add_argument("--restart-delay", metavar="S", help="seconds before the first restart (RESTART_DELAY)")
     parser.add_argument(
         "--healthy-after", metavar="S", help="seconds until crashes are forgotten (RESTART_RESET_AFTER)"
     )
-    parser.add_argument("--start-timeout", type=_seconds, default=60.0, metavar="S", help="first beat in a roll: 60")
-    parser.add_argument("--report-every", type=_seconds, default=60.0, metavar="S", help="who is healthy: 60")
+    parser.add_argument(
+        "--start-timeout", type=_seconds, default=60.0, metavar="S", help="seconds to the first beat (60)"
+    )
+    parser.add_argument("--report-every", type=_seconds, default=60.0, metavar="S", help="seconds between reports (60)")
     parser.add_argument("--log-level", metavar="L", help="DEBUG, INFO, WARNING, ERROR or CRITICAL (LOG_LEVEL)")
     parser.add_argument("--log-format", metavar="F", help="json or text (LOG_FORMAT)")
 

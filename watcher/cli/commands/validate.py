@@ -15,7 +15,7 @@ from typing import Any
 
 from watcher.cli import command_output
 from watcher.errors import InvalidTask
-from watcher.formats.task import TASK_FILE_NAME, Task, parse_task, why_no_task_name
+from watcher.formats.task import TASK_FILE_NAME, Task, parse_task, unknown_field, why_no_task_name
 from watcher.store.dependencies import unfilled
 
 _MAX_BYTES = 1 << 26
@@ -81,8 +81,7 @@ def _parse(raw: bytes, stem: str | None, worker: str | None) -> Task:
 def _line(verdict: dict[str, Any]) -> str:
     if not verdict["is_valid"]:
         return f"{verdict['file']}: refused as {verdict['reason']}: {verdict['detail']}"
-    unknown = verdict["unknown_fields"]
-    more = f"; kept, but not known to this version: {', '.join(unknown)}" if unknown else ""
+    more = "".join(f"; {unknown_field(name)}" for name in verdict["unknown_fields"])
     left = ", ".join(f"{{{{{name}.stdout}}}}" for name in verdict["unknown_references"])
     more += f"; left as written, because it is no declared dependency: {left}" if left else ""
-    return f"{verdict['file']}: a task, {verdict['task_id']}{more}"
+    return f"{verdict['file']}: valid, task {verdict['task_id']}{more}"

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
         header = ["PROCESS", "STATE", "PID", "HOST", "LAST BEAT", "BREAKER", "WHY"]
         command_output.say_table(header, [_row(process) for process in found])
     else:
-        command_output.say("no worker has ever served here")
+        command_output.say(f"no worker has ever run in {places.root}")
     alive = {process.worker for process in found if process.is_alive}
     return 1 if set(options.workers) - alive else 0
 

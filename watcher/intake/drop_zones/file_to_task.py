@@ -187,7 +187,7 @@ class Claimer:
         except InvalidTask as error:
             return DropRefused(error.reason, error.detail)
         except (TypeError, ValueError):
-            return DropRefused("bad_name", "its name or path is no UTF-8 text; rename it")
+            return DropRefused("bad_name", "its name or path is not UTF-8 text; rename it")
         if len(data) > self._max_task_bytes:
             text = f"its task would have {len(data)} bytes; MAX_TASK_BYTES allows {self._max_task_bytes}"
             return DropRefused("too_large", f"{text}; let the prompt name {{path}} instead of {{text}}")
@@ -295,7 +295,7 @@ def _contents(raw: bytes | None, wants_text: bool) -> _Contents | DropRefused:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        return DropRefused("not_text", f"no UTF-8 text at byte {error.start}; let the prompt name {{path}} instead")
+        return DropRefused("not_text", f"not UTF-8 text at byte {error.start}; let the prompt name {{path}} instead")
     if "\0" in text:
         return DropRefused("not_text", "it holds a NUL byte; let the prompt name {path} instead of {text}")
     return _Contents(text, sha256)

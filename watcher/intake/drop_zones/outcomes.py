@@ -80,7 +80,7 @@ class TaskEndings:
             misses = self._misses[task_id] = self._misses.get(task_id, 0) + 1
             if misses >= LOOKS_WITHOUT_TRACE:
                 del self._misses[task_id]
-                text = "its task left no result and no dead letter: somebody took it away"
+                text = "its task left no result and no dead letter: somebody removed it"
                 gone[task_id] = TaskEnding("gone", "task_gone", text)
         self._misses = {task_id: count for task_id, count in self._misses.items() if task_id in awaited}
         return gone, moved

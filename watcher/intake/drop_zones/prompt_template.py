@@ -36,7 +36,7 @@ class Template:
         for found in _BRACED.finditer(source):
             if found[2] is not None and found[2] not in PLACEHOLDERS:
                 raise ValueError(
-                    f"{{{found[2]}}} is no placeholder; there are {', '.join(f'{{{n}}}' for n in PLACEHOLDERS)}; "
+                    f"{{{found[2]}}} is not a placeholder; known are {', '.join(f'{{{n}}}' for n in PLACEHOLDERS)}; "
                     f"write {{{{{found[2]}}}}} for the word in braces itself"
                 )
         return cls(source)

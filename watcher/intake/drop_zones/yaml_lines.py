@@ -57,11 +57,11 @@ def read_marked(raw: bytes, file: str) -> Marked:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = 1 if mark is None else mark.line + 1
-        raise ZoneFileError(f"{file}:{line}: no YAML: {error.problem or error}{_hint(str(error))}") from None
+        raise ZoneFileError(f"{file}:{line}: not valid YAML: {error.problem or error}{_hint(str(error))}") from None
     except RecursionError:
-        raise ZoneFileError(f"{file}: no YAML that can be read: it is nested too deep") from None
+        raise ZoneFileError(f"{file}: not readable as YAML: it is nested too deep") from None
     except yaml.YAMLError as error:
-        raise ZoneFileError(f"{file}: no YAML: {' '.join(str(error).split())}") from None
+        raise ZoneFileError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     finally:
         if loader is not None:
             loader.dispose()
@@ -108,7 +108,7 @@ class _Reader:
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if (name := str(key.value)) in seen:
-                raise ZoneFileError(f"{self._file}:{line}: {name!r:.40} stands twice, first in line {seen[name]}")
+                raise ZoneFileError(f"{self._file}:{line}: {name!r:.40} appears twice, first in line {seen[name]}")
             seen[name] = line
         self._loader.flatten_mapping(node)  # `<<: *defaults`; what stands here itself comes later and wins
         for key, inside in node.value:

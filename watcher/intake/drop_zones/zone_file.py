@@ -110,7 +110,7 @@ def load_zone_file(path: Path, reserved: Iterable[Path] = ()) -> ZoneFile:
     except OSError as error:
         raise ZoneFileError(f"{path}: cannot read the drop zones: {error.strerror or error}") from error
     if len(raw) > MAX_FILE_BYTES:
-        raise ZoneFileError(f"{path}: more than {MAX_FILE_BYTES} bytes; this is no file of drop zones")
+        raise ZoneFileError(f"{path}: more than {MAX_FILE_BYTES} bytes; this is not a file of drop zones")
     checker = _Checker(path, [Path(os.path.realpath(one)) for one in reserved])
     found = checker.file(read_marked(raw, str(path)))
     if checker.problems:

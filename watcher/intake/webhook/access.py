@@ -47,18 +47,18 @@ class Access:
         if not self.tokens:
             self._check_local(headers)
         elif not self._has_token(headers):
-            raise _unauthorized("show the token: Authorization: Bearer ...")
+            raise _unauthorized("missing or wrong token; send Authorization: Bearer TOKEN")
 
     def check_poster_early(self, headers: Mapping[str, str], secret: bytes | None, header: str) -> None:
         """What can be refused before the body is read: a caller who shows nothing at all."""
         if secret is not None:
             if header not in headers:
-                raise _unauthorized(f"sign the body: {header}: sha256=...")
+                raise _unauthorized(f"missing signature; sign the body: {header}: sha256=...")
         elif not self.tokens:
             self._check_local(headers)
         elif header not in headers and not self._has_token(headers):
             raise _unauthorized(
-                f"show the token, Authorization: Bearer ..., or sign the body with it, {header}: sha256=..."
+                f"missing or wrong token; send Authorization: Bearer TOKEN, or sign the body: {header}: sha256=..."
             )
 
     def check_poster(self, headers: Mapping[str, str], body: bytes, secret: bytes | None, header: str) -> None:
@@ -82,15 +82,13 @@ class Access:
 
     def _check_local(self, headers: Mapping[str, str]) -> None:
         if not self.is_local:
-            raise Refusal(403, "no_token_set", "this endpoint has no token, so only signed hooks are taken here")
+            raise Refusal(403, "no_token_set", "this endpoint has no token and takes only signed hooks")
         self.check_host(headers)
 
     def check_host(self, headers: Mapping[str, str]) -> None:
         """For everything that anyone may see: without a token, not under a name that a page gave us."""
         if self.is_local and not self.tokens and not _LOCAL.answers(headers.get("Host", "")):
-            raise Refusal(
-                403, "wrong_host", "without a token only requests to localhost are answered; set WEBHOOK_TOKEN"
-            )
+            raise Refusal(403, "wrong_host", "refused: set WEBHOOK_TOKEN, or call it as localhost")
 
     def check_sender(self, headers: Mapping[str, str], kind: str, secret: bytes | None) -> None:
         """For a post that shows nothing, what a page in a browser cannot do: send JSON, as from our own address."""
@@ -102,7 +100,7 @@ class Access:
         host = headers.get("Host", "").lower()
         ours = origin is None or origin.lower() in (f"http://{host}", f"https://{host}")
         if site not in ("same-origin", "none") or not ours:
-            raise Refusal(403, "cross_site", "a page of another site may not post here; set WEBHOOK_TOKEN")
+            raise Refusal(403, "cross_site", "refused: a page of another site sent this; set WEBHOOK_TOKEN")
 
 
 def is_signed(body: bytes, given: str, secrets: tuple[bytes, ...]) -> bool:

@@ -238,7 +238,7 @@ class _Bounds:
                         raise _busy()
                     chunks.append(chunk)
         except TimeoutError:
-            raise Refusal(408, "slow_body", f"the body did not come within {self._seconds:g} s") from None
+            raise Refusal(408, "slow_body", f"the body did not arrive within {self._seconds:g} s") from None
         finally:
             self._held_bytes -= size
         return b"".join(chunks)
@@ -314,4 +314,4 @@ async def _left(request: Request, error: ClientDisconnect) -> Response:
 
 async def _failed(request: Request, error: Exception) -> Response:
     """A defect of ours; the server logs it."""
-    return problem(500, "internal", "this should not have happened; the log of the endpoint says more")
+    return problem(500, "internal", "internal error; see the log of the endpoint")

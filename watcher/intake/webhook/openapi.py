@@ -26,16 +26,16 @@ _STRICT = {"$ref": "#/components/schemas/StrictJson"}
 _WORDS = {
     400: "The request or its JSON cannot be read.",
     401: "The token or the signature is missing or wrong.",
-    403: "This request is not taken here: no token is set, Host names no loopback, or a page of another site sent it.",
-    404: "There is no such thing; `reason` says what: unknown_task, unknown_worker, unknown_hook, no_result.",
-    405: "This path does not know this method.",
+    403: "Refused: no token is set and Host is not the loopback, or a page of another site sent the request.",
+    404: "Not found; `reason` says what: unknown_task, unknown_worker, unknown_hook, no_result.",
+    405: "This path does not take this method.",
     408: "The request came too slowly.",
     409: "The id is that of another task, or several workers have a task of this id.",
     413: "The body, or the task made of it, is larger than MAX_TASK_BYTES.",
     415: "The body is not application/json.",
-    422: "The task is none, or a parameter is out of its range; `detail` says which.",
+    422: "The body is not a valid task, or a parameter is out of range; `detail` says which.",
     429: "Too many tasks wait for this worker; Retry-After says when to try again.",
-    503: "Too much at once, or the machine cannot store tasks now; nothing was accepted. Retry-After says when.",
+    503: "Too many requests, or the machine cannot store tasks now. Nothing was accepted; Retry-After: when to retry.",
 }
 _ALWAYS = (400, 401, 403, 408, 503)
 
@@ -87,7 +87,7 @@ def _post_task() -> Json:
     key = {"type": "string", "pattern": f"^{KEY_PATTERN}$"}
     return {
         "operationId": "postTask",
-        "summary": "Put a task in",
+        "summary": "Submit a task",
         "description": "The body is a task as in a task file, with its worker. The same task_id, or the same "
         "Idempotency-Key, with the same content is the same task: it is answered 200 and not run again.",
         "parameters": [_parameter("Idempotency-Key", "header", key, "names this task instead of a task_id")],
@@ -106,7 +106,7 @@ def _post_hook() -> Json:
     responses["200"]["description"] += " Or the hook is not for such payloads."
     return {
         "operationId": "postHook",
-        "summary": "Deliver a payload that a hook makes a task of",
+        "summary": "Submit a payload that a hook turns into a task",
         "description": "WEBHOOK_HOOKS_FILE says how. X-GitHub-Delivery, Idempotency-Key or Webhook-Id names it.",
         "parameters": [_parameter("hook", "path", hook, "the name of the hook")],
         "requestBody": _body({}),
@@ -117,7 +117,7 @@ def _post_hook() -> Json:
 def _get_task() -> Json:
     return {
         "operationId": "getTask",
-        "summary": "Where a task is",
+        "summary": "Get the state of a task",
         "parameters": [_parameter("task_id", "path", _ID, "its id"), _worker_parameter()],
         "responses": _responses({200: ("Where it is.", "State")}, 404, 409, 422),
     }
@@ -127,21 +127,23 @@ def _get_result() -> Json:
     wait = {"type": "number", "minimum": 0, "maximum": MAX_WAIT_SECONDS, "multipleOf": 0.5}
     return {
         "operationId": "getResult",
-        "summary": "The result of a task, when it is there",
+        "summary": "Get the result of a task",
         "parameters": [
             _parameter("task_id", "path", _ID, "its id"),
             _worker_parameter(),
             _parameter("wait", "query", wait, "seconds to wait for the result"),
         ],
-        "responses": _responses({200: ("The result.", "Result"), 202: ("There is none yet.", "State")}, 404, 409, 422),
+        "responses": _responses(
+            {200: ("The result.", "Result"), 202: ("There is no result yet.", "State")}, 404, 409, 422
+        ),
     }
 
 
 def _get_workers() -> Json:
     return {
         "operationId": "getWorkers",
-        "summary": "Every worker and its counts",
-        "responses": _responses({200: ("As of a second ago at most.", "Workers")}),
+        "summary": "List workers with their counts",
+        "responses": _responses({200: ("At most one second old.", "Workers")}),
     }
 
 
@@ -155,7 +157,7 @@ def _get_events() -> Json:
     }
     return {
         "operationId": "getEvents",
-        "summary": "What happens, as server-sent events",
+        "summary": "Stream task events (server-sent events)",
         "parameters": [
             _worker_parameter(),
             _parameter("wait", "query", wait, "seconds after which the stream ends; without it, it does not"),
@@ -169,7 +171,12 @@ def _get_health() -> Json:
     health = {"type": "object", "required": ["status"], "properties": {"status": {"enum": ["ok", "stopping"]}}}
     answer = {"description": "Whether posts are taken.", "content": {"application/json": {"schema": health}}}
     responses = {"200": answer, "503": answer} | {str(s): v for s, v in _responses({}).items() if s in ("400", "408")}
-    return {"operationId": "getHealth", "summary": "Whether it is up", "security": [{}], "responses": responses}
+    return {
+        "operationId": "getHealth",
+        "summary": "Check that the endpoint is up",
+        "security": [{}],
+        "responses": responses,
+    }
 
 
 # --- pieces
@@ -177,7 +184,7 @@ def _get_health() -> Json:
 
 def _accepted_responses() -> Json:
     responses = _responses(
-        {202: ("It is durable in its inbox.", "Accepted"), 200: ("It was taken before.", "Accepted")},
+        {202: ("The task is durable in its inbox.", "Accepted"), 200: ("Accepted before.", "Accepted")},
         404, 409, 413, 415, 422, 429,
     )  # fmt: skip
     given = {"task_id": "$response.body#/task_id", "worker": "$response.body#/worker"}

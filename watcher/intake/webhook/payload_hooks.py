@@ -156,7 +156,7 @@ def load_hooks(path: Path, environment: Mapping[str, str]) -> dict[str, Hook]:
         with path.open("rb") as file:
             whole = tomllib.load(file)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SettingError(f"{where}: no TOML: {error}") from None
+        raise SettingError(f"{where}: not valid TOML: {error}") from None
     except OSError as error:
         raise SettingError(f"{where}: cannot be read: {error.strerror}; name a file that is there") from None
     tables = whole.get("hooks")

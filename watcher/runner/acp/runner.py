@@ -295,7 +295,7 @@ class AcpRunner(Unseen):
             ending = Ending(Failure.TRANSIENT, "timeout", detail, timed_out=True)
         else:
             last = harmless(run.stderr.rstrip().rpartition("\n")[2])[:300]
-            detail = f"{name}: {broken.detail}" + (f"; its last words: {last}" if last else "")
+            detail = f"{name}: {broken.detail}" + (f"; its last output: {last}" if last else "")
             ending = Ending(Failure.TRANSIENT, _BROKEN.get(broken.reason, f"agent_{broken.reason}"), detail)
         return Outcome(ending, None, Output(), self._output(run.stderr, "stderr"), 0.0, 0.0, run.usage, run.leftovers)
 

@@ -154,7 +154,7 @@ def read_tables(file: Path, called: str, known: Mapping[str, Provider], is_own: 
         with file.open("rb") as stream:
             content = tomllib.load(stream)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SettingError(f"{called}: is no TOML: {error}") from None
+        raise SettingError(f"{called}: is not valid TOML: {error}") from None
     except OSError as error:
         raise SettingError(f"{called}: cannot be read: {error.strerror}") from None
     tables = content.pop("providers", {})

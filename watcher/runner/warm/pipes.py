@@ -100,7 +100,7 @@ class Wire:
             except BlockingIOError:
                 pass
             except OSError as error:
-                raise WireBroken("handler_crashed", f"it takes no requests any more: {error.strerror}") from None
+                raise WireBroken("handler_crashed", f"it no longer takes requests: {error.strerror}") from None
             if not rest:
                 return
             self._wait_to_write(deadline)

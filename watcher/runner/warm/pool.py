@@ -201,7 +201,7 @@ class HandlerPool:
         elif has_crashed:
             detail += "" if code is None else f"; exit code {code}" if code >= 0 else f"; ended by signal {-code}"
             last = process.tail.last_line()
-            detail += f"; its last words: {last}" if last else ""
+            detail += f"; its last output: {last}" if last else ""
         removal = Removal(process, broken.reason, detail, failed=broken.reason != "stopped", is_over=True)
         stderr = process.tail.since(began)
         self._handlers.lost(removal, ticket)

@@ -252,7 +252,7 @@ class Keeper:
         code = process.end(1.0, 0) if broken.reason == "handler_crashed" else process.end(0, 0)
         exited = f"; exit code {code}" if code is not None and broken.reason == "handler_crashed" else ""
         said = process.tail.last_line()
-        detail = f"ping: {broken.detail}{exited}" + (f"; its last words: {said}" if said else "")
+        detail = f"ping: {broken.detail}{exited}" + (f"; its last output: {said}" if said else "")
         with self._handlers.changed:
             self._handlers.remove(Removal(process, broken.reason, detail, failed=True, is_over=True))
             self._close_check()
