@@ -81,7 +81,7 @@ def test_stand_in_is_well_and_needs_no_account(clinic: Clinic) -> None:
     code, out, error = clinic.run(PROVIDER="command", AGENT_COMMAND=STANDIN)
     assert (code, error) == (0, "")
     first, *below = out.splitlines()
-    assert first.split()[:2] == ["command", "well"]
+    assert first.split()[:2] == ["command", "works"]
     assert "answered 'This is doctor, played by the stand-in agent." in " ".join(line.strip() for line in below)
 
 
