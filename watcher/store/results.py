@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from watcher.errors import WatcherError
 from watcher.formats import dead_letter
 from watcher.formats.result import HEAD_BYTES, Status, parse_result, status_in_head
-from watcher.store.task_places import PLACE_KINDS, task_files
 from watcher.system import no_links
 from watcher.system.files import read_regular
 
@@ -204,6 +203,8 @@ def refuse_known(folders: Folders, worker: str, task_id: str) -> None:
     Without this the worker would drop the new file as a copy or dead-letter it, and the submitter would read the
     result of another task.
     """
+    from watcher.store.task_places import PLACE_KINDS, task_files  # who submits without an id does not pay for it
+
     if f"{task_id}.json" in no_links.names_in(folders.results / worker):
         path = folders.results / worker / f"{task_id}.json"
         raise AlreadyKnown(f"task {task_id!r} of {worker} has ended already; read {path}, or choose another id")
