@@ -13,7 +13,7 @@ import pytest
 
 from watcher.cli import main
 from watcher.intake.webhook import lookup
-from watcher.store import tasks, workers
+from watcher.store import changes, tasks, workers
 from watcher.store.worker_locks import Incarnation
 from watcher_config import folders, read_layers
 
@@ -70,6 +70,30 @@ def test_commands_and_the_endpoint_agree_where_a_task_is(
         assert lookup.find(places, "marie", "y") is None
     finally:
         living.close()
+
+
+@pytest.mark.parametrize(
+    ("where", "standing"),
+    [
+        ("tasks/marie/x.json", "cancelled"),
+        ("tasks/marie/.retry/x~1-0-0.json", "cancelled"),
+        ("tasks/marie/.held/x.json", "cancelled"),
+        (f"tasks/marie/.claims/{'a' * 32}/x~1-0.json", "runs_elsewhere"),
+        (f"tasks/marie/.claims/{'a' * 32}/x~1-0-0.json", "changing"),
+        ("results/marie/x.json", "ended"),
+        ("tasks/marie/xx.json", "unknown"),
+    ],
+)
+def test_what_waits_is_cancelled_and_of_the_rest_is_told_how_it_stands(
+    where: str, standing: str, tmp_path: Path
+) -> None:
+    places = folders(read_layers(environ={"WATCHER_ROOT": str(tmp_path)}, env_file=os.devnull))
+    path = tmp_path / where
+    path.parent.mkdir(parents=True)
+    path.write_text('{"description": "x"}')
+    assert changes.cancel(places, "marie", "x", "by a test") == standing
+    assert path.exists() == (standing != "cancelled")
+    assert (places.results / "marie/x.json").exists() == (standing in ("cancelled", "ended"))
 
 
 FOREIGN = [b"", b"[]", b"{}", b'{"a": ', b"\xff", b'{"task_id": "x", "worker": "marie", "status": "fine"}']
