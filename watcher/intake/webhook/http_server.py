@@ -32,6 +32,8 @@ WRITE_SECONDS = 30.0
 _BACKLOG = 512
 #: Descriptors beside the connections: folders, files being written, the memory of deliveries, the log.
 _OTHER_DESCRIPTORS = 64
+#: The least that WEBHOOK_MAX_CONNECTIONS may be.
+_FEWEST_CONNECTIONS = 8
 
 #: What accept(2) fails with when this process or the machine is short of something.
 _SHORTAGES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -222,9 +224,12 @@ def check_descriptors(max_connections: int) -> None:
     if hard == resource.RLIM_INFINITY or hard >= wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         return
+    at_most = hard - _OTHER_DESCRIPTORS
+    if at_most < _FEWEST_CONNECTIONS:
+        return  # no setting is to blame: the start meets the shortage and says so
     raise SettingError(
         f"WEBHOOK_MAX_CONNECTIONS={max_connections}: this process may open {hard} files and connections (ulimit -n); "
-        f"set at most {max(8, hard - _OTHER_DESCRIPTORS)}, or raise that limit"
+        f"set at most {at_most}, or raise that limit"
     )
 
 
