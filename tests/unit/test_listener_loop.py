@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -12,13 +11,12 @@ import pytest
 from tests.doubles import HandClock, Memory
 from watcher.errors import LockLost
 from watcher.listener import loop as loop_module
-from watcher.listener.loop import ListenerOptions, Orchestrator
+from watcher.listener.loop import Orchestrator
 from watcher.telemetry.events import TroubleBegan, TroubleEnded
 
 
-def orchestrator(tmp_path: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch, turns: list[Any]) -> Orchestrator:
-    options = ListenerOptions({}, tmp_path, ("marie",), 0.1, 0.1, "a test")
-    made = Orchestrator(options, MagicMock(), HandClock(0.0), memory, None)
+def orchestrator(memory: Memory, monkeypatch: pytest.MonkeyPatch, turns: list[Any]) -> Orchestrator:
+    made = Orchestrator(MagicMock(workers=("marie",)), MagicMock(), HandClock(0.0), memory, None, "a test")
 
     async def turn() -> None:
         step = turns.pop(0)
@@ -37,14 +35,14 @@ def orchestrator(tmp_path: Path, memory: Memory, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("error", [ValueError, RecursionError, MemoryError, OverflowError, KeyError, OSError])
 def test_loop_outlives_whatever_goes_wrong_in_a_turn_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     memory = Memory()
-    asyncio.run(orchestrator(tmp_path, memory, monkeypatch, [error("injected"), None, None]).run())
+    asyncio.run(orchestrator(memory, monkeypatch, [error("injected"), None, None]).run())
     assert [error.__name__ in began.detail for began in memory.of(TroubleBegan)] == [True]
     assert len(memory.of(TroubleEnded)) == 1
 
 
-def test_loop_ends_when_its_lock_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loop_ends_when_its_lock_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LockLost):
-        asyncio.run(orchestrator(tmp_path, Memory(), monkeypatch, [LockLost("gone"), None]).run())
+        asyncio.run(orchestrator(Memory(), monkeypatch, [LockLost("gone"), None]).run())
