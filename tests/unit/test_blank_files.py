@@ -119,3 +119,11 @@ def test_worker_listener_and_commands_run_on_such_a_root(root: Path) -> None:
         worker.terminate()
         assert worker.wait(60) == 0
     assert json.loads((root / "results/marie/a.json").read_text())["status"] == "completed"
+
+
+def test_heartbeat_that_is_a_fifo_is_told(tmp_path: Path) -> None:
+    """Nobody writes to it, so that it reads as empty: only a file may be one that a power cut has emptied."""
+    os.mkfifo(tmp_path / "marie.json")
+    problems: list[str] = []
+    workers.read_beats(tmp_path, 0.0, problems)
+    assert len(problems) == 1

@@ -18,6 +18,7 @@ from watcher.store import waiting_tasks as waiting_module
 from watcher.store.notice_publisher import Findings
 from watcher.store.outcome_totals import Finished
 from watcher.store.retention import Pruner, Retention
+from watcher.system import no_links
 from watcher.telemetry.events import FileIgnored, FilesPruned, FolderFound, FolderLost
 
 __all__ = ["site"]
@@ -415,3 +416,19 @@ def test_file_over_which_the_listener_fails_is_reported_and_the_others_are_found
     found = site.collect()
     assert {"task_done a", "task_done z"} < set(found) and len(found) == 3
     assert site.collect() == []
+
+
+def test_waiting_file_that_was_exchanged_since_the_listing_tells_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = site.task("t", batch_id="listed")
+    real = no_links.open_file
+
+    def exchange(name: Any, *more: Any) -> int:
+        if name == path or str(name) == str(path):
+            path.with_name(".new").write_text('{"description": "x", "batch_id": "other"}')
+            path.with_name(".new").replace(path)
+        return real(name, *more)
+
+    monkeypatch.setattr(no_links, "open_file", exchange)
+    assert "other" not in site.sight().batches
