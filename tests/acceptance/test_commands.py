@@ -221,10 +221,10 @@ def test_resume_names_the_accounts_that_are_held_when_none_was_given(site: Site)
     for account in ("team-a", "team-b"):
         said(site, "hold", "--provider", "claude", "--account", account)
     complaint = said(site, "resume", "--provider", "claude", code=1)
-    assert "claude was not held" in complaint
-    assert "held are its accounts team-a, team-b; name one with --account" in complaint
+    assert "claude: was not held" in complaint
+    assert "its accounts are held: team-a, team-b; name one with --account" in complaint
     assert "accounts" not in said(site, "resume", "--provider", "gemini", code=1)
-    assert "held no more" in said(site, "resume", "--provider", "claude", "--account", "team-a")
+    assert "hold removed" in said(site, "resume", "--provider", "claude", "--account", "team-a")
 
 
 def test_hold_refuses_an_end_that_would_not_be_kept(site: Site) -> None:
