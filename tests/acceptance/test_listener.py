@@ -464,7 +464,7 @@ def test_probes_and_metrics_tell_how_things_are(site: Site, listener: Listener) 
             return str(answer.read().decode())
 
     assert get("/readyz") == "ready\n"
-    assert get("/healthz").startswith("last scan")
+    assert get("/healthz").startswith("last turn")
     wanted = (
         'watcher_listener_tasks_total{status="completed",worker="marie"} 2.0',
         'watcher_listener_workers{state="healthy"} 1.0',
