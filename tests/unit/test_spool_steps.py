@@ -190,7 +190,7 @@ def test_task_that_is_claimed_is_not_run_again(pair: Pair, site: Folders, monkey
     _result(one.places, "0" * 64)
     one.places.mine.write_new("t~1-0.json", b"{}")
     monkeypatch.setattr(run_again, "_SETTLING_SECONDS", 0.0)
-    with pytest.raises(run_again.CannotRunAgain, match="on its way"):
+    with pytest.raises(run_again.CannotRunAgain, match="already waits, is held or runs"):
         run_again.rerun(site, "marie", "t")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -487,7 +488,7 @@ def test_spending_is_read_from_the_folder_that_is_there_now(tmp_path: Path) -> N
 def test_notices_go_to_the_folder_that_is_there_now(tmp_path: Path, gone: str) -> None:
     ledger = Ledger(tmp_path / "state", 0.0)
     recorder = Recorder(tmp_path / "triggers", ledger, HandClock(), Memory())
-    (tmp_path / "triggers" / gone).rename(tmp_path / "away")
+    shutil.rmtree(tmp_path / "triggers" / gone)
     recorder.record(_news("a"))
     assert [path.name for path in (tmp_path / "triggers/orchestrator").glob("*.json")] == ["a.json"]
     recorder.close()
