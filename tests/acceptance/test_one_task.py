@@ -60,9 +60,13 @@ def test_defect_over_one_task_ends_that_task_and_lets_the_others_run(site: Site,
     site.drop("base")
     site.drop("poison", dependencies=["base"], description="poison {{base.stdout}}", agent_id="L")
     worker = site.start(AGENT_COMMAND="cat", MAX_RETRIES=1, MAX_CONCURRENT_TASKS=2, **inject)
-    for number in range(5):
+    # Short memory counts against a task only when another one could be read since, so others keep coming.
+    refused = site.root / "dlq" / "marie" / "poison.json"
+    for number in range(500):
         site.drop(f"good-{number}", agent_id="L")
         assert site.result(f"good-{number}")["status"] == "completed"
+        if number >= 4 and refused.exists():
+            break
     letter = site.dead_letter("poison")
     assert "injected" in letter["dlq_detail"]
     site.pass_beats(2)
@@ -85,5 +89,6 @@ def test_who_only_ran_beside_a_task_that_kills_its_worker_is_not_blamed(site: Si
         assert worker.ended() == -9, f"death {deaths}"
     worker = site.start("marie", **settings)
     assert site.dead_letter("poison")["dlq_reason"] == "worker_died"
-    assert {site.result(stem)["status"] for stem in ("innocent-1", "innocent-2")} == {"completed"}
+    ended = {stem: site.result(stem) for stem in ("innocent-1", "innocent-2")}
+    assert {stem: result["status"] for stem, result in ended.items()} == dict.fromkeys(ended, "completed"), ended
     assert worker.stop() == 0

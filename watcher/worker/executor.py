@@ -92,6 +92,7 @@ class Executor:
         self._marks = itertools.count(1)
         self._is_cut = False
         self._alone_next = False
+        self._alone_unstored = False
         self._on_change: Callable[[], None] = lambda: None
 
     # --- the loop thread's calls
@@ -250,8 +251,10 @@ class Executor:
 
     def _room(self) -> int:
         books = self._books
-        self._alone_next = self._alone_next and bool(books.running)
-        if self._out.unstored >= _MAX_UNSTORED or self._alone_next or self._runs_alone():
+        is_stored = self._out.is_empty()
+        self._alone_unstored = self._alone_unstored and not is_stored
+        self._alone_next = self._alone_next and not (is_stored and not books.running)
+        if self._out.unstored >= _MAX_UNSTORED or self._alone_next or self._alone_unstored or self._runs_alone():
             return 0
         if self._trouble.is_on:
             # One task tries whether the machine is well again, also beside one that has run for hours.
@@ -276,8 +279,10 @@ class Executor:
             self._fail_inside(claim, None, error)
 
     def _must_wait_alone(self, claim: Claim) -> bool:
-        """A task on whose next death it would be `worker_died` runs with no other beside it: the blame is its own then,
-        and those who only ran beside another are not blamed."""
+        """A task on whose next death it would be `worker_died` runs with no other beside it, from its claim until its
+        outcome is stored: the blame is its own then, and those who only ran beside another are not blamed."""
+        if self._is_last_chance(claim) and not self._out.is_empty():
+            return True
         return bool(self._books.running) and (self._is_last_chance(claim) or self._runs_alone())
 
     def _runs_alone(self) -> bool:
@@ -360,6 +365,7 @@ class Executor:
         """An attempt is over: decide and act."""
         claim = running.claim
         del self._books.running[running.attempt.mark]
+        self._alone_unstored = self._alone_unstored or self._is_last_chance(claim)
         outcome.ending = self._blame_the_disk(self._asked_to_end(running.attempt.mark, outcome.ending))
         self._ahead.attempt_took(outcome.duration_seconds)
         self._budgets.count(running, outcome)
