@@ -29,7 +29,7 @@ def test_worker_that_never_was_is_not_well(site: Site) -> None:
     site.inbox("marie")
     done = site.run("health", "marie")
     assert done.returncode == 1
-    assert "never beaten" in done.stdout
+    assert "no heartbeat found" in done.stdout
 
 
 def test_killed_worker_is_not_well_although_its_last_beat_is_young(site: Site) -> None:
