@@ -68,7 +68,8 @@ def test_every_task_ends_once_through_random_kills(make_site: Callable[..., Site
     assert cut > KILLS / 4, "the kills hit nothing: the test proves little"
 
 
-def test_task_that_kills_its_workers_ends_as_a_dead_letter(site: Site) -> None:
+def test_task_that_kills_its_workers_ends_as_a_dead_letter(make_site: Callable[..., Site]) -> None:
+    site = make_site(AGENT_SUDO="yes")  # without the fence, which keeps an agent from its worker
     poison = site.drop("poison", "kill-workers gate never")
     poison.expect = "ended"
     site.drop("beside", "gate go")

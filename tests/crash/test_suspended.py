@@ -124,7 +124,8 @@ def test_clock_that_jumps_neither_repeats_nor_delays(
 def test_retry_comes_in_time_when_the_clock_jumps_and_the_worker_dies(
     make_site: Callable[..., Site], jumping: JumpingClock, jump: int
 ) -> None:
-    site = make_site(INITIAL_RETRY_DELAY=1, MAX_RETRY_DELAY=1.5)
+    # Without the fence, which keeps an agent from its worker.
+    site = make_site(INITIAL_RETRY_DELAY=1, MAX_RETRY_DELAY=1.5, AGENT_SUDO="yes")
     process = site.start(environment=jumping.environment)
     site.drop("again", "fail 1")
     site.drop("dies", "kill-worker gate go")
