@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -59,8 +60,8 @@ def act(folder: Path, script: str) -> None:
 
 @contextmanager
 def exchanged(folder: Path, name: str, target: Path) -> Iterator[None]:
-    """Let the other user exchange a folder for a link to `target` and back, thousands of times a second, each in one
-    step, so that something is always there; put it back in the end."""
+    """Let the other user exchange a folder for a link to `target` and back, a thousand times a second and more, each
+    in one step, so that something is always there; put it back in the end."""
     act(folder, f"ln -s {target} .link")
     pid = os.fork()
     if pid == 0:
@@ -70,7 +71,7 @@ def exchanged(folder: Path, name: str, target: Path) -> Iterator[None]:
             os.setgid(STRANGER)
             os.setuid(STRANGER)
             while _exchange(name, ".link"):
-                pass
+                time.sleep(0.0005)  # two cores: without a pause it takes one, and the test waits for the other's work
         finally:
             os._exit(1)
     try:
