@@ -264,6 +264,20 @@ def test_words_alone_that_no_other_task_can_be_asked_about_are_believed_three_ti
 
 
 @pytest.mark.parametrize("mode", FIFO_MODES)
+def test_two_tasks_that_confirm_each_others_words_end(office: Office, mode: FifoMode) -> None:
+    async def body(loop: Loop) -> None:
+        for stem in ("poison-1", "poison-2"):
+            loop.desk.drop(stem)
+        turns = 0
+        while not (loop.ended("poison-1") and loop.ended("poison-2")):
+            await loop.turn()
+            turns += 1
+            assert turns < 6 * FACTS_BELIEVED
+
+    looped(office, Scripted(office.clock, {"poison-1": WORDS[0], "poison-2": WORDS[0]}), body, mode)
+
+
+@pytest.mark.parametrize("mode", FIFO_MODES)
 @pytest.mark.parametrize("resets", [None, 600.0, 36_000.0])
 @pytest.mark.parametrize("evidence", ["strong", "weak"])
 def test_limit_of_ten_hours_costs_none_of_a_hundred_tasks_an_attempt(
