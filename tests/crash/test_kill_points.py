@@ -185,8 +185,9 @@ def chosen(points: Iterable[Point], calls: Container[str], usual: Container[Poin
 
 
 def _depends_on_time(point: Point) -> bool:
-    """Whether a life that is a little faster or slower need not come to it: all listings after the first."""
-    return point[0].startswith("list ") and point[1] > 1
+    """Whether a life that is a little faster or slower need not come to it: all looks at a folder after the first, for
+    whether it is listed anew depends on when it changed."""
+    return point[0].startswith(("list ", "fstatat64 control/")) and point[1] > 1
 
 
 def run_all(work: Callable[[Point], str | None], points: list[Point], what: str) -> None:
